@@ -1,0 +1,1 @@
+"""Clean re-implementations of published visual-token pruning methods, one file each."""

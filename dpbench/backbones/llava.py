@@ -1,0 +1,183 @@
+"""LLaVA-1.5 and every model of its form, `toy-llava` among them: CLIP tower, MLP projector, Llama decoder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from dpbench.backbones.base import Backbone, Features, Prompt
+from dpbench.errors import MissingError
+
+WANTED = ("config.json", "processor_config.json", "tokenizer.json")
+
+
+class Llava(Backbone):
+    """A `LlavaForConditionalGeneration` with its processor."""
+
+    provides = frozenset({"cls_attention", "cls_hidden_VC", "keys_Nd"})
+
+    def __init__(self, name: str, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
+        self.name = name
+        self.model = model.eval()
+        self.processor = processor
+        self.core = model.model
+        self.decoder: nn.Module = self.core.language_model
+        self.num_layers = model.config.text_config.num_hidden_layers
+        vision = model.config.vision_config
+        self.side = vision.image_size // vision.patch_size
+        self.num_visual = self.side**2
+        self.select_layer = vision.num_hidden_layers + model.config.vision_feature_layer
+        self.image_id = model.config.image_token_id
+        self.stop_ids = frozenset({processor.tokenizer.eos_token_id})
+
+    def prompt(self, images: Sequence[Image], text: str) -> Prompt:
+        """Preprocess images and tokenise "USER: <image>... text ASSISTANT:" by the processor's chat template."""
+        content = [{"type": "image"} for _ in images] + [{"type": "text", "text": text}]
+        chat = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        inputs = self.processor(images=list(images) or None, text=chat, return_tensors="pt")
+        ids = inputs["input_ids"][0]
+        return Prompt(ids, ids == self.image_id, tuple(inputs.get("pixel_values", ())), text)
+
+    @torch.no_grad()
+    def encode(self, pixels: Sequence[Tensor], needs: frozenset[str] = frozenset()) -> list[Features]:
+        """Run tower and projector over I images at once; the tower's attention stays SDPA."""
+        batch = torch.stack(list(pixels)).to(self.device, self.dtype)
+        with self._watched_tower(needs) as seen:
+            hidden = self.core.vision_tower(batch, output_hidden_states=True).hidden_states[self.select_layer + 1]
+        embeds = self.core.multi_modal_projector(hidden[:, 1:])
+        rows = torch.arange(self.side, device=embeds.device)
+        shared = {
+            "view_N": torch.zeros(self.num_visual, dtype=torch.int64, device=embeds.device),
+            "row_N": rows.repeat_interleave(self.side),
+            "col_N": rows.repeat(self.side),
+            "read_N": torch.ones(self.num_visual, dtype=torch.bool, device=embeds.device),
+        }
+        attention = self._cls_rows(seen) if "cls_attention" in needs else None
+        keys = self._mean_keys(seen) if "keys_Nd" in needs else None
+        return [
+            Features(
+                embeds_ND=embeds[i],
+                hidden_NC=hidden[i, 1:],
+                cls_hidden_VC=hidden[i, :1],
+                cls_attention={} if attention is None else {self.select_layer: attention[i]},
+                keys_Nd=None if keys is None else keys[i],
+                **shared,
+            )
+            for i in range(len(batch))
+        ]
+
+    @contextmanager
+    def _watched_tower(self, needs: frozenset[str]) -> Iterator[dict[str, Tensor]]:
+        """Keep the select layer's queries and keys, as its own projections compute them anyway."""
+        attention = self.core.vision_tower.encoder.layers[self.select_layer].self_attn
+        wanted = {"q": attention.q_proj} if "cls_attention" in needs else {}
+        wanted |= {"k": attention.k_proj} if needs & {"cls_attention", "keys_Nd"} else {}
+        seen: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Any:
+            return lambda _module, _args, output: seen.__setitem__(name, output.detach())
+
+        handles = [module.register_forward_hook(keep(name)) for name, module in wanted.items()]
+        try:
+            yield seen
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        """Split (I, 1+N, C) into (I, H, 1+N, d)."""
+        heads = self.model.config.vision_config.num_attention_heads
+        return projected.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    def _cls_rows(self, seen: dict[str, Tensor]) -> Tensor:
+        """Return the CLS query's softmax over all keys, CLS column dropped, (I, H, N) float32."""
+        queries, keys = self._heads(seen["q"])[:, :, :1].float(), self._heads(seen["k"]).float()
+        scores = queries @ keys.transpose(-1, -2) / keys.shape[-1] ** 0.5
+        return scores.softmax(-1)[:, :, 0, 1:]
+
+    def _mean_keys(self, seen: dict[str, Tensor]) -> Tensor:
+        """Return the head-mean keys of the patches, (I, N, d)."""
+        return self._heads(seen["k"]).mean(1)[:, 1:]
+
+    @torch.no_grad()
+    def project(self, hidden_KC: Tensor) -> Tensor:
+        """Project rows from tower space, (K, D)."""
+        return self.core.multi_modal_projector(hidden_KC)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def embed(self, ids_L: Tensor) -> Tensor:
+        """Embed text ids, (L, D)."""
+        return self.model.get_input_embeddings()(ids_L.to(self.device))  # type: ignore[no-any-return,operator]
+
+    @torch.no_grad()
+    def logits(self, embeds_BLD: Tensor, mask_BL: Tensor, positions_BL: Tensor) -> Tensor:
+        """Run one cached prefill and return the logits of every position, (B, L, vocabulary)."""
+        output = self.model(
+            inputs_embeds=embeds_BLD, attention_mask=mask_BL, position_ids=positions_BL, use_cache=True
+        )
+        return output.logits  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def generate(
+        self, embeds_BLD: Tensor, mask_BL: Tensor, positions_BL: Tensor, *, max_new_tokens: int, use_cache: bool = True
+    ) -> list[str]:
+        """Decode greedily and return the answers, stripped."""
+        ids = self.model.generate(  # type: ignore[operator]
+            inputs_embeds=embeds_BLD,
+            attention_mask=mask_BL,
+            position_ids=positions_BL,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            use_cache=use_cache,
+            pad_token_id=self.processor.tokenizer.pad_token_id,
+        )
+        return [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
+
+
+def load(name: str, weights: str, *, device: str, dtype: str) -> Llava:
+    """Load from a folder, the package (`package:FOLDER`) or the hub.
+
+    Raises:
+        MissingError: the weights are neither there nor in the hub's cache.
+    """
+    source = resolve(name, weights)
+    model = LlavaForConditionalGeneration.from_pretrained(source, dtype=getattr(torch, dtype)).to(device)
+    return Llava(name, model, LlavaProcessor.from_pretrained(source))
+
+
+def resolve(name: str, weights: str) -> str:
+    """Return the folder with a backbone's weights, looking in the package, on disk and in the hub's cache.
+
+    Raises:
+        MissingError: it is in none of them.
+    """
+    if weights.startswith("package:"):
+        return str(files("dpbench").joinpath(weights.removeprefix("package:")))
+    if Path(weights).is_dir() or os.path.isabs(weights) or weights.startswith("."):
+        absent = [wanted for wanted in WANTED if not (Path(weights) / wanted).is_file()]
+        if absent:
+            raise MissingError(f"--backbone {name}: {weights} lacks {', '.join(absent)}; give a folder with all of them")
+        return weights
+    return _cached(name, weights)
+
+
+def _cached(name: str, repository: str) -> str:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return snapshot_download(repository, local_files_only=True)
+    except LocalEntryNotFoundError:
+        raise MissingError(
+            f"--backbone {name}: the weights {repository} are not in the hub's cache; "
+            f"fetch them with: hf download {repository}"
+        ) from None

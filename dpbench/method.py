@@ -1,0 +1,189 @@
+"""The contract between a method and the harness: a method decides, the harness applies.
+
+Shape letters: N visual tokens of one image, K rows the LLM reads instead, D the LLM's width, C the tower's width,
+d one attention head's width, V views of the image, H attention heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from dpbench.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from dpbench.backbones.base import Backbone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisualTokens:
+    """The visual tokens of one image, all its views, in tower order (before any AnyRes unpadding).
+
+    Attributes:
+        embeds_ND: after the projector.
+        hidden_NC: vision tower at the select layer, CLS dropped, before the projector.
+        view_N: int64, 0 for the base (or only) view, 1.. for tiles.
+        row_N: int64, row of the patch in its view.
+        col_N: int64, column of the patch in its view.
+        read_N: bool, False where unpadding drops the token anyway.
+        generator: CPU, seeded by cell seed, sample and image; a method's only source of randomness.
+        cls_hidden_VC: the CLS row of each view.
+        cls_attention: tower layer -> (H, N) float32, the CLS query over the patches, not renormalised.
+        received_attention_N: for towers without CLS, mean over heads and queries, in token order.
+        keys_Nd: head-mean keys of the select layer.
+        question: the bare question, for text-aware methods.
+    """
+
+    embeds_ND: Tensor
+    hidden_NC: Tensor
+    view_N: Tensor
+    row_N: Tensor
+    col_N: Tensor
+    read_N: Tensor
+    generator: torch.Generator
+    cls_hidden_VC: Tensor | None = None
+    cls_attention: Mapping[int, Tensor] = field(default_factory=dict)
+    received_attention_N: Tensor | None = None
+    keys_Nd: Tensor | None = None
+    question: str = ""
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.embeds_ND)
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """The rows the LLM reads, in order.
+
+    Attributes:
+        indices_K: int64, which token each row is; -1 for a row that is no single token (merged, CLS, padding).
+        embeds_KD: the rows themselves where they are not plain gathers of `VisualTokens.embeds_ND`.
+        hidden_KC: or the rows in tower space, which the harness projects.
+        scores_N: the ranking behind the choice, for the heat map.
+    """
+
+    indices_K: Tensor
+    embeds_KD: Tensor | None = None
+    hidden_KC: Tensor | None = None
+    scores_N: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How many visual tokens: as the mean over decoder layers, or after the last cut."""
+
+    count: int
+    kind: Literal["mean", "final"] = "mean"
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Before decoder layer `layer`, keep `keep` visual tokens (0 allowed), ranked at layer `probe`."""
+
+    layer: int
+    keep: int
+    probe: int
+
+
+class LayerView(Protocol):
+    """The only window on the decoder, for methods that cut inside it.
+
+    Attributes:
+        cut: the cut being decided.
+        stage: which cut of the method it is, from 0.
+        hidden_LD: hidden states entering the layer.
+        queries_HLd: queries at `cut.probe`, after RoPE.
+        keys_HLd: keys at `cut.probe`, after RoPE.
+        visual_L: bool, which positions are visual.
+        text_after_L: bool, which text follows the image.
+        embeds_LD: the decoder's input embeddings.
+    """
+
+    cut: Cut
+    stage: int
+    hidden_LD: Tensor
+    queries_HLd: Tensor
+    keys_HLd: Tensor
+    visual_L: Tensor
+    text_after_L: Tensor
+    embeds_LD: Tensor
+
+    def attention(self, rows: Tensor) -> Tensor:
+        """Return (H, R, L) float32: softmax over all visible keys, for the query rows given."""
+        ...
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """Apply the decoder's last norm."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Keep every visual token; the unpruned backbone that all retention is measured against.
+
+    Subclasses are frozen dataclasses whose fields are their hyper-parameters.
+
+    positions: position ids of the survivors, renumbered without gaps ("compact") or as in the full prompt ("original").
+    """
+
+    anyres: ClassVar[Literal["per-view", "global", "own"]] = "per-view"
+    budgeted: ClassVar[bool] = False
+
+    positions: Literal["compact", "original"] = "compact"
+
+    def needs(self, provides: frozenset[str]) -> frozenset[str]:
+        """Return which optional fields of VisualTokens this method reads.
+
+        Args:
+            provides: the names this backbone can fill.
+
+        Raises:
+            UnsupportedError: none of what is provided will do.
+        """
+        return frozenset()
+
+    def bind(self, backbone: Backbone) -> Method:
+        """Return a copy that holds what it derives from the backbone; called once per backbone, before timing."""
+        return self
+
+    def resize(self, size_hw: tuple[int, int], budget: Budget) -> tuple[int, int]:
+        """Return the image size to give the tower, in pixels."""
+        return size_hw
+
+    def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
+        """Decide, before the LLM, which rows it reads.
+
+        Args:
+            visual: the image's tokens.
+            keep: budget in visual tokens, 1 <= keep <= N.
+        """
+        return Reduction(torch.arange(len(visual), device=visual.embeds_ND.device))
+
+    def cuts(self, num_visual: int, num_layers: int, budget: Budget) -> tuple[Cut, ...]:
+        """Return where and how far to cut inside the LLM: data, so that FLOPs follow without running."""
+        return ()
+
+    def rank(self, view: LayerView) -> Tensor:
+        """Score the visual tokens still alive at a cut, (N_alive,), higher is kept."""
+        raise UnsupportedError(f"{type(self).__name__} has cuts but does not say how it ranks")
+
+    def select(self, view: LayerView) -> Reduction:
+        """Decide a cut: by default the `keep` highest of `rank`, in order; ties go to the earlier token."""
+        scores = self.rank(view)
+        return Reduction(top_indices(scores, view.cut.keep), scores_N=scores)
+
+
+def top_indices(scores_N: Tensor, keep: int) -> Tensor:
+    """Return the indices of the `keep` highest scores in ascending order; ties go to the lower index.
+
+    Args:
+        scores_N: finite scores.
+        keep: how many, at most N.
+    """
+    order = torch.argsort(scores_N.float(), descending=True, stable=True)
+    return order[:keep].sort().values

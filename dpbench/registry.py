@@ -1,0 +1,92 @@
+"""Methods by name, through the entry-point group `dpbench.methods`. Listing imports no method and no torch."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.util
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from dpbench.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from dpbench.method import Method
+
+GROUP = "dpbench.methods"
+
+
+@cache
+def methods() -> Mapping[str, EntryPoint]:
+    """Return the installed methods by name, sorted."""
+    return {point.name: point for point in sorted(entry_points(group=GROUP), key=lambda point: point.name)}
+
+
+def find(name: str) -> EntryPoint:
+    """Return a method's entry point.
+
+    Raises:
+        ConfigError: no method of that name is installed.
+    """
+    if name not in methods():
+        raise ConfigError(f"--method: there is no method {name!r}; {did_you_mean(name, methods())}")
+    return methods()[name]
+
+
+def load(name: str, params: Mapping[str, object] | None = None) -> Method:
+    """Construct a method with its hyper-parameters, checked and converted by the fields' types.
+
+    Raises:
+        ConfigError: unknown method, unknown parameter, or a value its field cannot take.
+    """
+    method_class = find(name).load()
+    fields = {field.name for field in dataclasses.fields(method_class) if field.init}
+    for param in params or {}:
+        if param not in fields:
+            raise ConfigError(f"--param: method {name!r} has no parameter {param!r}; {did_you_mean(param, fields)}")
+    adapter = TypeAdapter(method_class)
+    try:
+        return adapter.validate_python(dict(params or {}))  # type: ignore[no-any-return]
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "parameters"
+        raise ConfigError(f"--param: {name}.{where}: {first['msg']}, got {first['input']!r}") from None
+
+
+def summary(name: str) -> str:
+    """Return the first docstring sentence of a method's class, read from its source without importing it."""
+    tree = ast.parse(source_path(name).read_text(encoding="utf-8"))
+    wanted = methods()[name].attr
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == wanted:
+            return (ast.get_docstring(node) or "").split("\n")[0]
+    return ""
+
+
+def source_path(name: str) -> Path:
+    """Return the file a method is written in."""
+    spec = importlib.util.find_spec(find(name).module)
+    if spec is None or spec.origin is None:
+        raise ConfigError(f"--method: the package of {name!r} is registered but not installed; reinstall it")
+    return Path(spec.origin)
+
+
+def parse_params(pairs: list[str]) -> dict[str, object]:
+    """Turn `layer=3` strings into values, read as YAML.
+
+    Raises:
+        ConfigError: a pair without "=".
+    """
+    params = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--param: {pair!r} is not of the form name=value, as in --param layer=3")
+        params[name] = yaml.safe_load(value)
+    return params

@@ -1,0 +1,182 @@
+"""Stage 2 of toy-llava: projector and decoder learn to caption and to answer, on top of the tower of stage 1.
+
+Each scene is one packed sequence: the image once, then a caption and eight question-answer turns that see the image and
+themselves but not each other (a block mask, with positions that restart after the image), so that each turn is trained
+exactly as it is asked. The loss is on replies only.
+
+Shape letters: B scenes, L packed positions, N visual tokens, D width.
+"""
+
+import copy
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import (
+    CLIPVisionModel,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from dpbench.toy.optimizer import MuonAdamW
+from dpbench.toy.prompts import DESCRIBE, FORMATS, Exchange, random_exchange
+from dpbench.toy.questions import caption
+from dpbench.toy.scenes import Scene, draw, training_scene
+from dpbench.toy.tower import SELECT_LAYER, pixels
+
+NUM_VISUAL = 144
+TURNS = ("short", "short", "short", *FORMATS[1:])
+IGNORE = -100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlavaStage:
+    """Size of the decoder and length of its training."""
+
+    width: int = 128
+    layers: int = 12
+    steps: int = 2600
+    batch: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A batch of packed turns; `block_BL` is 0 in the shared part, 1.. per turn, -1 in padding."""
+
+    ids_BL: Tensor
+    block_BL: Tensor
+    positions_BL: Tensor
+    labels_BL: Tensor
+
+    def mask(self) -> Tensor:
+        """Return (B, 1, L, L) booleans: earlier positions of the shared part or of the same turn."""
+        query, key = self.block_BL[:, :, None], self.block_BL[:, None, :]
+        length = self.ids_BL.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+        return (causal & ((key == query) | (key == 0)))[:, None]
+
+
+def fresh_llava(tower: Path, processor: LlavaProcessor, stage: LlavaStage) -> LlavaForConditionalGeneration:
+    """Assemble an untrained LLaVA around the trained tower."""
+    tokenizer = processor.tokenizer
+    trained = CLIPVisionModel.from_pretrained(tower)
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=stage.width,
+        intermediate_size=5 * stage.width // 2,
+        num_hidden_layers=stage.layers,
+        num_attention_heads=stage.width // 32,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    config = LlavaConfig(
+        vision_config=trained.config,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=SELECT_LAYER,
+        vision_feature_select_strategy="default",
+        image_seq_length=NUM_VISUAL,
+        tie_word_embeddings=True,
+    )
+    model = LlavaForConditionalGeneration(config)
+    model.model.vision_tower.load_state_dict(trained.state_dict())
+    return model
+
+
+def turns(scene: Scene, rng: np.random.Generator) -> list[Exchange]:
+    """Return the caption and one exchange per entry of TURNS."""
+    return [Exchange(DESCRIBE, caption(scene)), *(random_exchange(scene, rng, form) for form in TURNS)]
+
+
+def pack(conversations: list[list[Exchange]], tokenizer: PreTrainedTokenizerFast) -> Packed:
+    """Lay each scene's turns behind one image, right-padded."""
+    head = tokenizer("USER: <image>\n")["input_ids"]
+    at = head.index(tokenizer.convert_tokens_to_ids("<image>"))
+    head = [*head[:at], *[head[at]] * NUM_VISUAL, *head[at + 1 :]]
+    rows = [_pack_one(exchanges, head, tokenizer) for exchanges in conversations]
+    length = max(len(row[0]) for row in rows)
+    fill = (tokenizer.pad_token_id, -1, 0, IGNORE)
+    columns = (
+        torch.tensor([row[k] + [fill[k]] * (length - len(row[k])) for row in rows], dtype=torch.int64) for k in range(4)
+    )
+    return Packed(*columns)
+
+
+def _pack_one(
+    exchanges: list[Exchange], head: list[int], tokenizer: PreTrainedTokenizerFast
+) -> tuple[list[int], list[int], list[int], list[int]]:
+    ids, block, positions, labels = list(head), [0] * len(head), list(range(len(head))), [IGNORE] * len(head)
+    asks = tokenizer([f"{e.prompt} ASSISTANT:" for e in exchanges], add_special_tokens=False)["input_ids"]
+    replies = tokenizer([f" {e.reply}</s>" for e in exchanges], add_special_tokens=False)["input_ids"]
+    for index, (ask, reply) in enumerate(zip(asks, replies, strict=True), start=1):
+        size = len(ask) + len(reply)
+        ids += ask + reply
+        block += [index] * size
+        positions += range(len(head), len(head) + size)
+        labels += [IGNORE] * len(ask) + reply
+    return ids, block, positions, labels
+
+
+def visual_embeds(model: LlavaForConditionalGeneration, images: Tensor) -> Tensor:
+    """Run tower and projector, (B, N, D); the tower gets a gradient only if its parameters want one."""
+    core = model.model
+    tower = core.vision_tower
+    with torch.set_grad_enabled(any(p.requires_grad for p in tower.parameters())):
+        hidden = tower(images, output_hidden_states=True).hidden_states[SELECT_LAYER][:, 1:]
+    return core.multi_modal_projector(hidden)
+
+
+def reply_loss(model: LlavaForConditionalGeneration, images: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
+    """Return the mean cross-entropy over reply tokens and the share of them predicted right."""
+    embeds = model.get_input_embeddings()(packed.ids_BL)
+    visual = visual_embeds(model, images)
+    start = int((packed.ids_BL[0] == model.config.image_token_id).int().argmax())
+    embeds = torch.cat([embeds[:, :start], visual.to(embeds.dtype), embeds[:, start + NUM_VISUAL :]], dim=1)
+    hidden = model.model.language_model(
+        inputs_embeds=embeds, attention_mask=packed.mask(), position_ids=packed.positions_BL, use_cache=False
+    ).last_hidden_state
+    labels = packed.labels_BL[:, 1:]
+    wanted = labels != IGNORE
+    logits = model.lm_head(hidden[:, :-1][wanted]).float()
+    right = (logits.argmax(-1) == labels[wanted]).float().mean()
+    return nn.functional.cross_entropy(logits, labels[wanted]), right
+
+
+def train_llava(
+    out: Path, tower: Path, processor: LlavaProcessor, stage: LlavaStage, *, seed: int, device: str = "cpu"
+) -> None:
+    """Train projector and decoder and write the model (float16) and processor as `save_pretrained` does."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed + 1)
+    model = fresh_llava(tower, processor, stage).to(device)
+    model.set_attn_implementation("eager")
+    model.model.vision_tower.requires_grad_(False)
+    optimizer = MuonAdamW([model], steps=stage.steps, muon_lr=0.02, adam_lr=3e-3)
+    out.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    with (out / "log.jsonl").open("w") as log:
+        for step in range(stage.steps):
+            scenes = [training_scene(rng) for _ in range(stage.batch)]
+            packed = pack([turns(scene, rng) for scene in scenes], processor.tokenizer)
+            packed = Packed(*(getattr(packed, name).to(device) for name in Packed.__slots__))
+            with torch.autocast(device, dtype=torch.bfloat16):
+                loss, right = reply_loss(model, pixels(draw(scenes, rng)).to(device), packed)
+            optimizer.step(loss)
+            if step % 25 == 0 or step == stage.steps - 1:
+                row = {"step": step, "loss": loss.item(), "reply_tokens_right_ratio": right.item()}
+                print(json.dumps({**row, "seconds": round(time.perf_counter() - start, 1)}), file=log, flush=True)
+            if step % 200 == 199:
+                copy.deepcopy(model).half().save_pretrained(out / "latest")
+    model.set_attn_implementation("sdpa")
+    model.half().save_pretrained(out)
+    processor.save_pretrained(out)

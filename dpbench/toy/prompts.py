@@ -1,0 +1,114 @@
+"""The benchmarks' prompt formats, as training needs them; a test holds them equal to what lmms-eval builds.
+
+`worded` turns a question about a scene into a prompt and the answer in one of the formats.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dpbench.toy.questions import CHOICES, UNANSWERABLE, Question, answer, chinese, english, in_chinese, propose
+from dpbench.toy.scenes import Scene
+
+SHORT = "\nAnswer the question using a single word or phrase."
+LETTER = "\nAnswer with the option's letter from the given choices directly."
+LETTER_CN = "\n请直接使用所提供的选项字母作为答案回答。"
+INSUFFICIENT = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
+OPTIONS = "There are several options:"
+HINT = "Look at the picture."
+DESCRIBE = "Describe the image."
+LETTERS = "ABCDE"
+FORMATS = ("short", "vizwiz", "mmbench_en", "mmbench_cn", "seedbench", "scienceqa")
+WIDE_KINDS = ("colour", "shape", "place", "glyph", "count")
+_KINDS = {
+    "short": ("exist", "relation", "verify", "colour", "shape", "size", "place", "glyph", "count"),
+    "vizwiz": ("colour", "shape", "size", "place", "glyph"),
+    "mmbench_en": WIDE_KINDS,
+    "mmbench_cn": WIDE_KINDS,
+    "seedbench": WIDE_KINDS,
+    "scienceqa": (*WIDE_KINDS, "size"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One question-answer turn: the text after the image, and the reply."""
+
+    prompt: str
+    reply: str
+
+
+def lettered(options: Sequence[str]) -> str:
+    """List options under the letters A, B, ..., one a line."""
+    return "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
+
+
+def short(text: str) -> str:
+    """Return the prompt of GQA, MME, POPE, VQAv2 and TextVQA."""
+    return text + SHORT
+
+
+def vizwiz(text: str) -> str:
+    """Return the prompt of VizWiz."""
+    return text.capitalize() + INSUFFICIENT + SHORT
+
+
+def mmbench(text: str, options: Sequence[str], *, chinese_prompt: bool = False) -> str:
+    """Return the prompt of MMBench; the Chinese one starts with "nan", as upstream's does where there is no hint."""
+    hint, post = ("nan ", LETTER_CN) if chinese_prompt else ("", LETTER)
+    return f"{hint}{text} {OPTIONS}\n{lettered(options)}\n{post}"
+
+
+def seedbench(text: str, options: Sequence[str]) -> str:
+    """Return the prompt of SEED-Bench."""
+    return f"{text}\n{lettered(options)}{LETTER}"
+
+
+def scienceqa(text: str, options: Sequence[str], *, hint: str = "") -> str:
+    """Return the prompt of ScienceQA."""
+    return (f"Context: {hint}\n" if hint else "") + seedbench(text, options)
+
+
+def some_options(truth: str, kind: str, num: int, rng: np.random.Generator) -> list[str]:
+    """Draw `num` distinct options in random order, the truth among them."""
+    others = [choice for choice in CHOICES[kind] if choice != truth]
+    options = [truth, *map(str, rng.permutation(others)[: num - 1])]
+    return [options[i] for i in rng.permutation(len(options))]
+
+
+def random_exchange(scene: Scene, rng: np.random.Generator, form: str) -> Exchange:
+    """Ask about a scene in a format; questions whose words are ambiguous there are drawn again."""
+    while True:
+        question = propose(str(rng.choice(_KINDS[form])), _other_scene(scene, form, rng), rng)
+        truth = answer(question, scene)
+        if truth is not None and (truth != UNANSWERABLE or form == "vizwiz"):
+            return worded(question, truth, form, rng)
+
+
+def _other_scene(scene: Scene, form: str, rng: np.random.Generator) -> Scene:
+    """Return the scene a question is taken from: for VizWiz sometimes one with another object, for unanswerable ones."""
+    if form != "vizwiz" or rng.random() < 0.75:
+        return scene
+    from dpbench.toy.scenes import random_scene
+
+    return random_scene(rng)
+
+
+def worded(question: Question, truth: str, form: str, rng: np.random.Generator) -> Exchange:
+    """Put a question and its answer into a format's words."""
+    if form == "short":
+        return Exchange(short(english(question)), truth)
+    if form == "vizwiz":
+        return Exchange(vizwiz(english(question)), truth)
+    most = min(4, len(question.choices))
+    num = int(rng.integers(2, most + 1)) if form == "scienceqa" else most
+    options = some_options(truth, question.kind, num, rng)
+    letter = LETTERS[options.index(truth)]
+    if form == "mmbench_cn":
+        return Exchange(mmbench(chinese(question), [in_chinese(o) for o in options], chinese_prompt=True), letter)
+    if form == "mmbench_en":
+        return Exchange(mmbench(english(question), options), letter)
+    if form == "seedbench":
+        return Exchange(seedbench(english(question), options), letter)
+    return Exchange(scienceqa(english(question), options, hint=HINT if rng.random() < 0.5 else ""), letter)
