@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -94,7 +94,7 @@ def rows_of(backbone: Backbone, visual: VisualTokens, reduction: Reduction) -> T
 
 
 def splice(
-    backbone: Backbone, method: Method, prompt: Prompt, visuals: Sequence[VisualTokens], keep: int | None
+    backbone: Backbone, method: Method, prompt: Prompt, visuals: Sequence[VisualTokens], keep: Sequence[int]
 ) -> Spliced:
     """Build one prompt from its text and what the method keeps of each image.
 
@@ -103,14 +103,14 @@ def splice(
         method: decides; in-LLM cuts are refused here.
         prompt: the unpruned prompt.
         visuals: one entry per image, in the order of the placeholders.
-        keep: visual tokens per image, or None for all.
+        keep: visual tokens to keep, per image.
 
     Raises:
         UnsupportedError: the method cuts inside the LLM, which this engine does not do yet.
     """
     if type(method).cuts is not Method.cuts:
         raise UnsupportedError(f"{type(method).__name__} prunes inside the LLM; this engine prunes before it only")
-    reductions = tuple(reduce_image(method, visual, keep or len(visual)) for visual in visuals)
+    reductions = tuple(reduce_image(method, visual, k) for visual, k in zip(visuals, keep, strict=True))
     text = backbone.embed(prompt.ids_L)
     parts, slots = [], []
     for start, stop, image in _runs(prompt.visual_L, [len(visual) for visual in visuals]):
@@ -187,6 +187,13 @@ def logits(backbone: Backbone, spliced: Sequence[Spliced]) -> Tensor:
         return backbone.logits(batch.embeds_BLD, batch.mask_BL, batch.positions_BL)
 
 
+def prefill(backbone: Backbone, spliced: Sequence[Spliced]) -> Tensor:
+    """Prefill a batch and return the logits of the next token, (B, vocabulary)."""
+    batch = collate(spliced)
+    with explicit_mask(backbone):
+        return backbone.logits(batch.embeds_BLD, batch.mask_BL, batch.positions_BL, last=True)[:, -1]
+
+
 def generate(
     backbone: Backbone, spliced: Sequence[Spliced], *, max_new_tokens: int, use_cache: bool = True
 ) -> list[str]:
@@ -200,8 +207,3 @@ def generate(
             max_new_tokens=max_new_tokens,
             use_cache=use_cache,
         )
-
-
-def unpruned(method: Method) -> Method:
-    """Return the identity with a method's position rule."""
-    return replace(Method(), positions=method.positions)

@@ -91,8 +91,8 @@ class Backbone(ABC):
         """Embed text ids, (L, D)."""
 
     @abstractmethod
-    def logits(self, embeds_BLD: Tensor, mask_BL: Tensor, positions_BL: Tensor) -> Tensor:
-        """Run one cached prefill and return the logits of every position, (B, L, vocabulary)."""
+    def logits(self, embeds_BLD: Tensor, mask_BL: Tensor, positions_BL: Tensor, *, last: bool = False) -> Tensor:
+        """Run one cached prefill and return the logits of every position, (B, L, vocabulary), or of the last only."""
 
     @abstractmethod
     def generate(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +11,9 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers.utils.logging import disable_progress_bar
 
 from dpbench.backbones.base import Backbone, Features, Prompt
-from dpbench.errors import MissingError
-
-WANTED = ("config.json", "processor_config.json", "tokenizer.json")
 
 
 class Llava(Backbone):
@@ -119,10 +115,14 @@ class Llava(Backbone):
         return self.model.get_input_embeddings()(ids_L.to(self.device))  # type: ignore[no-any-return,operator]
 
     @torch.no_grad()
-    def logits(self, embeds_BLD: Tensor, mask_BL: Tensor, positions_BL: Tensor) -> Tensor:
-        """Run one cached prefill and return the logits of every position, (B, L, vocabulary)."""
+    def logits(self, embeds_BLD: Tensor, mask_BL: Tensor, positions_BL: Tensor, *, last: bool = False) -> Tensor:
+        """Run one cached prefill and return the logits of every position, (B, L, vocabulary), or of the last only."""
         output = self.model(
-            inputs_embeds=embeds_BLD, attention_mask=mask_BL, position_ids=positions_BL, use_cache=True
+            inputs_embeds=embeds_BLD,
+            attention_mask=mask_BL,
+            position_ids=positions_BL,
+            use_cache=True,
+            logits_to_keep=int(last),
         )
         return output.logits  # type: ignore[no-any-return]
 
@@ -143,41 +143,10 @@ class Llava(Backbone):
         return [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
 
 
-def load(name: str, weights: str, *, device: str, dtype: str) -> Llava:
-    """Load from a folder, the package (`package:FOLDER`) or the hub.
-
-    Raises:
-        MissingError: the weights are neither there nor in the hub's cache.
-    """
-    source = resolve(name, weights)
-    model = LlavaForConditionalGeneration.from_pretrained(source, dtype=getattr(torch, dtype)).to(device)
-    return Llava(name, model, LlavaProcessor.from_pretrained(source))
-
-
-def resolve(name: str, weights: str) -> str:
-    """Return the folder with a backbone's weights, looking in the package, on disk and in the hub's cache.
-
-    Raises:
-        MissingError: it is in none of them.
-    """
-    if weights.startswith("package:"):
-        return str(files("dpbench").joinpath(weights.removeprefix("package:")))
-    if Path(weights).is_dir() or os.path.isabs(weights) or weights.startswith("."):
-        absent = [wanted for wanted in WANTED if not (Path(weights) / wanted).is_file()]
-        if absent:
-            raise MissingError(f"--backbone {name}: {weights} lacks {', '.join(absent)}; give a folder with all of them")
-        return weights
-    return _cached(name, weights)
-
-
-def _cached(name: str, repository: str) -> str:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return snapshot_download(repository, local_files_only=True)
-    except LocalEntryNotFoundError:
-        raise MissingError(
-            f"--backbone {name}: the weights {repository} are not in the hub's cache; "
-            f"fetch them with: hf download {repository}"
-        ) from None
+def load(name: str, folder: Path, *, device: str, dtype: str, attention: str) -> Llava:
+    """Load model and processor from a folder in `save_pretrained`'s form."""
+    disable_progress_bar()
+    model = LlavaForConditionalGeneration.from_pretrained(
+        folder, dtype=getattr(torch, dtype), attn_implementation=attention, local_files_only=True
+    )
+    return Llava(name, model.to(device), LlavaProcessor.from_pretrained(folder, local_files_only=True))

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor, nn
 from transformers import (
     CLIPVisionModel,
@@ -31,6 +33,7 @@ from dpbench.toy.questions import caption
 from dpbench.toy.scenes import Scene, draw, training_scene
 from dpbench.toy.tower import SELECT_LAYER, pixels
 
+STAGE = "stage 2, projector and decoder"
 NUM_VISUAL = 144
 TURNS = ("short", "short", "short", *FORMATS[1:])
 IGNORE = -100
@@ -42,7 +45,7 @@ class LlavaStage:
 
     width: int = 128
     layers: int = 12
-    steps: int = 2600
+    steps: int = 2200
     batch: int = 16
 
 
@@ -55,12 +58,16 @@ class Packed:
     positions_BL: Tensor
     labels_BL: Tensor
 
-    def mask(self) -> Tensor:
-        """Return (B, 1, L, L) booleans: earlier positions of the shared part or of the same turn."""
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """Return (B, 1, L, L), 0 at earlier positions of the shared part or of the same turn, else the least float.
+
+        Additive because eager attention adds its mask: booleans would be added as ones, and hide nothing.
+        """
         query, key = self.block_BL[:, :, None], self.block_BL[:, None, :]
         length = self.ids_BL.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
-        return (causal & ((key == query) | (key == 0)))[:, None]
+        hidden = ~(causal & ((key == query) | (key == 0)))[:, None]
+        return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, torch.finfo(dtype).min)
 
 
 def fresh_llava(tower: Path, processor: LlavaProcessor, stage: LlavaStage) -> LlavaForConditionalGeneration:
@@ -143,7 +150,7 @@ def reply_loss(model: LlavaForConditionalGeneration, images: Tensor, packed: Pac
     start = int((packed.ids_BL[0] == model.config.image_token_id).int().argmax())
     embeds = torch.cat([embeds[:, :start], visual.to(embeds.dtype), embeds[:, start + NUM_VISUAL :]], dim=1)
     hidden = model.model.language_model(
-        inputs_embeds=embeds, attention_mask=packed.mask(), position_ids=packed.positions_BL, use_cache=False
+        inputs_embeds=embeds, attention_mask=packed.mask(embeds.dtype), position_ids=packed.positions_BL, use_cache=False
     ).last_hidden_state
     labels = packed.labels_BL[:, 1:]
     wanted = labels != IGNORE
@@ -153,7 +160,8 @@ def reply_loss(model: LlavaForConditionalGeneration, images: Tensor, packed: Pac
 
 
 def train_llava(
-    out: Path, tower: Path, processor: LlavaProcessor, stage: LlavaStage, *, seed: int, device: str = "cpu"
+    out: Path, tower: Path, processor: LlavaProcessor, stage: LlavaStage, *, seed: int, device: str = "cpu",
+    console: Console | None = None,
 ) -> None:
     """Train projector and decoder and write the model (float16) and processor as `save_pretrained` does."""
     torch.manual_seed(seed)
@@ -165,7 +173,7 @@ def train_llava(
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with (out / "log.jsonl").open("w") as log:
-        for step in range(stage.steps):
+        for step in track(range(stage.steps), STAGE, console=console):
             scenes = [training_scene(rng) for _ in range(stage.batch)]
             packed = pack([turns(scene, rng) for scene in scenes], processor.tokenizer)
             packed = Packed(*(getattr(packed, name).to(device) for name in Packed.__slots__))

@@ -139,8 +139,8 @@ _MME = {"existence": "exist", "count": "count", "position": "relation", "color":
 def mme(rng: np.random.Generator) -> list[Row]:
     """Return MME: two questions an image, one yes and one no; each text is right on one image of two."""
     rows: list[Row] = []
-    for category, kind in _MME.items():
-        for number in range(10):
+    for number in range(10):
+        for category, kind in _MME.items():
             first, second, scenes = _mme_pair(kind, rng)
             for scene, answers in zip(scenes, (("Yes", "No"), ("No", "Yes")), strict=True):
                 image = jpeg(scene, rng)

@@ -14,12 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from dpbench.toy.optimizer import MuonAdamW
 from dpbench.toy.scenes import COLOURS, GLYPHS, PLACES, SHAPES, SIZES, Scene, draw, training_scene
 
+STAGE = "stage 1, vision tower"
 SELECT_LAYER = -2
 MEAN, STD = 0.45, 0.25
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -127,7 +130,9 @@ def label_loss(logits: Tensor, labels: dict[str, Tensor]) -> tuple[Tensor, Tenso
     return loss, right[occupied].float().mean()
 
 
-def train_tower(out: Path, stage: TowerStage, *, seed: int, device: str = "cpu") -> None:
+def train_tower(
+    out: Path, stage: TowerStage, *, seed: int, device: str = "cpu", console: Console | None = None
+) -> None:
     """Train the tower and write it with its log to `out`."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -137,7 +142,7 @@ def train_tower(out: Path, stage: TowerStage, *, seed: int, device: str = "cpu")
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with (out / "log.jsonl").open("w") as log:
-        for step in range(stage.steps):
+        for step in track(range(stage.steps), STAGE, console=console):
             scenes = [training_scene(rng) for _ in range(stage.batch)]
             labels = {name: label.to(device) for name, label in place_labels(scenes).items()}
             with torch.autocast(device, dtype=torch.bfloat16):

@@ -1,0 +1,206 @@
+"""The command line. Thin: every command hands over to a module it imports itself, so that help and lists answer at once."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dpbench.errors import DpbenchError
+
+app = typer.Typer(
+    name="dpbench",
+    help="Train, compare and time visual-token pruning methods for vision-language models.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    add_completion=False,
+)
+list_app = typer.Typer(help="List what can be named on the command line.", no_args_is_help=True)
+toy_app = typer.Typer(help="Build the embedded backbone and its benchmarks.", no_args_is_help=True)
+app.add_typer(list_app, name="list")
+app.add_typer(toy_app, name="toy")
+
+
+class Device(StrEnum):
+    """Where the model runs."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Dtype(StrEnum):
+    """Floating-point type of the weights."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Format(StrEnum):
+    """How tables are written."""
+
+    markdown = "markdown"
+    csv = "csv"
+
+
+class Scale(StrEnum):
+    """How long the toy recipe trains."""
+
+    small = "small"
+    full = "full"
+
+
+Manifest = Annotated[Path | None, typer.Argument(help="A manifest file, or the name of a shipped one.")]
+MethodName = Annotated[str | None, typer.Option("--method", help="Method to run; see `dpbench list methods`.")]
+Params = Annotated[list[str] | None, typer.Option("--param", help="Hyper-parameter of the method, as name=value.")]
+BackboneName = Annotated[str | None, typer.Option("--backbone", help="Backbone; see `dpbench list backbones`.")]
+Keep = Annotated[int | None, typer.Option(help="Visual tokens to keep.")]
+PruneRate = Annotated[float | None, typer.Option(help="Share of the visual tokens to remove, 0 to 1.")]
+Tasks = Annotated[list[str] | None, typer.Option("--tasks", help="Benchmarks, comma-separated; all ten by default.")]
+Limit = Annotated[int | None, typer.Option(help="Answer at least so many samples a task, in whole groups.")]
+BatchSize = Annotated[str | None, typer.Option(help="Samples answered at once: a number, or auto.")]
+DataRoot = Annotated[Path | None, typer.Option(envvar="DPBENCH_DATA", help="Folder with the benchmarks' data.")]
+Out = Annotated[Path, typer.Option(help="Folder for results.")]
+Runs = Annotated[list[Path] | None, typer.Option("--run", help="Run folder to report; all under results/ by default.")]
+
+
+@app.command()
+def run(
+    manifest: Manifest = None,
+    method: MethodName = None,
+    param: Params = None,
+    backbone: BackboneName = None,
+    keep: Keep = None,
+    prune_rate: PruneRate = None,
+    tasks: Tasks = None,
+    limit: Limit = None,
+    batch_size: BatchSize = None,
+    device: Device = Device.auto,
+    dtype: Annotated[Dtype | None, typer.Option(help="Type of the weights.")] = None,
+    data_root: DataRoot = None,
+    out: Out = Path("results"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and run nothing.")] = False,
+) -> None:
+    """Answer and score every cell that has no record yet."""
+    from dpbench import flags, runner
+
+    cell = flags.Flags(method, param or [], backbone, keep, prune_rate, tasks, limit, batch_size, dtype)
+    wanted = flags.manifest(manifest, cell)
+    root = flags.data_root(wanted, data_root)
+    if dry_run:
+        typer.echo(flags.describe(runner.plan(wanted, out, root)))
+        return
+    outcome = runner.run(wanted, out, root, device=device)
+    typer.echo(flags.summary(outcome, out / wanted.name), err=True)
+    raise typer.Exit(1 if outcome.num_failed else 0)
+
+
+@app.command()
+def profile(
+    manifest: Manifest = None,
+    method: MethodName = None,
+    param: Params = None,
+    backbone: BackboneName = None,
+    keep: Keep = None,
+    prune_rate: PruneRate = None,
+    device: Device = Device.auto,
+    dtype: Annotated[Dtype | None, typer.Option(help="Type of the weights.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Repetitions kept.")] = 30,
+    warmups: Annotated[int, typer.Option(min=0, help="Repetitions run before and not kept.")] = 5,
+    out: Out = Path("results"),
+) -> None:
+    """Time encode, reduce and prefill of each method on one question, and count FLOPs."""
+    from dpbench import flags
+    from dpbench.measure.profile import profile_manifest
+    from dpbench.report import tables
+
+    cell = flags.Flags(method, param or [], backbone, keep, prune_rate, None, None, None, dtype)
+    wanted = flags.manifest(manifest, cell)
+    profiles = profile_manifest(wanted, out, device=device, repeats=repeats, warmups=warmups)
+    typer.echo(tables.render(tables.profile_table(profiles), "markdown"))
+
+
+@app.command()
+def report(
+    run: Runs = None,
+    format: Annotated[Format, typer.Option("--format", help="How tables are written.")] = Format.markdown,
+) -> None:
+    """Print the comparison tables of finished runs, then the profiles."""
+    from dpbench.report import tables
+
+    typer.echo(tables.report(run or tables.runs_under(Path("results")), format.value))
+
+
+@list_app.command("methods")
+def list_methods() -> None:
+    """List the installed methods."""
+    from dpbench import flags, registry
+
+    typer.echo(flags.two_columns((name, registry.summary(name)) for name in registry.methods()))
+
+
+@list_app.command("backbones")
+def list_backbones() -> None:
+    """List the backbones."""
+    from dpbench import backbones, flags
+
+    typer.echo(flags.two_columns((name, family.summary) for name, family in sorted(backbones.FAMILIES.items())))
+
+
+@list_app.command("tasks")
+def list_tasks() -> None:
+    """List the benchmarks, with the data they read."""
+    from dpbench import flags, tasks
+
+    typer.echo(
+        flags.two_columns((name, f"{t.repository}/{t.config}, {t.split}: {t.metric}") for name, t in tasks.TASKS.items())
+    )
+
+
+@list_app.command("manifests")
+def list_manifests() -> None:
+    """List the shipped manifests."""
+    from dpbench import flags, manifest
+
+    typer.echo(flags.two_columns((name, flags.first_comment(path)) for name, path in manifest.shipped().items()))
+
+
+@toy_app.command("build")
+def toy_build(
+    out: Annotated[Path, typer.Option(help="Folder for the weights; stages found there are not run again.")] = Path("toy"),
+    seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
+    scale: Annotated[Scale, typer.Option(help="small: about 90 minutes on 2 cores; full: five times longer.")] = Scale.small,
+    device: Device = Device.auto,
+) -> None:
+    """Train toy-llava from nothing: vision tower, then projector and decoder."""
+    from dpbench.toy.build import build
+
+    build(out, seed=seed, scale=scale.value, device=device.value)
+
+
+@toy_app.command("data")
+def toy_data(
+    out: Annotated[Path, typer.Option(help="Folder for the data root.")] = Path("toy-data"),
+    seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 0,
+) -> None:
+    """Write the ten toy benchmarks as a data root."""
+    from dpbench.toy.mirror import build
+
+    for path in build(out, seed):
+        typer.echo(str(path))
+
+
+def main() -> None:
+    """Run the command line; errors meant for the user print as one sentence and exit with 2."""
+    try:
+        app()
+    except DpbenchError as error:
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("stopped; what was answered is kept, the same command goes on from there", err=True)
+        sys.exit(130)

@@ -1,0 +1,81 @@
+"""Hashes and versions of everything besides a cell's own fields that can change its answers. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+
+from dpbench import backbones, registry, tasks
+from dpbench.errors import MissingError
+from dpbench.manifest import Cell
+
+_BLOCK = 1 << 16
+_WHOLE_UP_TO = 1 << 24
+_SAMPLES = 64
+
+
+def fingerprints(cell: Cell, data_root: Path | None) -> dict[str, str]:
+    """Return the named hashes and versions a cell runs under.
+
+    Raises:
+        MissingError: weights or data are not there.
+    """
+    return {
+        "weights": _weights(cell.backbone, cell.weights),
+        "task": files_hash((tasks.yaml_path(cell.task), Path(str(files("dpbench.tasks"))) / "scoring.py")),
+        "data": _data(cell.task, data_root),
+        "source": _source(cell.method),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "lmms_eval": version("lmms-eval"),
+    }
+
+
+def files_hash(paths: Iterable[Path]) -> str:
+    """Hash files by name and content; of a large file its size, header and 64 evenly spaced blocks."""
+    digest = sha256()
+    for path in paths:
+        stat = path.stat()
+        digest.update(_file_hash(path, stat.st_size, stat.st_mtime_ns))
+    return digest.hexdigest()[:16]
+
+
+@cache
+def _file_hash(path: Path, size: int, _mtime_ns: int) -> bytes:
+    digest = sha256(json.dumps([path.name, size]).encode())
+    with path.open("rb") as stream:
+        if size <= _WHOLE_UP_TO:
+            digest.update(stream.read())
+        else:
+            for at in (0, *range(_BLOCK, size, size // _SAMPLES)):
+                stream.seek(at)
+                digest.update(stream.read(_BLOCK))
+    return digest.digest()
+
+
+@cache
+def _weights(backbone: str, weights: str | None) -> str:
+    folder = backbones.locate(backbone, weights)
+    found = sorted(path for pattern in ("*.safetensors", "*.json", "*.jinja") for path in folder.glob(pattern))
+    if not any(path.suffix == ".safetensors" for path in found):
+        raise MissingError(f"--backbone {backbone}: there are no *.safetensors in {folder}")
+    return files_hash(found)
+
+
+@cache
+def _data(task: str, data_root: Path | None) -> str:
+    paths = tasks.data_files(task, data_root)
+    images = tasks.find(task).images
+    return files_hash([*paths, *(tasks.data_files(task, data_root, images) if images else ())])
+
+
+@cache
+def _source(method: str) -> str:
+    package = Path(str(files("dpbench")))
+    engine = [package / "pruning.py", package / "method.py", *sorted((package / "backbones").glob("*.py"))]
+    return files_hash([registry.source_path(method), *engine])

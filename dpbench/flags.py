@@ -1,0 +1,128 @@
+"""Between the command line and the library: flags become a manifest, results become a few printed lines. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpbench import registry
+from dpbench.errors import ConfigError
+from dpbench.manifest import Manifest, load_manifest, make_manifest
+
+if TYPE_CHECKING:
+    from dpbench.runner import Outcome, Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """What was given on the command line; None or empty where it was not."""
+
+    method: str | None
+    params: list[str]
+    backbone: str | None
+    keep: int | None
+    prune_rate: float | None
+    tasks: list[str] | None
+    limit: int | None
+    batch_size: str | None
+    dtype: str | None
+
+    def protocol(self) -> dict[str, Any]:
+        """Return the protocol keys that were given."""
+        size = int(self.batch_size) if self.batch_size and self.batch_size.isdigit() else self.batch_size
+        given = {"limit": self.limit, "batch_size": size, "dtype": self.dtype}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def manifest(path: Path | None, flags: Flags) -> Manifest:
+    """Return the manifest that a file, or flags alone, describe; flags override a file's tasks and protocol.
+
+    Raises:
+        ConfigError: neither was given, or flags that only describe a cell came with a file.
+    """
+    cell_flags = {"--method": flags.method, "--backbone": flags.backbone, "--keep": flags.keep}
+    cell_flags |= {"--prune-rate": flags.prune_rate, "--param": flags.params or None}
+    given = [name for name, value in cell_flags.items() if value is not None]
+    if path is None:
+        return _from_flags(flags)
+    if given:
+        raise ConfigError(f"{given[0]} describes one cell and cannot be combined with the manifest {path}; drop one")
+    loaded = load_manifest(path)
+    data = loaded.model_dump(exclude_none=True)
+    data["protocol"] |= flags.protocol()
+    return make_manifest(data | _tasks(flags), source=str(path))
+
+
+def _from_flags(flags: Flags) -> Manifest:
+    if flags.method is None or flags.backbone is None:
+        missing = "--method" if flags.method is None else "--backbone"
+        raise ConfigError(f"{missing} is missing; give a manifest, or --method, --backbone and --keep or --prune-rate")
+    registry.find(flags.method)
+    if flags.keep is not None and flags.prune_rate is not None:
+        raise ConfigError("--keep and --prune-rate both set the budget; give one of them")
+    budget = {"keep": [flags.keep]} if flags.keep is not None else {"prune_rate": [flags.prune_rate]}
+    if flags.keep is None and flags.prune_rate is None:
+        if flags.method != "none":
+            raise ConfigError(f"--method {flags.method} needs a budget; give --keep K or --prune-rate R")
+        budget = {}
+    size = flags.keep if flags.keep is not None else flags.prune_rate
+    name = "-".join(str(part) for part in (flags.backbone, flags.method, size) if part is not None)
+    data: dict[str, Any] = {
+        "name": name,
+        "backbone": flags.backbone,
+        "methods": [{"name": flags.method, "params": registry.parse_params(flags.params)}],
+        "protocol": flags.protocol(),
+    }
+    return make_manifest(data | ({"budgets": budget} if budget else {}) | _tasks(flags), source="command line")
+
+
+def _tasks(flags: Flags) -> dict[str, list[str]]:
+    if not flags.tasks:
+        return {}
+    return {"tasks": [name.strip() for entry in flags.tasks for name in entry.split(",") if name.strip()]}
+
+
+def data_root(wanted: Manifest, given: Path | None) -> Path | None:
+    """Return where the data lies: as given, else the mirror inside the package for toy-llava, else the hub's cache.
+
+    Raises:
+        ConfigError: the folder given is not there.
+    """
+    if given is not None and not given.is_dir():
+        raise ConfigError(f"--data-root: there is no folder {given}")
+    if given is None and wanted.backbone.name == "toy-llava":
+        return Path(str(files("dpbench"))) / "toy" / "data"
+    return given
+
+
+def describe(planned: Plan) -> str:
+    """List a plan's cells: what would run, what is done, where results go."""
+    lines = [f"run    {cell.id}  {cell.label}" for cell in planned.pending]
+    lines += [f"done   {each.cell_id}  {each.cell['method']} on {each.cell['task']}" for each in planned.done]
+    return "\n".join([*lines, f"{len(planned.pending)} cells to run, {len(planned.done)} done, in {planned.folder}"])
+
+
+def summary(outcome: Outcome, folder: Path) -> str:
+    """Say what a run added, which samples failed, and how to see the table."""
+    lines = [
+        f"{each.num_failed} of {each.num_samples} samples failed: {each.cell['method']} on {each.cell['task']} "
+        f"(reasons in {folder}/samples/{each.cell_id}.jsonl)"
+        for each in outcome.added
+        if each.num_failed
+    ]
+    return "\n".join([*lines, f"{len(outcome.added)} records added; see: dpbench report --run {folder}"])
+
+
+def two_columns(rows: Iterable[tuple[str, str]]) -> str:
+    """Align names and descriptions."""
+    rows = list(rows)
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+
+def first_comment(path: Path) -> str:
+    """Return what a manifest's first line says of it."""
+    return path.read_text(encoding="utf-8").split("\n")[0].removeprefix("#").strip()

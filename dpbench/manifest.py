@@ -1,0 +1,291 @@
+"""A manifest: the YAML file that describes a comparison, and its expansion into cells. No torch.
+
+Command-line flags build the same `Manifest`, so there is one way to run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from dpbench import backbones, registry, tasks
+from dpbench.errors import ConfigError, did_you_mean
+
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _named(value: object) -> object:
+    """Let `name` stand for `{name: name}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+class BackboneEntry(_Strict):
+    """Which vision-language model, and which weights if not its default ones."""
+
+    name: str
+    weights: str | None = None
+    revision: str | None = None
+
+
+class MethodEntry(_Strict):
+    """A method and its hyper-parameters."""
+
+    name: str
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class Budgets(_Strict):
+    """How many visual tokens: counts or shares removed, one or the other."""
+
+    keep: list[Annotated[int, Field(ge=1)]] | None = None
+    prune_rate: list[Annotated[float, Field(ge=0, lt=1)]] | None = None
+    kind: Literal["mean", "final"] = "mean"
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Budgets:
+        if (self.keep is None) == (self.prune_rate is None):
+            raise ValueError("give either keep (counts) or prune_rate (shares removed)")
+        return self
+
+
+class Protocol(_Strict):
+    """Everything else that can change an answer, and how many samples are answered at once."""
+
+    prompt: str = "template"
+    ocr: bool = False
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    seeds: list[int] = [0]
+    limit: Annotated[int, Field(ge=1)] | None = None
+    anyres: Literal["per-view", "global"] = "per-view"
+    newline: Literal["keep", "drop"] = "drop"
+
+
+class Manifest(_Strict):
+    """A comparison: one backbone, several methods at several budgets on several tasks."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    backbone: Annotated[BackboneEntry, BeforeValidator(_named)]
+    methods: list[Annotated[MethodEntry, BeforeValidator(_named)]] = Field(min_length=1)
+    budgets: Budgets | None = None
+    tasks: list[str] = Field(default_factory=lambda: list(tasks.TASKS), min_length=1)
+    protocol: Protocol = Protocol()
+
+    @model_validator(mode="after")
+    def _known(self) -> Manifest:
+        family = backbones.find(self.backbone.name)
+        for method in self.methods:
+            registry.find(method.name)
+        for task in self.tasks:
+            tasks.find(task)
+        if self.budgets is None and any(method.name != "none" for method in self.methods):
+            raise ConfigError("budgets: every method but 'none' needs one; give keep: [..] or prune_rate: [..]")
+        if self.budgets is not None and self.budgets.keep is not None and family.num_visual is not None:
+            for keep in self.budgets.keep:
+                if keep > family.num_visual:
+                    raise ConfigError(
+                        f"--keep: {keep} is more than the {family.num_visual} visual tokens of {self.backbone.name}"
+                    )
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One (backbone, method, budget, task) under one protocol: the unit that runs, resumes and is recorded.
+
+    keep and prune_rate are both None for the unpruned backbone; `fingerprints` holds the hashes and versions of
+    everything else that can change the answers.
+    """
+
+    backbone: str
+    weights: str | None
+    revision: str | None
+    method: str
+    params: Mapping[str, Any]
+    keep: int | None
+    prune_rate: float | None
+    budget_kind: str
+    task: str
+    prompt: str
+    ocr: bool
+    dtype: str
+    attention: str
+    anyres: str
+    newline: str
+    seed: int
+    limit: int | None
+    fingerprints: Mapping[str, str]
+
+    @property
+    def id(self) -> str:
+        """Return the cell's identity: sixteen hex digits over everything above."""
+        text = json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
+        return sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def budget_label(self) -> str:
+        """Return the budget as tables show it."""
+        if self.keep is not None:
+            return str(self.keep)
+        return "all" if self.prune_rate is None else f"-{100 * self.prune_rate:.1f}%"
+
+    @property
+    def label(self) -> str:
+        """Return a short name for progress bars and messages."""
+        params = ",".join(f"{name}={value}" for name, value in self.params.items())
+        return f"{self.method}{f'[{params}]' if params else ''} @ {self.budget_label} on {self.task}"
+
+
+def num_kept(num_visual: int, keep: int | None, prune_rate: float | None) -> int:
+    """Return the budget of one image in visual tokens; Python's round is half to even.
+
+    Args:
+        num_visual: visual tokens of the image, newlines not counted.
+        keep: a count, or None.
+        prune_rate: the share removed, or None; with neither, everything is kept.
+    """
+    if keep is not None:
+        return min(keep, num_visual)
+    return num_visual if prune_rate is None else max(1, round(num_visual * (1 - prune_rate)))
+
+
+def cells(manifest: Manifest) -> Iterator[Cell]:
+    """Expand a manifest into cells without fingerprints; the unpruned backbone has one per task and seed."""
+    protocol = manifest.protocol
+    for seed in protocol.seeds:
+        for method in manifest.methods:
+            registry.load(method.name, method.params)
+            for keep, rate in _budgets(manifest, method.name):
+                for task in manifest.tasks:
+                    yield Cell(
+                        backbone=manifest.backbone.name,
+                        weights=manifest.backbone.weights,
+                        revision=manifest.backbone.revision,
+                        method=method.name,
+                        params=method.params,
+                        keep=keep,
+                        prune_rate=rate,
+                        budget_kind=manifest.budgets.kind if manifest.budgets else "mean",
+                        task=task,
+                        prompt=protocol.prompt,
+                        ocr=protocol.ocr,
+                        dtype=protocol.dtype,
+                        attention=protocol.attention,
+                        anyres=protocol.anyres,
+                        newline=protocol.newline,
+                        seed=seed,
+                        limit=protocol.limit,
+                        fingerprints={},
+                    )
+
+
+def _budgets(manifest: Manifest, method: str) -> list[tuple[int | None, float | None]]:
+    if method == "none" or manifest.budgets is None:
+        return [(None, None)]
+    if manifest.budgets.keep is not None:
+        return [(keep, None) for keep in manifest.budgets.keep]
+    return [(None, rate) for rate in manifest.budgets.prune_rate or []]
+
+
+def with_fingerprints(cell: Cell, fingerprints: Mapping[str, str]) -> Cell:
+    """Return the cell that is going to run, with the hashes and versions it runs under."""
+    return replace(cell, fingerprints=dict(fingerprints))
+
+
+def shipped() -> dict[str, Path]:
+    """Return the manifests that come with dpbench, by name: from the wheel, or from a source checkout."""
+    inside = Path(str(files("dpbench"))) / "manifests"
+    folder = inside if inside.is_dir() else Path(str(files("dpbench"))).parent / "manifests"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_manifest(path: Path) -> Manifest:
+    """Read a manifest file, or a shipped manifest by its name.
+
+    Raises:
+        ConfigError: it is not there, is not YAML, or holds a key or value that cannot be; says which line.
+    """
+    path = _existing(path)
+    text = path.read_text(encoding="utf-8")
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"{where}: not YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: a manifest is a mapping with name, backbone, methods, ..., found {type(data).__name__}")
+    return make_manifest(data, source=str(path), node=node)
+
+
+def _existing(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if path.suffix == "" and str(path) in shipped():
+        return shipped()[str(path)]
+    if path.name in {f"{name}.yaml" for name in shipped()} and path.parent.name in ("manifests", ""):
+        return shipped()[path.stem]
+    raise ConfigError(f"there is no manifest {path}; {did_you_mean(path.stem, shipped())}")
+
+
+def make_manifest(data: Mapping[str, Any], *, source: str, node: yaml.Node | None = None) -> Manifest:
+    """Check a manifest's content.
+
+    Raises:
+        ConfigError: one sentence on the first thing wrong, with its line where there is a file.
+    """
+    try:
+        return Manifest.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = _place(source, first["loc"], node)
+        raise ConfigError(f"{where}{_complaint(dict(first))}") from None
+
+
+def _place(source: str, loc: tuple[int | str, ...], node: yaml.Node | None) -> str:
+    if node is None:
+        return f"{'.'.join(map(str, loc))}: " if loc else ""
+    return f"{source}:{_line(node, loc)}: {'.'.join(map(str, loc))}: "
+
+
+def _line(node: yaml.Node, loc: tuple[int | str, ...]) -> int:
+    """Return the 1-based line of the deepest part of `loc` that is written in the file."""
+    for step in loc:
+        if isinstance(node, yaml.MappingNode):
+            pair = next(((key, value) for key, value in node.value if key.value == step), None)
+            if pair is None:
+                break
+            node = pair[1] if step != loc[-1] else pair[0]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+    return int(node.start_mark.line) + 1
+
+
+def _complaint(error: dict[str, Any]) -> str:
+    if error["type"] != "extra_forbidden":
+        return f"{error['msg'].removeprefix('Value error, ')}, got {error['input']!r}"
+    owner = _owner(error["loc"])
+    return f"unknown key {error['loc'][-1]!r}; {did_you_mean(str(error['loc'][-1]), owner.model_fields)}"
+
+
+def _owner(loc: tuple[int | str, ...]) -> type[BaseModel]:
+    sections: dict[str, type[BaseModel]] = {
+        "backbone": BackboneEntry,
+        "methods": MethodEntry,
+        "budgets": Budgets,
+        "protocol": Protocol,
+    }
+    return sections.get(str(loc[0]), Manifest) if len(loc) > 1 else Manifest

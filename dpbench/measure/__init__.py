@@ -1,0 +1,1 @@
+"""Timing, FLOPs and the environment they were measured in."""

@@ -1,0 +1,136 @@
+"""What is left on disk: one record per finished cell, one per profiled cell. Frozen dataclasses, one JSON line each.
+
+Key order is the dataclass's; rows are sorted by cell id when a file is rewritten. What was not measured is absent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dpbench.errors import RecordError
+from dpbench.manifest import Cell
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One finished cell.
+
+    Attributes:
+        schema: version of this format.
+        cell_id: `Cell.id`.
+        cell: the whole cell.
+        metrics: every number lmms-eval reported for the task, by metric.
+        score: the benchmark's score, 0-100 (MME: share of its maximum).
+        num_samples: samples scored.
+        num_failed: samples that raised and were scored as an empty answer.
+        visual_tokens_per_layer: mean over samples, one entry per decoder layer.
+        wall_s: seconds spent answering, all cells of the batch sharing the encoder's time.
+        finished: UTC, ISO 8601.
+        versions: dpbench, lmms-eval, torch, transformers, Python.
+        environment: what it ran on, as in `environment.json`.
+    """
+
+    schema: int = SCHEMA
+    cell_id: str
+    cell: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    score: float
+    num_samples: int
+    num_failed: int
+    visual_tokens_per_layer: tuple[float, ...]
+    wall_s: float
+    finished: str
+    versions: Mapping[str, str]
+    environment: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """How long one (backbone, method, budget) takes on one question, batch size 1, and how many FLOPs it is.
+
+    Attributes:
+        schema: version of this format.
+        backbone: its name.
+        weights: where they came from; "random" where they mean nothing.
+        method: its name.
+        params: its hyper-parameters.
+        budget: as tables show it.
+        num_visual: visual tokens the LLM reads.
+        num_prompt: positions the LLM reads, text included.
+        stages_ms: per stage (encode, reduce, prefill, total), one value per repetition, in order.
+        warmups: repetitions run before and not kept.
+        stages_flops: per stage; 2 per multiply-add.
+        environment: what it ran on; profiles of different environments never share a table.
+    """
+
+    schema: int = SCHEMA
+    backbone: str
+    weights: str
+    method: str
+    params: Mapping[str, Any]
+    budget: str
+    num_visual: int
+    num_prompt: int
+    stages_ms: Mapping[str, tuple[float, ...]]
+    warmups: int
+    stages_flops: Mapping[str, int]
+    environment: Mapping[str, Any]
+
+
+Line = TypeVar("Line", Record, Profile)
+
+
+def append(path: Path, line: Record | Profile) -> None:
+    """Add one line to a JSON-lines file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(asdict(line), ensure_ascii=False) + "\n")
+
+
+def read(path: Path, kind: type[Line]) -> list[Line]:
+    """Read a file of records or profiles; a file that is not there holds none.
+
+    Raises:
+        RecordError: a line of another schema or without the fields of this one.
+    """
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [_parse(line, kind, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line]
+
+
+def _parse(text: str, kind: type[Line], where: str) -> Line:
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError:
+        raise RecordError(f"{where}: this line is cut off or not JSON; delete it and run again") from None
+    if data.get("schema") != SCHEMA:
+        raise RecordError(f"{where}: schema {data.get('schema')!r}, this dpbench reads {SCHEMA}; move the file away")
+    names = {field.name for field in fields(kind)}
+    if set(data) != names:
+        raise RecordError(f"{where}: fields {sorted(set(data) ^ names)} are missing or unknown; move the file away")
+    tuples = {"visual_tokens_per_layer"} & names
+    values = {name: tuple(value) if name in tuples else value for name, value in data.items()}
+    if "stages_ms" in values:
+        values["stages_ms"] = {stage: tuple(times) for stage, times in values["stages_ms"].items()}
+    return kind(**values)
+
+
+def rewrite(path: Path, records: Iterable[Record]) -> None:
+    """Write records sorted by cell id, so that a committed file has readable diffs."""
+    rows = sorted(records, key=lambda record: record.cell_id)
+    text = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def cell_of(record: Record) -> Cell:
+    """Return the cell a record is of."""
+    return Cell(**record.cell)

@@ -1,0 +1,202 @@
+"""The engine: what it leaves alone equals transformers, what it drops equals masking."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dpbench import pruning, registry
+from dpbench.backbones.base import Prompt
+from dpbench.backbones.llava import Llava
+from dpbench.errors import UnsupportedError
+from dpbench.method import Budget, Cut, Method, Reduction, VisualTokens
+
+Picture = Callable[[int], Image.Image]
+QUESTIONS = ("Is there a red circle in the image?", "How many objects are there in the image?\nAnswer.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen(Method):
+    """Keep the indices given."""
+
+    chosen: tuple[int, ...] = ()
+
+    def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
+        return Reduction(torch.tensor(self.chosen, dtype=torch.int64))
+
+
+def spliced(tiny: Llava, method: Method, prompt: Prompt, keep: int = 144) -> pruning.Spliced:
+    features = tiny.encode(prompt.pixels, method.needs(tiny.provides)) if prompt.pixels else []
+    visuals = [
+        pruning.visual_tokens(each, prompt.question, pruning.image_generator(0, "test", n))
+        for n, each in enumerate(features)
+    ]
+    return pruning.splice(tiny, method, prompt, visuals, [keep] * len(visuals))
+
+
+def inputs(tiny: Llava, picture: Picture, question: str, seeds: tuple[int, ...] = (1,)) -> dict[str, Tensor]:
+    prompt = tiny.prompt([picture(seed) for seed in seeds], question)
+    return {
+        "input_ids": prompt.ids_L[None],
+        "attention_mask": torch.ones_like(prompt.ids_L)[None],
+        "pixel_values": torch.stack(prompt.pixels).double(),
+    }
+
+
+@pytest.mark.parametrize("positions", ["compact", "original"])
+@pytest.mark.parametrize("seeds", [(1,), (1, 2)])
+def test_identity_equals_transformers_in_every_logit(
+    tiny: Llava, picture: Picture, positions: str, seeds: tuple[int, ...]
+) -> None:
+    wanted = tiny.model(**inputs(tiny, picture, QUESTIONS[0], seeds)).logits
+    prompt = tiny.prompt([picture(seed) for seed in seeds], QUESTIONS[0])
+    got = pruning.logits(tiny, [spliced(tiny, Method(positions=positions), prompt)])
+    assert torch.equal(got, wanted)
+
+
+def test_identity_generates_what_transformers_generates(tiny: Llava, picture: Picture) -> None:
+    given = inputs(tiny, picture, QUESTIONS[0])
+    ids = tiny.model.generate(**given, max_new_tokens=8, do_sample=False)[:, given["input_ids"].shape[1] :]
+    wanted = tiny.processor.batch_decode(ids, skip_special_tokens=True)[0].strip()
+    prompt = tiny.prompt([picture(1)], QUESTIONS[0])
+    assert pruning.generate(tiny, [spliced(tiny, Method(), prompt)], max_new_tokens=8) == [wanted]
+
+
+KEPT = (0, 3, 4, 50, 77, 143)
+
+
+def masked_logits(tiny: Llava, prompt: Prompt, kept: tuple[int, ...]) -> Tensor:
+    """Run the full-length prompt with the dropped columns masked, positions unchanged; rows of survivors only."""
+    start = int(prompt.visual_L.int().argmax())
+    alive = ~prompt.visual_L
+    alive[[start + index for index in kept]] = True
+    full = spliced(tiny, Method(), prompt)
+    length = len(prompt.ids_L)
+    visible = torch.ones(length, length, dtype=torch.bool).tril() & alive[None, :]
+    visible |= torch.eye(length, dtype=torch.bool)
+    output = tiny.model(
+        inputs_embeds=full.embeds_LD[None],
+        attention_mask=visible[None, None],
+        position_ids=torch.arange(length)[None],
+    )
+    return output.logits[0, alive]
+
+
+def test_dropping_before_the_llm_equals_masking_at_the_same_positions(tiny: Llava, picture: Picture) -> None:
+    prompt = tiny.prompt([picture(1)], QUESTIONS[0])
+    got = pruning.logits(tiny, [spliced(tiny, Chosen(chosen=KEPT, positions="original"), prompt)])[0]
+    torch.testing.assert_close(got, masked_logits(tiny, prompt, KEPT), rtol=1e-9, atol=1e-9)
+
+
+def test_gaps_in_positions_do_not_hide_anything_without_a_cache(tiny: Llava, picture: Picture) -> None:
+    """transformers reads gaps as packed sequences where there is neither mask nor cache."""
+    prompt = tiny.prompt([picture(1)], QUESTIONS[0])
+    pruned = spliced(tiny, Chosen(chosen=KEPT, positions="original"), prompt)
+    embeds, positions = pruned.embeds_LD[None], pruned.positions_L[None]
+    wanted = masked_logits(tiny, prompt, KEPT)
+    trapped = tiny.model(inputs_embeds=embeds, position_ids=positions, use_cache=False).logits[0]
+    assert not torch.allclose(trapped, wanted, atol=1e-3), "the trap is gone from transformers: drop explicit_mask"
+    with pruning.explicit_mask(tiny):
+        got = tiny.model(inputs_embeds=embeds, position_ids=positions, use_cache=False).logits[0]
+    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("positions", ["compact", "original"])
+def test_generation_is_the_same_with_and_without_cache(tiny: Llava, picture: Picture, positions: str) -> None:
+    prompt = tiny.prompt([picture(1)], QUESTIONS[0])
+    pruned = [spliced(tiny, Chosen(chosen=KEPT, positions=positions), prompt)]
+    cached = pruning.generate(tiny, pruned, max_new_tokens=8)
+    assert pruning.generate(tiny, pruned, max_new_tokens=8, use_cache=False) == cached
+
+
+@pytest.mark.parametrize("positions", ["compact", "original"])
+def test_a_left_padded_ragged_batch_equals_batch_one(tiny: Llava, picture: Picture, positions: str) -> None:
+    pruned = [
+        spliced(tiny, Chosen(chosen=kept, positions=positions), tiny.prompt([picture(n)], QUESTIONS[n % 2]))
+        for n, kept in enumerate((KEPT, (9,), tuple(range(0, 144, 5))))
+    ]
+    together = pruning.logits(tiny, pruned)
+    for row, each in zip(together, pruned, strict=True):
+        alone = pruning.logits(tiny, [each])[0]
+        torch.testing.assert_close(row[-len(alone) :], alone, rtol=1e-9, atol=1e-9)
+    answers = pruning.generate(tiny, pruned, max_new_tokens=6)
+    assert answers == [pruning.generate(tiny, [each], max_new_tokens=6)[0] for each in pruned]
+
+
+def test_position_ids_are_compact_or_original(tiny: Llava, picture: Picture) -> None:
+    prompt = tiny.prompt([picture(1)], QUESTIONS[0])
+    start, length = int(prompt.visual_L.int().argmax()), len(prompt.ids_L)
+    compact = spliced(tiny, Chosen(chosen=KEPT), prompt).positions_L
+    original = spliced(tiny, Chosen(chosen=KEPT, positions="original"), prompt).positions_L
+    assert compact.tolist() == list(range(length - 144 + len(KEPT)))
+    assert original.tolist() == [*range(start), *(start + k for k in KEPT), *range(start + 144, length)]
+
+
+def test_hooks_are_gone_after_an_error(tiny: Llava, picture: Picture) -> None:
+    prompt = tiny.prompt([picture(1)], QUESTIONS[0])
+    pruned = spliced(tiny, Method(), prompt)
+    broken = pruning.Spliced(pruned.embeds_LD[:, :5], pruned.positions_L, pruned.kept, pruned.num_visual)
+    with pytest.raises(RuntimeError):
+        pruning.logits(tiny, [broken])
+    assert all(not module._forward_pre_hooks and not module._forward_hooks for module in tiny.model.modules())
+
+
+@pytest.mark.parametrize(
+    ("indices", "positions", "message"),
+    [
+        ((0, 144), "compact", "outside"),
+        ((-2,), "compact", "outside"),
+        ((0, -1), "original", "compact positions"),
+        ((0, -1), "compact", "must bring"),
+    ],
+)
+def test_a_decision_that_breaks_the_contract_is_refused(
+    tiny: Llava, picture: Picture, indices: tuple[int, ...], positions: str, message: str
+) -> None:
+    prompt = tiny.prompt([picture(1)], QUESTIONS[0])
+    with pytest.raises(ValueError, match=message):
+        spliced(tiny, Chosen(chosen=indices, positions=positions), prompt)
+
+
+def test_rows_given_in_tower_space_are_projected(tiny: Llava, picture: Picture) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Tower(Method):
+        def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
+            return Reduction(torch.full((2,), -1), hidden_KC=visual.hidden_NC[:2])
+
+    prompt = tiny.prompt([picture(1)], QUESTIONS[0])
+    merged = spliced(tiny, Tower(), prompt)
+    plain = spliced(tiny, Chosen(chosen=(0, 1)), prompt)
+    torch.testing.assert_close(merged.embeds_LD, plain.embeds_LD, rtol=1e-9, atol=1e-9)
+
+
+def test_cuts_inside_the_llm_are_refused_rather_than_ignored(tiny: Llava, picture: Picture) -> None:
+    class Cutting(Method):
+        def cuts(self, num_visual: int, num_layers: int, budget: Budget) -> tuple[Cut, ...]:
+            return (Cut(1, 3, 0),)
+
+    with pytest.raises(UnsupportedError, match="inside the LLM"):
+        spliced(tiny, Cutting(), tiny.prompt([picture(1)], QUESTIONS[0]))
+
+
+def test_randomness_depends_on_seed_sample_and_image_only() -> None:
+    def first(seed: int, sample: str, image: int) -> float:
+        return float(torch.rand(1, generator=pruning.image_generator(seed, sample, image)))
+
+    assert first(0, "pope/1", 0) == first(0, "pope/1", 0)
+    assert len({first(0, "pope/1", 0), first(1, "pope/1", 0), first(0, "pope/2", 0), first(0, "pope/1", 1)}) == 4
+
+
+@pytest.mark.parametrize("name", sorted(registry.methods()))
+@pytest.mark.parametrize("keep", [1, 16, 144])
+def test_every_method_meets_its_budget_and_answers(tiny: Llava, picture: Picture, name: str, keep: int) -> None:
+    method = registry.load(name).bind(tiny)
+    prompt = tiny.prompt([picture(1)], QUESTIONS[0])
+    once, again = (spliced(tiny, method, prompt, keep) for _ in range(2))
+    assert once.num_visual == (keep if method.budgeted else 144)
+    assert torch.equal(once.kept[0].indices_K, again.kept[0].indices_K)
+    assert len(once.kept[0].indices_K.unique()) == once.num_visual
+    assert pruning.logits(tiny, [once]).isfinite().all()
