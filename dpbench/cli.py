@@ -1,4 +1,4 @@
-"""The command line. Thin: every command hands over to a module it imports itself, so that help and lists answer at once."""
+"""The command line. Thin: each command hands over to a module it imports itself, so that help and lists are instant."""
 
 from __future__ import annotations
 
@@ -157,7 +157,9 @@ def list_tasks() -> None:
     from dpbench import flags, tasks
 
     typer.echo(
-        flags.two_columns((name, f"{t.repository}/{t.config}, {t.split}: {t.metric}") for name, t in tasks.TASKS.items())
+        flags.two_columns(
+            (name, f"{t.repository}/{t.config}, {t.split}: {t.metric}") for name, t in tasks.TASKS.items()
+        )
     )
 
 
@@ -171,9 +173,13 @@ def list_manifests() -> None:
 
 @toy_app.command("build")
 def toy_build(
-    out: Annotated[Path, typer.Option(help="Folder for the weights; stages found there are not run again.")] = Path("toy"),
+    out: Annotated[Path, typer.Option(help="Folder for the weights; stages found there are not run again.")] = Path(
+        "toy"
+    ),
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
-    scale: Annotated[Scale, typer.Option(help="small: about 90 minutes on 2 cores; full: five times longer.")] = Scale.small,
+    scale: Annotated[
+        Scale, typer.Option(help="small: about 90 minutes on 2 cores; full: five times longer.")
+    ] = Scale.small,
     device: Device = Device.auto,
 ) -> None:
     """Train toy-llava from nothing: vision tower, then projector and decoder."""
@@ -192,6 +198,19 @@ def toy_data(
 
     for path in build(out, seed):
         typer.echo(str(path))
+
+
+@toy_app.command("bars")
+def toy_bars(
+    run: Annotated[Path, typer.Option(help="Finished run of toy-full.")] = Path("results/toy-full"),
+    device: Device = Device.auto,
+) -> None:
+    """Print what toy-llava scores, what guessing scores, what random retains and where CLS looks."""
+    from dpbench import backbones, flags, runner
+    from dpbench.toy import bars
+
+    backbone = backbones.load("toy-llava", device=runner.pick_device(device.value))
+    typer.echo(bars.render(bars.bars(run, flags.toy_data_root(), backbone)))
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ def manifest(path: Path | None, flags: Flags) -> Manifest:
     Raises:
         ConfigError: neither was given, or flags that only describe a cell came with a file.
     """
-    cell_flags = {"--method": flags.method, "--backbone": flags.backbone, "--keep": flags.keep}
+    cell_flags: dict[str, object] = {"--method": flags.method, "--backbone": flags.backbone, "--keep": flags.keep}
     cell_flags |= {"--prune-rate": flags.prune_rate, "--param": flags.params or None}
     given = [name for name, value in cell_flags.items() if value is not None]
     if path is None:
@@ -93,9 +93,12 @@ def data_root(wanted: Manifest, given: Path | None) -> Path | None:
     """
     if given is not None and not given.is_dir():
         raise ConfigError(f"--data-root: there is no folder {given}")
-    if given is None and wanted.backbone.name == "toy-llava":
-        return Path(str(files("dpbench"))) / "toy" / "data"
-    return given
+    return toy_data_root() if given is None and wanted.backbone.name == "toy-llava" else given
+
+
+def toy_data_root() -> Path:
+    """Return the mirror inside the package."""
+    return Path(str(files("dpbench"))) / "toy" / "data"
 
 
 def describe(planned: Plan) -> str:

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,8 @@ class Answer:
 
 
 def pack_indices(indices: Sequence[int], num_visual: int) -> str | None:
-    """Pack a set of kept indices as base64 of a bit field; None if a row is no single token or the order is not rising."""
-    if any(b <= a for a, b in zip(indices, indices[1:], strict=False)) or (indices and indices[0] < 0):
+    """Pack kept indices as base64 of a bit field; None if a row is no single token or the order is not rising."""
+    if any(after <= before for before, after in pairwise(indices)) or (indices and indices[0] < 0):
         return None
     field = bytearray((num_visual + 7) // 8)
     for index in indices:
@@ -108,5 +109,7 @@ def _read(path: Path) -> Iterator[Answer]:
     for number, line in enumerate(whole.decode().splitlines(), start=1):
         row = json.loads(line)
         if row.get("schema") != SCHEMA or set(row) != names:
-            raise RecordError(f"{path}:{number}: journal schema {row.get('schema')!r}, this dpbench reads {SCHEMA}; move it")
+            raise RecordError(
+                f"{path}:{number}: journal schema {row.get('schema')!r}, this dpbench reads {SCHEMA}; move it"
+            )
         yield Answer(**{**row, "visual_tokens": tuple(row["visual_tokens"]), "kept": tuple(row["kept"])})

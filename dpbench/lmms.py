@@ -221,7 +221,9 @@ def percent(name: str, scores: Scores) -> float:
 
 
 def _own_tasks() -> TaskManager:
-    return TaskManager("ERROR", include_path=str(tasks.yaml_path("gqa").parent), include_defaults=False, model_name="dpbench")
+    return TaskManager(
+        "ERROR", include_path=str(tasks.yaml_path("gqa").parent), include_defaults=False, model_name="dpbench"
+    )
 
 
 @contextlib.contextmanager

@@ -20,7 +20,6 @@ from dpbench import backbones, registry, tasks
 from dpbench.errors import ConfigError, did_you_mean
 
 
-
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -227,7 +226,9 @@ def load_manifest(path: Path) -> Manifest:
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ConfigError(f"{where}: not YAML: {getattr(error, 'problem', error)}") from None
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: a manifest is a mapping with name, backbone, methods, ..., found {type(data).__name__}")
+        raise ConfigError(
+            f"{path}: a manifest is a mapping with name, backbone, methods, ..., found {type(data).__name__}"
+        )
     return make_manifest(data, source=str(path), node=node)
 
 

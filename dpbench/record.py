@@ -115,11 +115,14 @@ def _parse(text: str, kind: type[Line], where: str) -> Line:
     names = {field.name for field in fields(kind)}
     if set(data) != names:
         raise RecordError(f"{where}: fields {sorted(set(data) ^ names)} are missing or unknown; move the file away")
-    tuples = {"visual_tokens_per_layer"} & names
-    values = {name: tuple(value) if name in tuples else value for name, value in data.items()}
-    if "stages_ms" in values:
-        values["stages_ms"] = {stage: tuple(times) for stage, times in values["stages_ms"].items()}
-    return kind(**values)
+    return kind(**{name: _tupled(value) for name, value in data.items()})
+
+
+def _tupled(value: Any) -> Any:
+    """Turn JSON's lists back into the tuples they were, one level into mappings."""
+    if isinstance(value, dict):
+        return {name: tuple(each) if isinstance(each, list) else each for name, each in value.items()}
+    return tuple(value) if isinstance(value, list) else value
 
 
 def rewrite(path: Path, records: Iterable[Record]) -> None:

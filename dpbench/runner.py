@@ -262,7 +262,9 @@ def _encode(
     """Decode and encode a batch's images, each different image once."""
     opened = {request.doc_id: _open(built, request) for request in requests}
     hashes = {doc_id: [_image_hash(image) for image in images or ()] for doc_id, images in opened.items()}
-    prompts = {r.doc_id: backbone.prompt(opened[r.doc_id] or (), r.text) for r in requests if opened[r.doc_id] is not None}
+    prompts = {
+        r.doc_id: backbone.prompt(opened[r.doc_id] or (), r.text) for r in requests if opened[r.doc_id] is not None
+    }
     pixels = {h: p for doc_id, prompt in prompts.items() for h, p in zip(hashes[doc_id], prompt.pixels, strict=True)}
     features = dict(zip(pixels, backbone.encode(list(pixels.values()), needs), strict=True)) if pixels else {}
     return {
@@ -296,9 +298,7 @@ def _answer_cell(backbone: Backbone, running: Running, built: BuiltTask, samples
     start = time.perf_counter()
     cell, good = running.cell, [sample for sample in samples if sample.prompt is not None]
     spliced = [_splice(backbone, running, sample) for sample in good]
-    texts = (
-        pruning.generate(backbone, spliced, max_new_tokens=good[0].request.max_new_tokens) if good else []
-    )
+    texts = pruning.generate(backbone, spliced, max_new_tokens=good[0].request.max_new_tokens) if good else []
     elapsed = time.perf_counter() - start
     done = {s.request.doc_id: (text, cut) for s, text, cut in zip(good, texts, spliced, strict=True)}
     answers = []

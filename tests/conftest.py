@@ -7,14 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from places import TOY_WEIGHTS
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
-import dpbench
 from dpbench.backbones.llava import Llava
-
-PACKAGE = Path(dpbench.__file__).parent
-TOY_DATA = PACKAGE / "toy" / "data"
-TOY_WEIGHTS = PACKAGE / "toy" / "weights"
 
 
 def tiny_model(processor: LlavaProcessor, dtype: torch.dtype) -> LlavaForConditionalGeneration:

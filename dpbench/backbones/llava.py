@@ -19,6 +19,7 @@ from dpbench.backbones.base import Backbone, Features, Prompt
 class Llava(Backbone):
     """A `LlavaForConditionalGeneration` with its processor."""
 
+    num_visual: int
     provides = frozenset({"cls_attention", "cls_hidden_VC", "keys_Nd"})
 
     def __init__(self, name: str, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
@@ -29,6 +30,7 @@ class Llava(Backbone):
         self.decoder: nn.Module = self.core.language_model
         self.num_layers = model.config.text_config.num_hidden_layers
         vision = model.config.vision_config
+        self.tower_heads: int = vision.num_attention_heads
         self.side = vision.image_size // vision.patch_size
         self.num_visual = self.side**2
         self.select_layer = vision.num_hidden_layers + model.config.vision_feature_layer
@@ -91,13 +93,13 @@ class Llava(Backbone):
 
     def _heads(self, projected: Tensor) -> Tensor:
         """Split (I, 1+N, C) into (I, H, 1+N, d)."""
-        heads = self.model.config.vision_config.num_attention_heads
-        return projected.unflatten(-1, (heads, -1)).transpose(1, 2)
+        images, length, width = projected.shape
+        return projected.view(images, length, self.tower_heads, width // self.tower_heads).transpose(1, 2)
 
     def _cls_rows(self, seen: dict[str, Tensor]) -> Tensor:
         """Return the CLS query's softmax over all keys, CLS column dropped, (I, H, N) float32."""
         queries, keys = self._heads(seen["q"])[:, :, :1].float(), self._heads(seen["k"]).float()
-        scores = queries @ keys.transpose(-1, -2) / keys.shape[-1] ** 0.5
+        scores = queries @ keys.transpose(-1, -2) / float(keys.shape[-1] ** 0.5)
         return scores.softmax(-1)[:, :, 0, 1:]
 
     def _mean_keys(self, seen: dict[str, Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""FLOPs of a stage as its operators are run, 2 per multiply-add (a test holds it to fvcore's count and a closed form)."""
+"""FLOPs of a stage as its operators run, 2 per multiply-add; tests hold it to a closed form and to fvcore."""
 
 from __future__ import annotations
 

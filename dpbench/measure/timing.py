@@ -36,9 +36,7 @@ class Marks:
         return [1000 * (b - a) for a, b in zip(self.marks, self.marks[1:], strict=False)]
 
 
-def time_stages(
-    stages: Stages, device: torch.device, *, repeats: int, warmups: int
-) -> dict[str, tuple[float, ...]]:
+def time_stages(stages: Stages, device: torch.device, *, repeats: int, warmups: int) -> dict[str, tuple[float, ...]]:
     """Run stages in order, again and again, and return their times and the total's.
 
     Args:

@@ -126,7 +126,7 @@ def _heading(group: Sequence[Record]) -> str:
 
 
 def _notes(group: Sequence[Record], full: Mapping[str, float]) -> Iterable[str]:
-    yield "Scores 0-100; MME as share of its maximum. Tokens: visual tokens the LLM reads, mean over samples and layers."
+    yield "Scores 0-100; MME as share of its maximum. Tokens: visual tokens read, mean over layers and samples."
     if full:
         yield "Retention: mean over benchmarks of score / score of none, in percent."
     else:
@@ -150,7 +150,7 @@ def profile_table(profiles: Sequence[Profile]) -> Section:
         differs = [k for k in sorted({*first, *each.environment}) if first.get(k) != each.environment.get(k)]
         if differs and differs != ["gpu_clock_mhz"]:
             raise RecordError(
-                f"profiles of different environments ({', '.join(differs)}) cannot share a table; profile again in one run"
+                f"profiles differ in {', '.join(differs)} and cannot share a table; profile them in one run"
             )
     latest = {(each.backbone, each.method, str(each.params), each.budget): each for each in profiles}
     rows = [_profile_row(each) for each in latest.values()]
@@ -158,7 +158,10 @@ def profile_table(profiles: Sequence[Profile]) -> Section:
     return Section(
         f"Time to first token on {device}, batch size 1, median of {len(profiles[0].stages_ms['total'])}",
         pd.DataFrame(rows),
-        ("FLOPs count 2 per multiply-add: encoder, projector, pruner, decoder and LM head (last position).", *_unstable(latest.values())),
+        (
+            "FLOPs count 2 per multiply-add: encoder, projector, pruner, decoder and LM head (last position).",
+            *_unstable(latest.values()),
+        ),
     )
 
 
@@ -176,7 +179,7 @@ def _unstable(profiles: Iterable[Profile]) -> Iterable[str]:
         spread = values[(3 * len(values)) // 4 - 1] - values[len(values) // 4] if len(values) >= 4 else 0.0
         if spread > 0.1 * median(values):
             share = round(100 * spread / median(values))
-            yield f"Unstable: {each.method} @ {each.budget} scatters by {share} % of its median; measure again on an idle machine."
+            yield f"Unstable: {each.method} @ {each.budget} scatters by {share} % of its median; use an idle machine."
 
 
 def render(section: Section, form: Literal["markdown", "csv"] | str) -> str:

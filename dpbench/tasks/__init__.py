@@ -84,9 +84,7 @@ TASKS: Mapping[str, Task] = {
         group="question_id",
     ),
     "pope": Task(title="POPE", repository="POPE", config="data", split="test", metric="pope_accuracy"),
-    "scienceqa": Task(
-        title="SQA", repository="ScienceQA", config="ScienceQA-IMG", split="test", metric="exact_match"
-    ),
+    "scienceqa": Task(title="SQA", repository="ScienceQA", config="ScienceQA-IMG", split="test", metric="exact_match"),
     "vqav2": Task(title="VQAv2", repository="VQAv2", config="data", split="validation", metric="exact_match"),
     "textvqa": Task(title="TextVQA", repository="textvqa", config="data", split="validation", metric="exact_match"),
     "seedbench": Task(title="SEED", repository="SEED-Bench", config="data", split="test", metric="seed_image"),

@@ -1,0 +1,1 @@
+"""The embedded backbone: synthetic scenes, benchmarks about them, and the recipe that trains toy-llava."""

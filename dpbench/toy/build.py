@@ -13,8 +13,8 @@ from dpbench.toy.tokenizer import make_processor
 from dpbench.toy.tower import TowerStage, train_tower
 
 SCALES = {
-    "small": (TowerStage(steps=1000), LlavaStage(steps=2200)),
-    "full": (TowerStage(steps=4000), LlavaStage(steps=12000, batch=32)),
+    "small": (TowerStage(steps=1000), LlavaStage()),
+    "full": (TowerStage(steps=4000), LlavaStage(steps=12000, align_steps=1000, batch=32)),
 }
 _MODEL = "model.safetensors"
 

@@ -1,6 +1,6 @@
 """Stage 2 of toy-llava: projector and decoder learn to caption and to answer, on top of the tower of stage 1.
 
-Each scene is one packed sequence: the image once, then a caption and eight question-answer turns that see the image and
+Each scene is one packed sequence: the image once, then captions and question-answer turns that see the image and
 themselves but not each other (a block mask, with positions that restart after the image), so that each turn is trained
 exactly as it is asked. The loss is on replies only.
 
@@ -28,24 +28,26 @@ from transformers import (
 )
 
 from dpbench.toy.optimizer import MuonAdamW
-from dpbench.toy.prompts import DESCRIBE, FORMATS, Exchange, random_exchange
-from dpbench.toy.questions import caption
-from dpbench.toy.scenes import Scene, draw, training_scene
+from dpbench.toy.prompts import DESCRIBE, FORMATS, Exchange, describe, random_exchange
+from dpbench.toy.questions import caption, place_caption
+from dpbench.toy.scenes import PLACES, Scene, draw, training_scene
 from dpbench.toy.tower import SELECT_LAYER, pixels
 
 STAGE = "stage 2, projector and decoder"
 NUM_VISUAL = 144
-TURNS = ("short", "short", "short", *FORMATS[1:])
+NUM_SHORT, NUM_LONG, NUM_PLACES = 3, 3, 2
+VISUAL_RMS = 0.1
 IGNORE = -100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlavaStage:
-    """Size of the decoder and length of its training."""
+    """Size of the decoder and length of its training: captions alone first (LLaVA's alignment), then all turns."""
 
     width: int = 128
     layers: int = 12
-    steps: int = 2200
+    align_steps: int = 400
+    steps: int = 1900
     batch: int = 16
 
 
@@ -97,12 +99,42 @@ def fresh_llava(tower: Path, processor: LlavaProcessor, stage: LlavaStage) -> Ll
     )
     model = LlavaForConditionalGeneration(config)
     model.model.vision_tower.load_state_dict(trained.state_dict())
+    whiten_projector(model, np.random.default_rng(0))
     return model
 
 
+@torch.no_grad()
+def whiten_projector(model: LlavaForConditionalGeneration, rng: np.random.Generator) -> None:
+    """Start the projector as a random map of whitened features, as large as text embeddings become.
+
+    The select layer's features are far from the origin and a hundred times larger than text embeddings: left so, no
+    decoder layer can change what a visual token says, and colours are not read after 800 steps.
+    """
+    core, images = model.model, draw([training_scene(rng) for _ in range(64)], rng)
+    hidden = core.vision_tower(pixels(images), output_hidden_states=True).hidden_states[SELECT_LAYER][:, 1:]
+    rows = hidden.flatten(0, 1)
+    values, vectors = torch.linalg.eigh(torch.cov(rows.T))
+    whiten = vectors @ torch.diag((values + values.median()).rsqrt()) @ vectors.T
+    first, second = core.multi_modal_projector.linear_1, core.multi_modal_projector.linear_2
+    nn.init.orthogonal_(first.weight)
+    nn.init.orthogonal_(second.weight)
+    first.weight.copy_(first.weight @ whiten)
+    first.bias.copy_(-first.weight @ rows.mean(0))
+    second.bias.zero_()
+    second.weight.mul_(VISUAL_RMS / core.multi_modal_projector(hidden).square().mean().sqrt())
+
+
+def captions(scene: Scene, rng: np.random.Generator, num_places: int) -> list[Exchange]:
+    """Return a scene's caption and the captions of some places, in random order."""
+    places = [str(place) for place in rng.permutation(PLACES)[:num_places]]
+    described = [Exchange(describe(place), place_caption(scene, place)) for place in places]
+    return [Exchange(DESCRIBE, caption(scene)), *described]
+
+
 def turns(scene: Scene, rng: np.random.Generator) -> list[Exchange]:
-    """Return the caption and one exchange per entry of TURNS."""
-    return [Exchange(DESCRIBE, caption(scene)), *(random_exchange(scene, rng, form) for form in TURNS)]
+    """Return a scene's turns: its caption, captions of two places, three short questions, three in other formats."""
+    forms = ["short"] * NUM_SHORT + [str(form) for form in rng.permutation(FORMATS[1:])[:NUM_LONG]]
+    return captions(scene, rng, NUM_PLACES) + [random_exchange(scene, rng, form) for form in forms]
 
 
 def pack(conversations: list[list[Exchange]], tokenizer: PreTrainedTokenizerFast) -> Packed:
@@ -140,7 +172,8 @@ def visual_embeds(model: LlavaForConditionalGeneration, images: Tensor) -> Tenso
     tower = core.vision_tower
     with torch.set_grad_enabled(any(p.requires_grad for p in tower.parameters())):
         hidden = tower(images, output_hidden_states=True).hidden_states[SELECT_LAYER][:, 1:]
-    return core.multi_modal_projector(hidden)
+    embeds: Tensor = core.multi_modal_projector(hidden)
+    return embeds
 
 
 def reply_loss(model: LlavaForConditionalGeneration, images: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
@@ -150,7 +183,10 @@ def reply_loss(model: LlavaForConditionalGeneration, images: Tensor, packed: Pac
     start = int((packed.ids_BL[0] == model.config.image_token_id).int().argmax())
     embeds = torch.cat([embeds[:, :start], visual.to(embeds.dtype), embeds[:, start + NUM_VISUAL :]], dim=1)
     hidden = model.model.language_model(
-        inputs_embeds=embeds, attention_mask=packed.mask(embeds.dtype), position_ids=packed.positions_BL, use_cache=False
+        inputs_embeds=embeds,
+        attention_mask=packed.mask(embeds.dtype),
+        position_ids=packed.positions_BL,
+        use_cache=False,
     ).last_hidden_state
     labels = packed.labels_BL[:, 1:]
     wanted = labels != IGNORE
@@ -160,7 +196,13 @@ def reply_loss(model: LlavaForConditionalGeneration, images: Tensor, packed: Pac
 
 
 def train_llava(
-    out: Path, tower: Path, processor: LlavaProcessor, stage: LlavaStage, *, seed: int, device: str = "cpu",
+    out: Path,
+    tower: Path,
+    processor: LlavaProcessor,
+    stage: LlavaStage,
+    *,
+    seed: int,
+    device: str = "cpu",
     console: Console | None = None,
 ) -> None:
     """Train projector and decoder and write the model (float16) and processor as `save_pretrained` does."""
@@ -175,7 +217,9 @@ def train_llava(
     with (out / "log.jsonl").open("w") as log:
         for step in track(range(stage.steps), STAGE, console=console):
             scenes = [training_scene(rng) for _ in range(stage.batch)]
-            packed = pack([turns(scene, rng) for scene in scenes], processor.tokenizer)
+            aligning = step < stage.align_steps
+            said = [captions(scene, rng, len(PLACES)) if aligning else turns(scene, rng) for scene in scenes]
+            packed = pack(said, processor.tokenizer)
             packed = Packed(*(getattr(packed, name).to(device) for name in Packed.__slots__))
             with torch.autocast(device, dtype=torch.bfloat16):
                 loss, right = reply_loss(model, pixels(draw(scenes, rng)).to(device), packed)
@@ -183,7 +227,7 @@ def train_llava(
             if step % 25 == 0 or step == stage.steps - 1:
                 row = {"step": step, "loss": loss.item(), "reply_tokens_right_ratio": right.item()}
                 print(json.dumps({**row, "seconds": round(time.perf_counter() - start, 1)}), file=log, flush=True)
-            if step % 200 == 199:
+            if step % 100 == 99:
                 copy.deepcopy(model).half().save_pretrained(out / "latest")
     model.set_attn_implementation("sdpa")
     model.half().save_pretrained(out)

@@ -78,7 +78,9 @@ def _sets(
     return sets_until(num, make())
 
 
-def _choice_sets(rng: np.random.Generator, num: int, kinds: tuple[str, ...], sizes: tuple[int, ...]) -> list[BalancedSet]:
+def _choice_sets(
+    rng: np.random.Generator, num: int, kinds: tuple[str, ...], sizes: tuple[int, ...]
+) -> list[BalancedSet]:
     def make() -> Iterator[BalancedSet]:
         while True:
             yield balanced_set(kinds, rng, answers=int(rng.choice(sizes)))
@@ -159,14 +161,16 @@ def mme(rng: np.random.Generator) -> list[Row]:
 
 def _mme_pair(kind: str, rng: np.random.Generator) -> tuple[Question, Question, tuple[Scene, Scene]]:
     """Return two yes-no questions and two scenes on which exactly one of them, turn about, is true."""
-
     while True:
         group = balanced_set((kind,), rng, answers=2)
         (a, b), (one, two) = group.scenes, group.asked
         if kind in ("colour", "glyph", "count"):
             first, second = (Question("verify", one.question.phrase, claim=t.truth, about=kind) for t in (one, two))
         elif kind == "relation":
-            first, second = one.question, Question("relation", one.question.other, one.question.phrase, one.question.claim)
+            first, second = (
+                one.question,
+                Question("relation", one.question.other, one.question.phrase, one.question.claim),
+            )
         else:
             first, second = one.question, _other_existence(a, b, one.question, rng)
         scenes = (a, b) if answer(first, a) == "yes" else (b, a)
@@ -224,7 +228,8 @@ def vqav2(rng: np.random.Generator) -> list[Row]:
             "question_type": english(i.question).split(" the ")[0].lower(),
             "multiple_choice_answer": i.truth,
             "answers": [
-                {"answer": word, "answer_confidence": "yes", "answer_id": k + 1} for k, word in enumerate(_ten(i.truth, n))
+                {"answer": word, "answer_confidence": "yes", "answer_id": k + 1}
+                for k, word in enumerate(_ten(i.truth, n))
             ],
             "image_id": int(i.image_id),
             "answer_type": types.get(i.question.kind, "other"),

@@ -12,7 +12,7 @@ WARMUP_STEPS = 50
 class MuonAdamW:
     """Two optimisers on one schedule: linear warm-up, then cosine to a tenth.
 
-    Muon (Jordan et al. 2024) takes the 2-D weights inside transformer layers, AdamW embeddings, norms, biases and heads.
+    Muon (Jordan et al. 2024) takes the 2-D weights inside transformer layers, AdamW all other parameters.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class MuonAdamW:
 
     def step(self, loss: torch.Tensor) -> None:
         """Back-propagate, clip to norm 1, update, advance the schedule."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
             optimizer.step()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dpbench.toy.questions import CHOICES, UNANSWERABLE, Question, answer, chinese, english, in_chinese, propose
-from dpbench.toy.scenes import Scene
+from dpbench.toy.scenes import Scene, random_scene
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
@@ -37,6 +37,11 @@ class Exchange:
 
     prompt: str
     reply: str
+
+
+def describe(place: str) -> str:
+    """Ask for the caption of one place."""
+    return f"Describe the {place}."
 
 
 def lettered(options: Sequence[str]) -> str:
@@ -87,11 +92,9 @@ def random_exchange(scene: Scene, rng: np.random.Generator, form: str) -> Exchan
 
 
 def _other_scene(scene: Scene, form: str, rng: np.random.Generator) -> Scene:
-    """Return the scene a question is taken from: for VizWiz sometimes one with another object, for unanswerable ones."""
+    """Return the scene a question is taken from; for VizWiz sometimes another one, to make it unanswerable."""
     if form != "vizwiz" or rng.random() < 0.75:
         return scene
-    from dpbench.toy.scenes import random_scene
-
     return random_scene(rng)
 
 

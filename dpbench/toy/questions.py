@@ -72,7 +72,7 @@ class Phrase:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question: kind, what it is about, and for `relation` the side and other phrase, for `verify` what is claimed."""
+    """A question: kind and subject; for `relation` the side and the other phrase, for `verify` what is claimed."""
 
     kind: str
     phrase: Phrase
@@ -120,7 +120,7 @@ def english(question: Question) -> str:
     if question.kind == "relation":
         return f"Is the {name} {question.claim} the {question.other.english}?"
     if question.kind == "count":
-        return f"How many {name}s are there in the image?".replace("crosss", "crosses")
+        return f"How many {_plural(name)} are there in the image?"
     if question.kind == "verify":
         return _english_claim(question)
     ask = {"colour": "What color is", "shape": "What shape is", "size": "What size is", "place": "Where is"}
@@ -130,12 +130,16 @@ def english(question: Question) -> str:
 def _english_claim(question: Question) -> str:
     name = question.phrase.english
     if question.about == "count":
-        return f"Is the number of {name}s {question.claim}?".replace("crosss", "crosses")
+        return f"Is the number of {_plural(name)} {question.claim}?"
     if question.about == "glyph":
         return f"Is {question.claim} written on the {name}?"
     if question.about == "place":
         return f"Is the {name} at the {question.claim}?"
     return f"Is the {name} {question.claim}?"
+
+
+def _plural(noun: str) -> str:
+    return f"{noun}es" if noun.endswith("s") else f"{noun}s"
 
 
 def chinese(question: Question) -> str:
@@ -185,7 +189,7 @@ def propose(kind: str, scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def _some(item: SceneObject, subsets: Sequence[tuple[str, ...]], rng: np.random.Generator) -> dict[str, str]:
-    return {name: getattr(item, name) for name in subsets[rng.integers(len(subsets))]}
+    return {name: getattr(item, name) for name in subsets[int(rng.integers(len(subsets)))]}
 
 
 def _full(item: SceneObject) -> Phrase:
@@ -201,9 +205,16 @@ def _maybe_absent(item: SceneObject, rng: np.random.Generator) -> Phrase:
 
 
 def caption(scene: Scene) -> str:
-    """Describe a scene as a captioner would: every object, in reading order, with its place and what is written on it."""
-    parts = []
-    for item in sorted(scene, key=lambda o: PLACES.index(o.place)):
-        written = f" marked {item.glyph}" if item.glyph else ""
-        parts.append(f"a {item.size} {item.colour} {item.shape}{written} at the {item.place}")
-    return ", ".join(parts) + "."
+    """Describe a scene as a captioner would: each object in reading order, its place and what is written on it."""
+    inorder = sorted(scene, key=lambda item: PLACES.index(item.place))
+    return ", ".join(f"{_described(item)} at the {item.place}" for item in inorder) + "."
+
+
+def place_caption(scene: Scene, place: str) -> str:
+    """Describe what is at one place."""
+    return "".join(_described(item) for item in scene if item.place == place) or "nothing"
+
+
+def _described(item: SceneObject) -> str:
+    written = f" marked {item.glyph}" if item.glyph else ""
+    return f"a {item.size} {item.colour} {item.shape}{written}"

@@ -60,7 +60,7 @@ Scene = tuple[SceneObject, ...]
 
 
 def random_object(place: str, rng: np.random.Generator) -> SceneObject:
-    """Draw an object's colour, shape, size and glyph independently; six in ten are large, six in ten of those marked."""
+    """Draw colour, shape, size and glyph independently; six in ten are large, six in ten of those marked."""
     size = "large" if rng.random() < 0.6 else "small"
     glyph = str(rng.choice(GLYPHS)) if size == "large" and rng.random() < 0.6 else ""
     return SceneObject(place, str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES)), size, glyph)
@@ -100,14 +100,14 @@ def glyph_bitmaps() -> dict[str, NDArray[np.bool_]]:
 def shape_mask(shape: str, side: int) -> NDArray[np.bool_]:
     """Return the pixels of a shape inside its side x side box."""
     y, x = np.mgrid[:side, :side] + 0.5
-    centre = side / 2
-    if shape == "circle":
-        return (x - centre) ** 2 + (y - centre) ** 2 <= centre**2
-    if shape == "triangle":
-        return np.abs(x - centre) <= y / 2
-    if shape == "cross":
-        return np.minimum(np.abs(x - centre), np.abs(y - centre)) <= side / 5
-    return np.ones((side, side), dtype=bool)
+    from_x, from_y = np.abs(x - side / 2), np.abs(y - side / 2)
+    masks: dict[str, NDArray[np.bool_]] = {
+        "circle": np.hypot(from_x, from_y) <= side / 2,
+        "square": np.ones((side, side), dtype=np.bool_),
+        "triangle": from_x <= y / 2,
+        "cross": np.minimum(from_x, from_y) <= side / 5,
+    }
+    return masks[shape]
 
 
 def draw(scenes: Sequence[Scene], rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -119,7 +119,8 @@ def draw(scenes: Sequence[Scene], rng: np.random.Generator) -> NDArray[np.uint8]
     for image, scene in zip(canvas, scenes, strict=True):
         for item in scene:
             _paint(image, item, rng)
-    return np.clip(canvas + rng.integers(-6, 7, canvas.shape), 0, 255).astype(np.uint8)
+    noisy: NDArray[np.int64] = np.clip(canvas + rng.integers(-6, 7, canvas.shape), 0, 255)
+    return noisy.astype(np.uint8)
 
 
 def _paint(image: NDArray[np.int64], item: SceneObject, rng: np.random.Generator) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
 
-from dpbench.toy.prompts import DESCRIBE, FORMATS, random_exchange
+from dpbench.toy.prompts import DESCRIBE, FORMATS, describe, random_exchange
 from dpbench.toy.questions import caption
 from dpbench.toy.scenes import SIDE, training_scene
 from dpbench.toy.tower import MEAN, STD
@@ -36,6 +36,7 @@ def corpus(seed: int) -> Iterator[str]:
             exchange = random_exchange(scene, rng, form)
             yield f"USER: {exchange.prompt} ASSISTANT: {exchange.reply}"
         yield f"USER: {DESCRIBE} ASSISTANT: {caption(scene)}"
+        yield f"USER: {describe(scene[0].place)} ASSISTANT: nothing"
 
 
 def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:

@@ -1,8 +1,9 @@
 """Stage 1 of toy-llava: a CLIP vision tower with a CLS token that was really trained.
 
-It learns what a caption of the scene says place by place (shape, colour, size, glyph, or nothing there), twice: from the
-CLS token after the last layer, so that CLS attention means something, and by nine queries that cross-attend to the patches
-of the select layer, a one-step caption decoder. No label says which patch holds what. Both readers are thrown away.
+It learns what a caption of the scene says place by place (shape, colour, size, glyph, or nothing there), twice: from
+the CLS token after the last layer, so that CLS attention means something, and by nine queries that cross-attend to the
+patches of the select layer, a one-step caption decoder. No label says which patch holds what. Both readers are thrown
+away.
 
 Shape letters: B scenes, P places (9), L labels of one attribute, N patches, C width.
 """
@@ -58,7 +59,7 @@ def tower_config(stage: TowerStage) -> CLIPVisionConfig:
 
 
 def fresh_tower(stage: TowerStage) -> CLIPVisionModel:
-    """Return an untrained tower whose position codes start as 2-D sines and cosines, so that places are told apart early.
+    """Return an untrained tower whose position codes start as 2-D sines and cosines, to tell places apart early.
 
     Attention is eager in training only: on CPU its backward pass is faster than SDPA's at this size.
     """
@@ -73,7 +74,9 @@ def fresh_tower(stage: TowerStage) -> CLIPVisionModel:
 
 def sine_positions(side: int, width: int) -> Tensor:
     """Return (side^2, width) sine and cosine codes, a quarter of the width each for sin/cos of row/column."""
-    row, col = (axis.flatten().float() for axis in torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"))
+    row, col = (
+        axis.flatten().float() for axis in torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    )
     frequency = 0.5 ** torch.linspace(0, 5, width // 4)
     angles = [axis[:, None] * frequency for axis in (row, col)]
     return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)

@@ -49,5 +49,5 @@ def test_unknown_backbone_and_missing_weights_are_one_sentence(tmp_path: Path, m
     with pytest.raises(MissingError, match=r"lacks config\.json"):
         backbones.locate("toy-llava", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(MissingError, match="hf download llava-hf/llava-1.5-7b-hf"):
+    with pytest.raises(MissingError, match=r"hf download llava-hf/llava-1\.5-7b-hf"):
         backbones.locate("llava-1.5")

@@ -1,0 +1,153 @@
+"""What is asked of toy-llava, measured: its scores, what it scores blind, what random pruning retains, where CLS looks.
+
+`dpbench toy bars` prints the table of `dpbench/toy/README.md`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from tabulate import tabulate
+
+from dpbench import record, tasks
+from dpbench.backbones.base import Backbone
+from dpbench.manifest import Manifest, make_manifest
+from dpbench.record import Record
+from dpbench.report.tables import retention
+from dpbench.toy.scenes import COLOURS, Scene, draw, random_scene
+
+CHANCE = {
+    "mmbench_en": "circle",
+    "mmbench_cn": "circle",
+    "mme": "pairs",
+}
+GREY = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """The measured bars.
+
+    Attributes:
+        scores: unpruned score by task, 0-100.
+        chance: what a guesser scores by task, 0-100.
+        retained: random's retention in percent, by budget.
+        cls_share: share of the CLS row on patches with object pixels, mean over scenes.
+        cls_area: share of patches with object pixels, mean over scenes.
+    """
+
+    scores: dict[str, float]
+    chance: dict[str, float]
+    retained: dict[int, float]
+    cls_share: float
+    cls_area: float
+
+
+def chance(name: str, data_root: Path) -> float:
+    """Return what guessing scores on a toy benchmark, 0-100.
+
+    Every question is balanced over its answers, so any guess at it is right once in the number of answers. A circle of
+    four rotations wants four right letters; of an MME pair a constant answer gets one question and never both.
+    """
+    rule = CHANCE.get(name)
+    if rule == "circle":
+        return 100 * 0.25**4
+    if rule == "pairs":
+        return 25.0
+    questions: dict[str, Counter[str]] = {}
+    for path in tasks.data_files(name, data_root):
+        for row in pq.read_table(path).drop_columns(["image"] if name != "gqa" else []).to_pylist():
+            if row.get("data_type", "image") == "image":
+                questions.setdefault(_asked(row), Counter())[_truth(row)] += 1
+    return 100 * sum(max(each.values()) for each in questions.values()) / sum(map(Counter.total, questions.values()))
+
+
+def _asked(row: dict[str, object]) -> str:
+    options = [str(row[name]) for name in ("choices", "choice_a", "choice_b", "choice_c", "choice_d") if name in row]
+    return "\n".join([str(row["question"]), *options, str(row.get("hint", ""))])
+
+
+def _truth(row: dict[str, object]) -> str:
+    answers = row.get("answers")
+    if isinstance(answers, list):
+        return Counter(a["answer"] if isinstance(a, dict) else a for a in answers).most_common(1)[0][0]
+    return str(row["answer"])
+
+
+def grey_data(source: Path, out: Path) -> Path:
+    """Copy a toy data root with every image replaced by plain grey, and return the copy."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (96, 96), (GREY, GREY, GREY)).save(buffer, "PNG")
+    grey = {"bytes": buffer.getvalue(), "path": None}
+    for path in source.rglob("*.parquet"):
+        table = pq.read_table(path)
+        if "image" in table.column_names:
+            field = table.schema.field("image")
+            images = [[grey] * len(v) if isinstance(v, list) else grey for v in table["image"].to_pylist()]
+            table = table.set_column(table.schema.get_field_index("image"), field, [images])
+        target = out / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, target)
+    return out
+
+
+def unpruned(name: str, weights: Path | None = None) -> Manifest:
+    """Return the manifest that answers every toy question unpruned."""
+    backbone = {"name": "toy-llava"} | ({"weights": str(weights)} if weights else {})
+    return make_manifest({"name": name, "backbone": backbone, "methods": ["none"]}, source=name)
+
+
+def object_patches(scene: Scene, seed: int) -> np.ndarray:
+    """Return which of the 12x12 patches hold pixels of an object, drawn with this seed, flattened."""
+    image = draw([scene], np.random.default_rng(seed))[0].astype(int)
+    colours = [np.array(COLOURS[item.colour]) for item in scene]
+    hit = np.any([np.abs(image - colour).max(-1) <= 6 for colour in colours], axis=0)
+    return hit.reshape(12, 8, 12, 8).any((1, 3)).ravel()
+
+
+def cls_attention_share(backbone: Backbone, num_scenes: int = 200, seed: int = 0) -> tuple[float, float]:
+    """Return how much of the CLS row lies on object patches, and how many patches those are, both as shares."""
+    rng = np.random.default_rng(seed)
+    shares, areas = [], []
+    for number in range(num_scenes):
+        scene = random_scene(rng)
+        image = Image.fromarray(draw([scene], np.random.default_rng(number))[0])
+        (features,) = backbone.encode(backbone.prompt([image], "").pixels, frozenset({"cls_attention"}))
+        row = next(iter(features.cls_attention.values())).mean(0)
+        on = torch.from_numpy(object_patches(scene, number)).to(row.device)
+        shares.append(float(row[on].sum() / row.sum()))
+        areas.append(float(on.float().mean()))
+    return mean(shares), mean(areas)
+
+
+def bars(run: Path, data_root: Path, backbone: Backbone) -> Bars:
+    """Read the bars off a finished run of every toy question under `none` and `random`, and measure the rest."""
+    records = record.read(run / "records.jsonl", Record)
+    scores = {each.cell["task"]: each.score for each in records if each.cell["method"] == "none"}
+    retained = {}
+    for keep in sorted({each.cell["keep"] for each in records if each.cell["method"] == "random"}):
+        row = {e.cell["task"]: e.score for e in records if e.cell["method"] == "random" and e.cell["keep"] == keep}
+        retained[keep] = retention(row, scores) or 0.0
+    share, area = cls_attention_share(backbone)
+    return Bars(scores, {name: chance(name, data_root) for name in scores}, retained, share, area)
+
+
+def render(found: Bars) -> str:
+    """Return the bars as Markdown."""
+    rows = [[tasks.TASKS[n].title, s, found.chance[n], s - found.chance[n]] for n, s in found.scores.items()]
+    rows.append(["mean", mean(found.scores.values()), mean(found.chance.values()), None])
+    table = tabulate(rows, ["task", "unpruned", "chance", "above"], "github", floatfmt=".1f", missingval="")
+    kept = ", ".join(f"{value:.1f} % at {keep}" for keep, value in found.retained.items())
+    return (
+        f"{table}\n\nRandom retains {kept}.\n"
+        f"CLS attention on object patches: {found.cls_share:.2f} of the row on {found.cls_area:.2f} of the patches, "
+        f"{found.cls_share / found.cls_area:.1f} times their area."
+    )

@@ -1,0 +1,129 @@
+"""The adapter: our tasks ask and score exactly as lmms-eval's own do, and the traps are closed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lmms_eval.tasks import TaskManager
+from lmms_eval.utils import load_yaml_config
+from places import TOY_DATA
+
+from dpbench import lmms, tasks
+from dpbench.errors import MissingError
+
+UPSTREAM = {
+    "gqa": "gqa/gqa.yaml",
+    "mmbench_en": "mmbench/mmbench_en_dev_static.yaml",
+    "mmbench_cn": "mmbench/mmbench_cn_dev.yaml",
+    "mme": "mme/mme.yaml",
+    "pope": "pope/pope.yaml",
+    "scienceqa": "scienceqa/scienceqa_img.yaml",
+    "vqav2": "vqav2/vqav2_val.yaml",
+    "textvqa": "textvqa/textvqa_val.yaml",
+    "seedbench": "seedbench/seedbench.yaml",
+    "vizwiz": "vizwiz_vqa/vizwiz_vqa_val.yaml",
+}
+
+
+def upstream_prompt(name: str, doc: dict[str, Any]) -> str:
+    import lmms_eval.tasks
+
+    folder = Path(lmms_eval.tasks.__file__).parent
+    config = load_yaml_config(str(folder / UPSTREAM[name]))
+    kwargs = config.get("lmms_eval_specific_kwargs", {}).get("default")
+    return config["doc_to_text"](doc, kwargs) if kwargs else config["doc_to_text"](doc)
+
+
+def truth(name: str, doc: dict[str, Any]) -> str:
+    """Return a right answer, read from the benchmark's own columns."""
+    if name == "scienceqa":
+        return "ABCD"[doc["answer"]]
+    if name == "vqav2":
+        return doc["multiple_choice_answer"]
+    if name in ("textvqa", "vizwiz"):
+        return max(doc["answers"], key=doc["answers"].count)
+    return doc["answer"].lower() if name in ("mme", "pope") else doc["answer"]
+
+
+@pytest.fixture(scope="module", params=list(tasks.TASKS))
+def built(request: pytest.FixtureRequest) -> lmms.BuiltTask:
+    return lmms.build(request.param, TOY_DATA, limit=None)
+
+
+def answers(built: lmms.BuiltTask, wrong: int = 0) -> dict[tuple[int, str], str]:
+    docs = built.task.test_docs_no_media()
+    right = {(r.doc_id, r.text): truth(built.name, docs[r.doc_id]) for r in built.requests}
+    return {key: "qqq" if n < wrong else value for n, (key, value) in enumerate(right.items())}
+
+
+def test_the_prompt_is_upstreams_to_the_letter(built: lmms.BuiltTask) -> None:
+    docs = built.task.test_docs_no_media()
+    for request in built.requests[::17]:
+        assert request.text == upstream_prompt(built.name, docs[request.doc_id])
+
+
+def test_right_answers_score_a_hundred_and_wrong_ones_nothing(built: lmms.BuiltTask) -> None:
+    assert lmms.percent(built.name, lmms.score(built, "right", answers(built))) == pytest.approx(100)
+    nothing = dict.fromkeys(answers(built), "qqq")
+    assert lmms.percent(built.name, lmms.score(built, "wrong", nothing)) == 0
+
+
+def test_scoring_again_gives_the_new_cells_score(built: lmms.BuiltTask) -> None:
+    """The task object is shared between cells; nothing of one cell may stay for the next."""
+    first = lmms.score(built, "a", answers(built)).metrics
+    lmms.score(built, "b", dict.fromkeys(answers(built), "qqq"))
+    assert lmms.score(built, "c", answers(built)).metrics == first
+
+
+def test_every_sample_has_an_image_and_a_length_limit(built: lmms.BuiltTask) -> None:
+    assert 100 <= len(built.requests) <= 300
+    for request in built.requests[::37]:
+        (image,) = built.images(request)
+        assert image.size == (96, 96)
+        assert image.mode == "RGB"
+        assert request.max_new_tokens in (8, 16, 256, 1024)
+
+
+def test_one_samples_scores_are_plain_numbers_of_the_tasks_metric(built: lmms.BuiltTask) -> None:
+    request = built.requests[0]
+    assert tasks.find(built.name).metric in built.scores(request, "yes")
+
+
+@pytest.mark.parametrize(("name", "limit", "wanted"), [("mme", 5, 6), ("mmbench_en", 5, 8), ("pope", 5, 5)])
+def test_a_limit_splits_no_group(name: str, limit: int, wanted: int) -> None:
+    built = lmms.build(name, TOY_DATA, limit=limit)
+    assert len(built.requests) == wanted
+    lmms.score(built, "x", answers(built))
+
+
+def test_seedbench_leaves_videos_out() -> None:
+    built = lmms.build("seedbench", TOY_DATA, limit=None)
+    kinds = {doc["data_type"] for doc in built.task.test_docs_no_media()}
+    assert kinds == {"image"}
+
+
+def test_ocr_tokens_are_given_only_when_asked_for() -> None:
+    without, given = (lmms.build("textvqa", TOY_DATA, limit=2, ocr=ocr) for ocr in (False, True))
+    assert "Reference OCR token" not in without.requests[0].text
+    assert "Reference OCR token" in given.requests[0].text
+
+
+def test_missing_data_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MissingError, match=r"task pope: no file matches .*POPE"):
+        lmms.build("pope", tmp_path, limit=None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(MissingError, match="hf download --repo-type dataset lmms-lab-encoder/POPE"):
+        lmms.build("pope", None, limit=None)
+
+
+def test_the_yaml_files_are_tasks_lmms_eval_can_find() -> None:
+    folder = str(tasks.yaml_path("gqa").parent)
+    found = TaskManager("ERROR", include_path=folder, include_defaults=False).all_tasks
+    assert {f"dpb_{name}" for name in tasks.TASKS} <= set(found)
+
+
+def test_the_look_up_model_keeps_itself_and_names_its_cell() -> None:
+    model = lmms.LookUp("abc", lambda doc_id, text: "yes")
+    model.clean()
+    assert repr(model) == "dpbench:abc"
+    assert model.answer(0, "") == "yes"

@@ -1,0 +1,175 @@
+"""A whole run on a tiny model: records, resume after a kill, nothing computed twice, changes computed again."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from places import TOY_DATA
+from rich.console import Console
+
+from dpbench import fingerprint, pruning, record, runner
+from dpbench.errors import ConfigError
+from dpbench.journal import Journal
+from dpbench.manifest import Manifest, make_manifest
+from dpbench.record import Record
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def wanted(tiny_folder: Path) -> Manifest:
+    return make_manifest(
+        {
+            "name": "trial",
+            "backbone": {"name": "toy-llava", "weights": str(tiny_folder)},
+            "methods": ["none", "random"],
+            "budgets": {"keep": [5]},
+            "tasks": ["mme", "pope"],
+            "protocol": {"limit": 4, "batch_size": 3},
+        },
+        source="test",
+    )
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count the prompts that are really answered."""
+    sizes: list[int] = []
+    real = pruning.generate
+
+    def generate(backbone: Any, spliced: Any, **options: Any) -> list[str]:
+        sizes.append(len(spliced))
+        return real(backbone, spliced, **options)
+
+    monkeypatch.setattr(pruning, "generate", generate)
+    return sizes
+
+
+def run(wanted: Manifest, out: Path) -> runner.Outcome:
+    return runner.run(wanted, out, TOY_DATA, device="cpu", console=QUIET)
+
+
+def test_a_run_leaves_records_and_journals_and_a_rerun_computes_nothing(
+    wanted: Manifest, tmp_path: Path, counted: list[int]
+) -> None:
+    outcome = run(wanted, tmp_path)
+    assert len(outcome.added) == 4
+    assert sum(counted) == 16
+    folder = tmp_path / "trial"
+    for each in record.read(folder / "records.jsonl", Record):
+        assert record.cell_of(each).id == each.cell_id
+        assert each.num_samples == 4
+        kept = 144.0 if each.cell["method"] == "none" else 5.0
+        assert each.visual_tokens_per_layer == (kept,) * 3
+        answers = Journal(folder / "samples" / f"{each.cell_id}.jsonl").answers
+        assert len(answers) == 4
+        assert all(answer.kept[0] is not None and answer.failure is None for answer in answers.values())
+    assert {path.name for path in folder.iterdir()} >= {"manifest.yaml", "environment.json", "records.jsonl"}
+    before = (folder / "records.jsonl").read_bytes()
+    again = run(wanted, tmp_path)
+    assert (len(again.added), len(again.found), sum(counted)) == (0, 4, 16)
+    assert (folder / "records.jsonl").read_bytes() == before
+
+
+def test_a_killed_run_goes_on_where_it_stopped(
+    wanted: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counted: list[int]
+) -> None:
+    real = Journal.append
+    calls = iter(range(99))
+
+    def killed(self: Journal, answers: Any) -> None:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        real(self, answers)
+
+    monkeypatch.setattr(Journal, "append", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(wanted, tmp_path)
+    monkeypatch.setattr(Journal, "append", real)
+    journalled = sum(len(Journal(path).answers) for path in (tmp_path / "trial" / "samples").glob("*.jsonl"))
+    assert 0 < journalled < 16
+    counted.clear()
+    run(wanted, tmp_path)
+    assert sum(counted) == 16 - journalled
+
+
+def test_resumed_answers_equal_those_of_one_run(wanted: Manifest, tmp_path: Path) -> None:
+    whole = {each.cell_id: each.metrics for each in run(wanted, tmp_path / "a").added}
+    folder = tmp_path / "b" / "trial"
+    shutil.copytree(tmp_path / "a" / "trial", folder)
+    (folder / "records.jsonl").unlink()
+    for path in (folder / "samples").glob("*.jsonl"):
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    assert {each.cell_id: each.metrics for each in run(wanted, tmp_path / "b").added} == whole
+
+
+def test_a_change_to_the_methods_source_runs_its_cells_again(
+    wanted: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(wanted, tmp_path)
+    real = fingerprint._source
+    monkeypatch.setattr(fingerprint, "_source", lambda name: real(name) + ("changed" if name == "random" else ""))
+    outcome = run(wanted, tmp_path)
+    assert {each.cell["method"] for each in outcome.added} == {"random"}
+    assert len(outcome.added) == 2
+
+
+def test_other_data_other_cells(wanted: Manifest, tmp_path: Path) -> None:
+    other = tmp_path / "data"
+    shutil.copytree(TOY_DATA / "POPE", other / "POPE")
+    shutil.copytree(TOY_DATA / "MME", other / "MME")
+    assert {c.id for c in runner.plan(wanted, tmp_path, TOY_DATA).pending} == {
+        c.id for c in runner.plan(wanted, tmp_path, other).pending
+    }
+    shutil.copy(next((TOY_DATA / "VQAv2").rglob("*.parquet")), next((other / "POPE").rglob("*.parquet")))
+    fingerprint._data.cache_clear()
+    changed = {c.id for c in runner.plan(wanted, tmp_path, other).pending}
+    assert len(changed & {c.id for c in runner.plan(wanted, tmp_path, TOY_DATA).pending}) == 2
+
+
+def test_a_picture_that_cannot_be_read_is_counted_not_hidden(
+    wanted: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dpbench.lmms import BuiltTask
+
+    real = BuiltTask.images
+
+    def images(self: BuiltTask, request: Any) -> Any:
+        if request.task == "pope" and request.doc_id == 1:
+            raise OSError("broken")
+        return real(self, request)
+
+    monkeypatch.setattr(BuiltTask, "images", images)
+    outcome = run(wanted, tmp_path)
+    assert outcome.num_failed == 2
+    failed = [
+        json.loads(line)["failure"]
+        for path in (tmp_path / "trial" / "samples").glob("*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    assert failed.count(runner.NO_IMAGE) == 2
+
+
+def test_two_processes_do_not_share_a_folder(wanted: Manifest, tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    (tmp_path / "trial").mkdir()
+    with FileLock(tmp_path / "trial" / "run.lock"), pytest.raises(ConfigError, match="another dpbench is running"):
+        run(wanted, tmp_path)
+
+
+def test_a_missing_gpu_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match="torch sees no GPU"):
+        runner.pick_device("cuda")
+    assert runner.pick_device("auto") == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "wanted"),
+    [("yes ASSISTANT: no", ("ASSISTANT:",), "yes"), (" a\n\nb", ("\n\n",), "a"), ("a", (), "a")],
+)
+def test_answers_end_at_the_tasks_stop_strings(text: str, stops: tuple[str, ...], wanted: str) -> None:
+    assert runner.until(text, stops) == wanted

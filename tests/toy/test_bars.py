@@ -1,0 +1,39 @@
+"""The embedded backbone as shipped: it really sees, and it scores nothing with its eyes shut."""
+
+from pathlib import Path
+
+import pytest
+from places import TOY_DATA, TOY_WEIGHTS
+from rich.console import Console
+
+from dpbench import backbones, runner, tasks
+from dpbench.toy import bars
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    return scores(TOY_DATA, tmp_path_factory.mktemp("seen"))
+
+
+def scores(data_root: Path, out: Path) -> dict[str, float]:
+    outcome = runner.run(bars.unpruned("bars"), out, data_root, device="cpu", console=QUIET)
+    return {each.cell["task"]: each.score for each in outcome.added}
+
+
+def test_grey_images_score_within_five_points_of_chance(tmp_path: Path) -> None:
+    blind = scores(bars.grey_data(TOY_DATA, tmp_path / "grey"), tmp_path)
+    for name in tasks.TASKS:
+        assert abs(blind[name] - bars.chance(name, TOY_DATA)) <= 5, (name, blind)
+
+
+def test_unpruned_scores_are_far_above_chance(seen: dict[str, float]) -> None:
+    assert sum(seen.values()) / len(seen) >= 75, seen
+    for name, score in seen.items():
+        assert score >= bars.chance(name, TOY_DATA) + 15, (name, seen)
+
+
+def test_cls_attention_rests_on_objects() -> None:
+    share, area = bars.cls_attention_share(backbones.load("toy-llava", weights=str(TOY_WEIGHTS)), num_scenes=50)
+    assert share >= 2 * area

@@ -1,0 +1,86 @@
+"""The recipe: packed turns equal turns asked one by one, stages resume, what is written loads as any LLaVA."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlavaProcessor
+
+from dpbench import backbones
+from dpbench.backbones.llava import Llava
+from dpbench.toy import build, llava, tower
+from dpbench.toy.llava import IGNORE, LlavaStage, fresh_llava, pack, reply_loss, turns
+from dpbench.toy.scenes import draw, training_scene
+from dpbench.toy.tower import TowerStage
+
+TOWER = TowerStage(width=32, layers=2, steps=2, batch=4)
+DECODER = LlavaStage(width=32, layers=2, steps=2, batch=2)
+
+
+@pytest.fixture(scope="module")
+def trained_tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tower")
+    tower.train_tower(folder, TOWER, seed=0)
+    return folder
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_turns_see_the_image_and_themselves_only(
+    trained_tower: Path, processor: LlavaProcessor, attention: str
+) -> None:
+    """Once the mask was boolean, eager attention added it as ones, and the model read its own answers."""
+    torch.manual_seed(0)
+    model = fresh_llava(trained_tower, processor, DECODER).eval()
+    model.set_attn_implementation(attention)
+    rng = np.random.default_rng(0)
+    scenes = [training_scene(rng) for _ in range(3)]
+    images = tower.pixels(draw(scenes, rng))
+    conversations = [turns(scene, rng) for scene in scenes]
+    packed, total, count = reply_loss(model, images, pack(conversations, processor.tokenizer))[0], 0.0, 0
+    for turn in range(len(conversations[0])):
+        single = pack([[each[turn]] for each in conversations], processor.tokenizer)
+        wanted = int((single.labels_BL != IGNORE).sum())
+        total += float(reply_loss(model, images, single)[0]) * wanted
+        count += wanted
+    assert float(packed) == pytest.approx(total / count, abs=1e-4)
+
+
+def test_a_packed_turn_is_what_generation_asks(processor: LlavaProcessor, tiny: Llava) -> None:
+    rng = np.random.default_rng(1)
+    exchange = turns(training_scene(rng), rng)[-1]
+    (ids,) = pack([[exchange]], processor.tokenizer).ids_BL.tolist()
+    from PIL import Image
+
+    asked = tiny.prompt([Image.new("RGB", (96, 96))], exchange.prompt).ids_L.tolist()
+    assert ids[: len(asked)] == asked
+    assert processor.tokenizer.decode(ids[len(asked) :]) == f" {exchange.reply}</s>"
+
+
+def test_pixels_are_what_the_processor_makes(processor: LlavaProcessor) -> None:
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    images = draw([training_scene(rng)], rng)
+    theirs = processor.image_processor(Image.fromarray(images[0]), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(tower.pixels(images), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_visual_embeddings_start_at_the_size_of_text_embeddings(trained_tower: Path, processor: LlavaProcessor) -> None:
+    model = fresh_llava(trained_tower, processor, DECODER)
+    rng = np.random.default_rng(5)
+    images = tower.pixels(draw([training_scene(rng) for _ in range(16)], rng))
+    size = llava.visual_embeds(model, images).square().mean().sqrt()
+    assert 0.5 * llava.VISUAL_RMS < float(size) < 2 * llava.VISUAL_RMS
+
+
+def test_the_recipe_builds_a_backbone_and_resumes_per_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(build.SCALES, "small", (TOWER, DECODER))
+    weights = build.build(tmp_path, device="cpu")
+    backbone = backbones.load("toy-llava", weights=str(weights))
+    assert backbone.num_visual == 144
+    stamp = (tmp_path / "tower" / "model.safetensors").stat().st_mtime_ns
+    (weights / "model.safetensors").unlink()
+    build.build(tmp_path, device="cpu")
+    assert (tmp_path / "tower" / "model.safetensors").stat().st_mtime_ns == stamp
+    assert (weights / "log_tower.jsonl").is_file()
