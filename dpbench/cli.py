@@ -24,6 +24,9 @@ app.add_typer(list_app, name="list")
 app.add_typer(toy_app, name="toy")
 
 
+INTERRUPTED = 130
+
+
 class Device(StrEnum):
     """Where the model runs."""
 
@@ -121,7 +124,8 @@ def profile(
     cell = flags.Flags(method, param or [], backbone, keep, prune_rate, None, None, None, dtype)
     wanted = flags.manifest(manifest, cell)
     profiles = profile_manifest(wanted, out, device=device, repeats=repeats, warmups=warmups)
-    typer.echo(tables.render(tables.profile_table(profiles), "markdown"))
+    for section in tables.profile_sections(profiles):
+        typer.echo(tables.render(section, "markdown"))
 
 
 @app.command()
@@ -220,6 +224,7 @@ def main() -> None:
     except DpbenchError as error:
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("stopped; what was answered is kept, the same command goes on from there", err=True)
-        sys.exit(130)
+    except SystemExit as leaving:
+        if leaving.code == INTERRUPTED:
+            typer.echo("stopped; what was finished is kept, the same command goes on from there", err=True)
+        raise

@@ -26,7 +26,7 @@ def fingerprints(cell: Cell, data_root: Path | None) -> dict[str, str]:
         MissingError: weights or data are not there.
     """
     return {
-        "weights": _weights(cell.backbone, cell.weights),
+        "weights": _weights(cell.backbone, cell.weights, cell.revision),
         "task": files_hash((tasks.yaml_path(cell.task), Path(str(files("dpbench.tasks"))) / "scoring.py")),
         "data": _data(cell.task, data_root),
         "source": _source(cell.method),
@@ -59,8 +59,8 @@ def _file_hash(path: Path, size: int, _mtime_ns: int) -> bytes:
 
 
 @cache
-def _weights(backbone: str, weights: str | None) -> str:
-    folder = backbones.locate(backbone, weights)
+def _weights(backbone: str, weights: str | None, revision: str | None) -> str:
+    folder = backbones.locate(backbone, weights, revision)
     found = sorted(path for pattern in ("*.safetensors", "*.json", "*.jinja") for path in folder.glob(pattern))
     if not any(path.suffix == ".safetensors" for path in found):
         raise MissingError(f"--backbone {backbone}: there are no *.safetensors in {folder}")

@@ -61,7 +61,7 @@ class Budgets(_Strict):
 class Protocol(_Strict):
     """Everything else that can change an answer, and how many samples are answered at once."""
 
-    prompt: str = "template"
+    prompt: Literal["template"] = "template"
     ocr: bool = False
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     attention: Literal["sdpa", "eager"] = "sdpa"
@@ -85,19 +85,23 @@ class Manifest(_Strict):
     @model_validator(mode="after")
     def _known(self) -> Manifest:
         family = backbones.find(self.backbone.name)
+        self._no_tiles_where_there_are_none(family)
         for method in self.methods:
             registry.find(method.name)
         for task in self.tasks:
             tasks.find(task)
         if self.budgets is None and any(method.name != "none" for method in self.methods):
             raise ConfigError("budgets: every method but 'none' needs one; give keep: [..] or prune_rate: [..]")
-        if self.budgets is not None and self.budgets.keep is not None and family.num_visual is not None:
-            for keep in self.budgets.keep:
-                if keep > family.num_visual:
-                    raise ConfigError(
-                        f"--keep: {keep} is more than the {family.num_visual} visual tokens of {self.backbone.name}"
-                    )
+        most = family.num_visual
+        for keep in (self.budgets.keep or []) if self.budgets else []:
+            if most is not None and keep > most:
+                raise ConfigError(f"--keep: {keep} is more than the {most} visual tokens of {self.backbone.name}")
         return self
+
+    def _no_tiles_where_there_are_none(self, family: backbones.Family) -> None:
+        for name, usual in (("anyres", "per-view"), ("newline", "drop")):
+            if not family.tiles and getattr(self.protocol, name) != usual:
+                raise ConfigError(f"protocol.{name}: {self.backbone.name} has one view and no tiles; leave it out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

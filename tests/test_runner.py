@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 from places import TOY_DATA
 from rich.console import Console
 
-from dpbench import fingerprint, pruning, record, runner
+from dpbench import answering, fingerprint, pruning, record, runner
 from dpbench.errors import ConfigError
 from dpbench.journal import Journal
 from dpbench.manifest import Manifest, make_manifest
@@ -149,15 +151,20 @@ def test_a_picture_that_cannot_be_read_is_counted_not_hidden(
         for path in (tmp_path / "trial" / "samples").glob("*.jsonl")
         for line in path.read_text().splitlines()
     ]
-    assert failed.count(runner.NO_IMAGE) == 2
+    assert failed.count(answering.NO_IMAGE) == 2
 
 
 def test_two_processes_do_not_share_a_folder(wanted: Manifest, tmp_path: Path) -> None:
-    from filelock import FileLock
-
     (tmp_path / "trial").mkdir()
-    with FileLock(tmp_path / "trial" / "run.lock"), pytest.raises(ConfigError, match="another dpbench is running"):
-        run(wanted, tmp_path)
+    code = "import sys, filelock\nwith filelock.FileLock(sys.argv[1]):\n    print('held', flush=True); sys.stdin.read()"
+    lock = str(tmp_path / "trial" / "run.lock")
+    with subprocess.Popen([sys.executable, "-c", code, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline().strip() == b"held"
+        with pytest.raises(ConfigError, match="another dpbench is running"):
+            run(wanted, tmp_path)
+        other.communicate()
+    assert len(run(wanted, tmp_path).added) == 4
 
 
 def test_a_missing_gpu_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,4 +179,4 @@ def test_a_missing_gpu_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     [("yes ASSISTANT: no", ("ASSISTANT:",), "yes"), (" a\n\nb", ("\n\n",), "a"), ("a", (), "a")],
 )
 def test_answers_end_at_the_tasks_stop_strings(text: str, stops: tuple[str, ...], wanted: str) -> None:
-    assert runner.until(text, stops) == wanted
+    assert answering.until(text, stops) == wanted

@@ -27,12 +27,14 @@ class Family:
         module: the module that serves it.
         weights: default weights: a hub repository, or `package:` and a folder inside the package.
         num_visual: visual tokens of every image, or None where it follows the image's size (then budgets are rates).
+        tiles: the image is cut into AnyRes tiles.
     """
 
     summary: str
     module: str
     weights: str
     num_visual: int | None = None
+    tiles: bool = False
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -62,7 +64,7 @@ def find(name: str) -> Family:
     return FAMILIES[name]
 
 
-def locate(name: str, weights: str | None = None) -> Path:
+def locate(name: str, weights: str | None = None, revision: str | None = None) -> Path:
     """Return the folder with a backbone's weights: inside the package, on disk, or in the hub's cache.
 
     Raises:
@@ -75,23 +77,23 @@ def locate(name: str, weights: str | None = None) -> Path:
     elif Path(wanted).is_dir() or Path(wanted).is_absolute() or wanted.startswith("."):
         folder = Path(wanted)
     else:
-        folder = _cached(name, wanted)
+        folder = _cached(name, wanted, revision)
     absent = [file for file in NEEDED if not (folder / file).is_file()]
     if absent:
         raise MissingError(f"--backbone {name}: {folder} lacks {', '.join(absent)}; give a folder that has them")
     return folder
 
 
-def _cached(name: str, repository: str) -> Path:
+def _cached(name: str, repository: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repository, local_files_only=True))
+        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
         raise MissingError(
             f"--backbone {name}: the weights {repository} are not in the hub's cache; "
-            f"fetch them with: hf download {repository}"
+            f"fetch them with: hf download {repository}{f' --revision {revision}' if revision else ''}"
         ) from None
 
 
@@ -99,6 +101,7 @@ def load(
     name: str,
     *,
     weights: str | None = None,
+    revision: str | None = None,
     device: str = "cpu",
     dtype: str = "float32",
     attention: str = "sdpa",
@@ -108,6 +111,7 @@ def load(
     Args:
         name: as in `FAMILIES`.
         weights: a folder or hub repository in place of the default one.
+        revision: commit, tag or branch of a hub repository.
         device: "cpu" or "cuda".
         dtype: "float32", "bfloat16" or "float16".
         attention: transformers' attention kernel.
@@ -117,6 +121,6 @@ def load(
         MissingError: the weights are not there.
     """
     family = find(name)
-    folder = locate(name, weights)
+    folder = locate(name, weights, revision)
     serve = importlib.import_module(family.module)
     return serve.load(name, folder, device=device, dtype=dtype, attention=attention)  # type: ignore[no-any-return]

@@ -44,6 +44,7 @@ def profile_manifest(
     backbone = backbones.load(
         manifest.backbone.name,
         weights=manifest.backbone.weights,
+        revision=manifest.backbone.revision,
         device=device,
         dtype=manifest.protocol.dtype,
         attention=manifest.protocol.attention,

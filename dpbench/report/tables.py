@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from dpbench import record, tasks
-from dpbench.errors import ConfigError, RecordError
+from dpbench.errors import ConfigError
 from dpbench.record import Profile, Record
 
 RETENTION = "Retention"
@@ -55,8 +55,7 @@ def report(folders: Sequence[Path], form: str) -> str:
         if not records and not profiles:
             raise ConfigError(f"--run: {folder} holds no records.jsonl and no profile.jsonl")
         sections += comparison_sections(records)
-        if profiles:
-            sections.append(profile_table(profiles))
+        sections += profile_sections(profiles)
     return "\n\n".join(render(section, form) for section in sections)
 
 
@@ -139,30 +138,30 @@ def _notes(group: Sequence[Record], full: Mapping[str, float]) -> Iterable[str]:
         yield f"Mean over {len(seeds)} seeds."
 
 
-def profile_table(profiles: Sequence[Profile]) -> Section:
-    """Return median milliseconds and FLOPs per stage.
-
-    Raises:
-        RecordError: the profiles were measured on different machines or software.
-    """
-    first = profiles[0].environment
+def profile_sections(profiles: Iterable[Profile]) -> list[Section]:
+    """Return median milliseconds and FLOPs per stage: one table per machine and software, never a mixed one."""
+    groups: dict[str, list[Profile]] = defaultdict(list)
     for each in profiles:
-        differs = [k for k in sorted({*first, *each.environment}) if first.get(k) != each.environment.get(k)]
-        if differs and differs != ["gpu_clock_mhz"]:
-            raise RecordError(
-                f"profiles differ in {', '.join(differs)} and cannot share a table; profile them in one run"
-            )
-    latest = {(each.backbone, each.method, str(each.params), each.budget): each for each in profiles}
-    rows = [_profile_row(each) for each in latest.values()]
-    device = first.get("gpu", first["cpu"])
-    return Section(
-        f"Time to first token on {device}, batch size 1, median of {len(profiles[0].stages_ms['total'])}",
-        pd.DataFrame(rows),
-        (
-            "FLOPs count 2 per multiply-add: encoder, projector, pruner, decoder and LM head (last position).",
-            *_unstable(latest.values()),
-        ),
+        groups[_conditions(each)].append(each)
+    return [_profile_section(group) for group in groups.values()]
+
+
+def _conditions(each: Profile) -> str:
+    """Return everything that must agree within one table of times; the momentary clock may differ."""
+    fixed = {name: value for name, value in each.environment.items() if name != "gpu_clock_mhz"}
+    return repr((each.backbone, each.weights, each.warmups, sorted(fixed.items(), key=str)))
+
+
+def _profile_section(group: Sequence[Profile]) -> Section:
+    latest = {(each.method, str(each.params), each.budget): each for each in group}.values()
+    found, repeats = group[0].environment, {len(each.stages_ms["total"]) for each in latest}
+    torch_version = found.get("versions", {}).get("torch", "")
+    heading = (
+        f"{group[0].backbone}, time to first token on {found.get('gpu', found['cpu'])}, torch {torch_version}, "
+        f"batch size 1, median of {min(repeats)}"
     )
+    note = "FLOPs count 2 per multiply-add: encoder, projector, pruner, decoder and LM head (last position)."
+    return Section(heading, pd.DataFrame([_profile_row(each) for each in latest]), (note, *_unstable(latest)))
 
 
 def _profile_row(each: Profile) -> dict[str, Any]:

@@ -1,0 +1,194 @@
+"""Answer one task's samples for many cells: decode and encode each image once, prune it for each cell, journal it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dpbench import pruning, registry
+from dpbench.journal import Answer, Journal, pack_indices
+from dpbench.manifest import Cell, num_kept
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from dpbench.backbones.base import Backbone, Features, Prompt
+    from dpbench.lmms import BuiltTask, Request
+    from dpbench.method import Method
+
+AUTO_BATCH = 32
+NO_IMAGE = "image could not be decoded"
+
+
+@dataclass(slots=True)
+class Running:
+    """A pending cell with its method bound and its journal open."""
+
+    cell: Cell
+    method: Method
+    journal: Journal
+
+
+def start(cell: Cell, backbone: Backbone, folder: Path) -> Running:
+    """Bind a cell's method and open its journal.
+
+    Raises:
+        UnsupportedError: the backbone lacks what the method reads.
+    """
+    method = registry.load(cell.method, cell.params).bind(backbone)
+    method.needs(backbone.provides)
+    return Running(cell, method, Journal(folder / "samples" / f"{cell.id}.jsonl"))
+
+
+def answer(
+    backbone: Backbone, group: Sequence[Running], built: BuiltTask, batch_size: int | str
+) -> Iterator[tuple[int, str]]:
+    """Answer one task's samples for all its cells, batch by batch; yields how many were done and what is next."""
+    size = AUTO_BATCH if batch_size == "auto" else int(batch_size)
+    needs = frozenset().union(*(each.method.needs(backbone.provides) for each in group))
+    requests = sorted(built.requests, key=lambda request: len(request.text))
+    for at in range(0, len(requests), size):
+        batch = requests[at : at + size]
+        missing = {id(each): _unanswered(each, batch) for each in group}
+        yield sum(len(batch) - len(todo) for todo in missing.values()), group[0].cell.task
+        wanted = [request for request in batch if any(request in todo for todo in missing.values())]
+        if not wanted:
+            continue
+        samples = _encode(backbone, built, wanted, needs)
+        for each in group:
+            todo = missing[id(each)]
+            if todo:
+                _answer_cell(backbone, each, built, [samples[request.doc_id] for request in todo])
+                yield len(todo), each.cell.label
+
+
+def _unanswered(running: Running, batch: Sequence[Request]) -> list[Request]:
+    known = running.journal.answers
+    return [r for r in batch if (r.task, r.doc_id, r.prompt_hash) not in known]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One request with its images encoded; `failure` says why it has none."""
+
+    request: Request
+    prompt: Prompt | None
+    features: tuple[Features, ...]
+    image_hash: str
+    failure: str | None = None
+
+
+def _encode(
+    backbone: Backbone, built: BuiltTask, requests: Sequence[Request], needs: frozenset[str]
+) -> dict[int, Sample]:
+    """Decode and encode a batch's images, each different image once."""
+    opened = {request.doc_id: _open(built, request) for request in requests}
+    hashes = {doc_id: [_image_hash(image) for image in images or ()] for doc_id, images in opened.items()}
+    prompts = {
+        r.doc_id: backbone.prompt(opened[r.doc_id] or (), r.text) for r in requests if opened[r.doc_id] is not None
+    }
+    pixels = {h: p for doc_id, prompt in prompts.items() for h, p in zip(hashes[doc_id], prompt.pixels, strict=True)}
+    features = dict(zip(pixels, backbone.encode(list(pixels.values()), needs), strict=True)) if pixels else {}
+    return {
+        request.doc_id: Sample(
+            request,
+            prompts.get(request.doc_id),
+            tuple(features[h] for h in hashes[request.doc_id]),
+            sha256("".join(hashes[request.doc_id]).encode()).hexdigest()[:16],
+            NO_IMAGE if opened[request.doc_id] is None else None,
+        )
+        for request in requests
+    }
+
+
+def _open(built: BuiltTask, request: Request) -> list[Image] | None:
+    """Decode a sample's images, or return None if the bytes are no image."""
+    try:
+        return built.images(request)
+    except OSError:
+        return None
+
+
+def _image_hash(image: Image) -> str:
+    return sha256(repr(image.size).encode() + image.tobytes()).hexdigest()[:16]
+
+
+def _answer_cell(backbone: Backbone, running: Running, built: BuiltTask, samples: Sequence[Sample]) -> None:
+    """Prune and answer a batch under one cell, and journal it."""
+    start = time.perf_counter()
+    cell, good = running.cell, [sample for sample in samples if sample.prompt is not None]
+    spliced = [_splice(backbone, running, sample) for sample in good]
+    texts = _generate(backbone, spliced, good[0].request.max_new_tokens) if good else []
+    elapsed = time.perf_counter() - start
+    done = {s.request.doc_id: (text, cut) for s, text, cut in zip(good, texts, spliced, strict=True)}
+    answers = []
+    for sample in samples:
+        text, cut = done.get(sample.request.doc_id, ("", None))
+        text = until(text, sample.request.until)
+        sizes = [len(feature.embeds_ND) for feature in sample.features]
+        kept = [pack_indices(r.indices_K.tolist(), n) for r, n in zip(cut.kept, sizes, strict=True)] if cut else []
+        answers.append(
+            Answer(
+                task=cell.task,
+                doc_id=sample.request.doc_id,
+                image_hash=sample.image_hash,
+                prompt_hash=sample.request.prompt_hash,
+                image_group=sample.image_hash,
+                answer=text,
+                scores=plain(built.scores(sample.request, text)),
+                visual_tokens=(cut.num_visual,) * backbone.num_layers if cut else (),
+                kept=tuple(kept),
+                failure=sample.failure,
+                seed=cell.seed,
+                shard=0,
+                ms=1000 * elapsed / len(samples),
+            )
+        )
+    running.journal.append(answers)
+
+
+def _generate(backbone: Backbone, spliced: Sequence[pruning.Spliced], max_new_tokens: int) -> list[str]:
+    """Answer a batch; where it does not fit the GPU's memory, answer its halves."""
+    try:
+        return pruning.generate(backbone, spliced, max_new_tokens=max_new_tokens)
+    except torch.OutOfMemoryError:
+        if len(spliced) == 1:
+            raise
+    torch.cuda.empty_cache()
+    middle = len(spliced) // 2
+    return [t for half in (spliced[:middle], spliced[middle:]) for t in _generate(backbone, half, max_new_tokens)]
+
+
+def _splice(backbone: Backbone, running: Running, sample: Sample) -> pruning.Spliced:
+    assert sample.prompt is not None
+    cell, doc_id = running.cell, sample.request.doc_id
+    visuals = [
+        pruning.visual_tokens(
+            features, sample.prompt.question, pruning.image_generator(cell.seed, f"{cell.task}/{doc_id}", image)
+        )
+        for image, features in enumerate(sample.features)
+    ]
+    keep = [num_kept(len(visual), cell.keep, cell.prune_rate) for visual in visuals]
+    return pruning.splice(backbone, running.method, sample.prompt, visuals, keep)
+
+
+def until(text: str, stops: Iterable[str]) -> str:
+    """Cut an answer at the first of the task's stop strings."""
+    for stop in stops:
+        text = text.split(stop)[0]
+    return text.strip()
+
+
+def plain(value: Any) -> Any:
+    """Turn numpy scalars inside nested containers into Python's own numbers."""
+    if isinstance(value, dict):
+        return {str(name): plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return value.item() if hasattr(value, "item") else value
