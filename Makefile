@@ -9,7 +9,7 @@ quickstart: $(VENV)/.installed  ## install and compare four methods on the embed
 	$(BIN)/dpbench run manifests/quickstart.yaml
 	$(BIN)/dpbench report --run results/quickstart
 
-test: $(VENV)/.tested  ## everything CI runs, after the static checks
+test: check  ## everything CI runs: the static checks, then every test
 	$(BIN)/pytest
 
 check: $(VENV)/.tested  ## formatting, lint, types

@@ -14,6 +14,7 @@ from statistics import mean
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from tabulate import tabulate
 
@@ -78,7 +79,8 @@ def _asked(row: dict[str, object]) -> str:
 def _truth(row: dict[str, object]) -> str:
     answers = row.get("answers")
     if isinstance(answers, list):
-        return Counter(a["answer"] if isinstance(a, dict) else a for a in answers).most_common(1)[0][0]
+        words = [str(each["answer"] if isinstance(each, dict) else each) for each in answers]
+        return max(words, key=words.count)
     return str(row["answer"])
 
 
@@ -105,12 +107,13 @@ def unpruned(name: str, weights: Path | None = None) -> Manifest:
     return make_manifest({"name": name, "backbone": backbone, "methods": ["none"]}, source=name)
 
 
-def object_patches(scene: Scene, seed: int) -> np.ndarray:
+def object_patches(scene: Scene, seed: int) -> NDArray[np.bool_]:
     """Return which of the 12x12 patches hold pixels of an object, drawn with this seed, flattened."""
     image = draw([scene], np.random.default_rng(seed))[0].astype(int)
     colours = [np.array(COLOURS[item.colour]) for item in scene]
-    hit = np.any([np.abs(image - colour).max(-1) <= 6 for colour in colours], axis=0)
-    return hit.reshape(12, 8, 12, 8).any((1, 3)).ravel()
+    hit = np.stack([np.abs(image - colour).max(-1) <= 6 for colour in colours]).any(0)
+    patches: NDArray[np.bool_] = hit.reshape(12, 8, 12, 8).any((1, 3)).ravel()
+    return patches
 
 
 def cls_attention_share(backbone: Backbone, num_scenes: int = 200, seed: int = 0) -> tuple[float, float]:

@@ -227,7 +227,7 @@ def train_llava(
             if step % 25 == 0 or step == stage.steps - 1:
                 row = {"step": step, "loss": loss.item(), "reply_tokens_right_ratio": right.item()}
                 print(json.dumps({**row, "seconds": round(time.perf_counter() - start, 1)}), file=log, flush=True)
-            if step % 100 == 99:
+            if step % 200 == 199:
                 copy.deepcopy(model).half().save_pretrained(out / "latest")
     model.set_attn_implementation("sdpa")
     model.half().save_pretrained(out)
