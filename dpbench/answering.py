@@ -1,4 +1,4 @@
-"""Answer one task's samples for many cells: decode and encode each image once, prune it for each cell, journal it."""
+"""Answer one task's samples for many cells: encode a batch's images once, prune them for each cell, journal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import torch
 
 from dpbench import pruning, registry
 from dpbench.journal import Answer, Journal, pack_indices
-from dpbench.manifest import Cell, num_kept
+from dpbench.manifest import Cell
+from dpbench.method import num_kept
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,9 +40,10 @@ def start(cell: Cell, backbone: Backbone, folder: Path) -> Running:
     """Bind a cell's method and open its journal.
 
     Raises:
-        UnsupportedError: the backbone lacks what the method reads.
+        UnsupportedError: the backbone lacks what the method reads, or the engine what it does.
     """
     method = registry.load(cell.method, cell.params).bind(backbone)
+    pruning.check_supported(method)
     method.needs(backbone.provides)
     return Running(cell, method, Journal(folder / "samples" / f"{cell.id}.jsonl"))
 

@@ -66,7 +66,7 @@ PruneRate = Annotated[float | None, typer.Option(help="Share of the visual token
 Tasks = Annotated[list[str] | None, typer.Option("--tasks", help="Benchmarks, comma-separated; all ten by default.")]
 Limit = Annotated[int | None, typer.Option(help="Answer at least so many samples a task, in whole groups.")]
 BatchSize = Annotated[str | None, typer.Option(help="Samples answered at once: a number, or auto.")]
-DataRoot = Annotated[Path | None, typer.Option(envvar="DPBENCH_DATA", help="Folder with the benchmarks' data.")]
+DataRoot = Annotated[Path | None, typer.Option(help="Folder with the benchmarks' data; DPBENCH_DATA by default.")]
 Out = Annotated[Path, typer.Option(help="Folder for results.")]
 Runs = Annotated[list[Path] | None, typer.Option("--run", help="Run folder to report; all under results/ by default.")]
 
@@ -181,9 +181,7 @@ def toy_build(
         "toy"
     ),
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
-    scale: Annotated[
-        Scale, typer.Option(help="small: about 90 minutes on 2 cores; full: five times longer.")
-    ] = Scale.small,
+    scale: Annotated[Scale, typer.Option(help="small: about an hour on 2 cores; full: for a GPU.")] = Scale.small,
     device: Device = Device.auto,
 ) -> None:
     """Train toy-llava from nothing: vision tower, then projector and decoder."""

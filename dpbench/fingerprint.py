@@ -14,6 +14,9 @@ from dpbench import backbones, registry, tasks
 from dpbench.errors import MissingError
 from dpbench.manifest import Cell
 
+ENGINE = ("pruning", "method", "answering", "lmms")
+"""Modules of dpbench that decide what is asked, how it is pruned and what is made of the answer."""
+
 _BLOCK = 1 << 16
 _WHOLE_UP_TO = 1 << 24
 _SAMPLES = 64
@@ -27,7 +30,7 @@ def fingerprints(cell: Cell, data_root: Path | None) -> dict[str, str]:
     """
     return {
         "weights": _weights(cell.backbone, cell.weights, cell.revision),
-        "task": files_hash((tasks.yaml_path(cell.task), Path(str(files("dpbench.tasks"))) / "scoring.py")),
+        "task": _task(cell.task),
         "data": _data(cell.task, data_root),
         "source": _source(cell.method),
         "torch": version("torch"),
@@ -68,6 +71,12 @@ def _weights(backbone: str, weights: str | None, revision: str | None) -> str:
 
 
 @cache
+def _task(task: str) -> str:
+    folder = tasks.yaml_path(task).parent
+    return files_hash((tasks.yaml_path(task), folder / "scoring.py", folder / "__init__.py"))
+
+
+@cache
 def _data(task: str, data_root: Path | None) -> str:
     paths = tasks.data_files(task, data_root)
     images = tasks.find(task).images
@@ -77,5 +86,5 @@ def _data(task: str, data_root: Path | None) -> str:
 @cache
 def _source(method: str) -> str:
     package = Path(str(files("dpbench")))
-    engine = [package / "pruning.py", package / "method.py", *sorted((package / "backbones").glob("*.py"))]
+    engine = [package / f"{name}.py" for name in ENGINE] + sorted((package / "backbones").glob("*.py"))
     return files_hash([registry.source_path(method), *engine])

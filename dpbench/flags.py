@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
@@ -64,6 +65,8 @@ def _from_flags(flags: Flags) -> Manifest:
     if flags.keep is not None and flags.prune_rate is not None:
         raise ConfigError("--keep and --prune-rate both set the budget; give one of them")
     budget = {"keep": [flags.keep]} if flags.keep is not None else {"prune_rate": [flags.prune_rate]}
+    if flags.method == "none" and (flags.keep is not None or flags.prune_rate is not None):
+        raise ConfigError("--method none keeps every visual token; drop --keep and --prune-rate")
     if flags.keep is None and flags.prune_rate is None:
         if flags.method != "none":
             raise ConfigError(f"--method {flags.method} needs a budget; give --keep K or --prune-rate R")
@@ -86,14 +89,20 @@ def _tasks(flags: Flags) -> dict[str, list[str]]:
 
 
 def data_root(wanted: Manifest, given: Path | None) -> Path | None:
-    """Return where the data lies: as given, else the mirror inside the package for toy-llava, else the hub's cache.
+    """Return where the data lies, or None for the hub's cache.
+
+    As given; else, for toy-llava, the mirror inside the package; else what DPBENCH_DATA says.
 
     Raises:
         ConfigError: the folder given is not there.
     """
+    if given is None and wanted.backbone.name == "toy-llava":
+        return toy_data_root()
+    if given is None and "DPBENCH_DATA" in os.environ:
+        given = Path(os.environ["DPBENCH_DATA"])
     if given is not None and not given.is_dir():
         raise ConfigError(f"--data-root: there is no folder {given}")
-    return toy_data_root() if given is None and wanted.backbone.name == "toy-llava" else given
+    return given
 
 
 def toy_data_root() -> Path:
@@ -113,7 +122,7 @@ def summary(outcome: Outcome, folder: Path) -> str:
     lines = [
         f"{each.num_failed} of {each.num_samples} samples failed: {each.cell['method']} on {each.cell['task']} "
         f"(reasons in {folder}/samples/{each.cell_id}.jsonl)"
-        for each in outcome.added
+        for each in (*outcome.added, *outcome.found)
         if each.num_failed
     ]
     return "\n".join([*lines, f"{len(outcome.added)} records added; see: dpbench report --run {folder}"])

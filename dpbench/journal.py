@@ -106,8 +106,11 @@ def _read(path: Path) -> Iterator[Answer]:
     if len(whole) < len(data):
         with path.open("r+b") as stream:
             stream.truncate(len(whole))
-    for number, line in enumerate(whole.decode().splitlines(), start=1):
-        row = json.loads(line)
+    for number, line in enumerate(whole.decode().split("\n")[:-1], start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            raise RecordError(f"{path}:{number}: this line is not JSON; delete it and run again") from None
         if row.get("schema") != SCHEMA or set(row) != names:
             raise RecordError(
                 f"{path}:{number}: journal schema {row.get('schema')!r}, this dpbench reads {SCHEMA}; move it"

@@ -22,7 +22,7 @@ from PIL.Image import Image
 from tenacity import RetryError
 
 from dpbench import tasks
-from dpbench.errors import DpbenchError
+from dpbench.errors import ConfigError, DpbenchError
 
 eval_logger.disable("lmms_eval")
 
@@ -31,7 +31,10 @@ from lmms_eval.api.model import lmms  # noqa: E402
 from lmms_eval.api.task import ConfigurableTask  # noqa: E402
 from lmms_eval.evaluator import simple_evaluate  # noqa: E402
 from lmms_eval.tasks import TaskManager  # noqa: E402
+from lmms_eval.tasks.mme.utils import eval_type_dict  # noqa: E402
 from lmms_eval.utils import load_yaml_config  # noqa: E402
+
+PERCEPTION = frozenset(eval_type_dict["Perception"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +143,9 @@ def build(name: str, data_root: Path | None, *, limit: int | None, ocr: bool = F
         if ocr and name == "textvqa":
             config["lmms_eval_specific_kwargs"]["default"]["ocr"] = True
         task = ConfigurableTask(config=config, model_name="dpbench")
-        task.build_all_requests(limit=whole_groups(known, task, limit))
+        stop = whole_groups(known, task, limit)
+        _check_scored(known, task, stop)
+        task.build_all_requests(limit=stop)
     return BuiltTask(name, task, tuple(_request(name, instance) for instance in task.instances))
 
 
@@ -175,6 +180,19 @@ def whole_groups(known: tasks.Task, task: ConfigurableTask, limit: int | None) -
         stop = max(stop, last[keys[at]] + 1)
         at += 1
     return stop
+
+
+def _check_scored(known: tasks.Task, task: ConfigurableTask, stop: int | None) -> None:
+    """Refuse a limit within which MME has no perception question: lmms-eval would report no such score.
+
+    Raises:
+        ConfigError: says which limit would do.
+    """
+    if known.percent != "mme" or stop is None:
+        return
+    perception = [at for at, kind in enumerate(task.test_docs_no_media()["category"]) if kind in PERCEPTION]
+    if perception and perception[0] >= stop:
+        raise ConfigError(f"--limit: MME has no perception question among its first {stop}; give {perception[0] + 1}")
 
 
 def score(built: BuiltTask, cell_id: str, answers: Mapping[tuple[int, str], str]) -> Scores:

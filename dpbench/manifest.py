@@ -47,8 +47,8 @@ class MethodEntry(_Strict):
 class Budgets(_Strict):
     """How many visual tokens: counts or shares removed, one or the other."""
 
-    keep: list[Annotated[int, Field(ge=1)]] | None = None
-    prune_rate: list[Annotated[float, Field(ge=0, lt=1)]] | None = None
+    keep: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None
+    prune_rate: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=1)] | None = None
     kind: Literal["mean", "final"] = "mean"
 
     @model_validator(mode="after")
@@ -66,7 +66,7 @@ class Protocol(_Strict):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     attention: Literal["sdpa", "eager"] = "sdpa"
     batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    seeds: list[int] = [0]
+    seeds: Annotated[list[int], Field(min_length=1)] = [0]
     limit: Annotated[int, Field(ge=1)] | None = None
     anyres: Literal["per-view", "global"] = "per-view"
     newline: Literal["keep", "drop"] = "drop"
@@ -149,19 +149,6 @@ class Cell:
         """Return a short name for progress bars and messages."""
         params = ",".join(f"{name}={value}" for name, value in self.params.items())
         return f"{self.method}{f'[{params}]' if params else ''} @ {self.budget_label} on {self.task}"
-
-
-def num_kept(num_visual: int, keep: int | None, prune_rate: float | None) -> int:
-    """Return the budget of one image in visual tokens; Python's round is half to even.
-
-    Args:
-        num_visual: visual tokens of the image, newlines not counted.
-        keep: a count, or None.
-        prune_rate: the share removed, or None; with neither, everything is kept.
-    """
-    if keep is not None:
-        return min(keep, num_visual)
-    return num_visual if prune_rate is None else max(1, round(num_visual * (1 - prune_rate)))
 
 
 def cells(manifest: Manifest) -> Iterator[Cell]:

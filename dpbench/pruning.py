@@ -93,6 +93,18 @@ def rows_of(backbone: Backbone, visual: VisualTokens, reduction: Reduction) -> T
     return visual.embeds_ND[reduction.indices_K]
 
 
+def check_supported(method: Method) -> None:
+    """Refuse what this engine would otherwise ignore.
+
+    Raises:
+        UnsupportedError: the method cuts inside the LLM or resizes the image.
+    """
+    if type(method).cuts is not Method.cuts:
+        raise UnsupportedError(f"{type(method).__name__} prunes inside the LLM; this engine prunes before it only")
+    if type(method).resize is not Method.resize:
+        raise UnsupportedError(f"{type(method).__name__} resizes the image, which this engine does not do")
+
+
 def splice(
     backbone: Backbone, method: Method, prompt: Prompt, visuals: Sequence[VisualTokens], keep: Sequence[int]
 ) -> Spliced:
@@ -100,16 +112,12 @@ def splice(
 
     Args:
         backbone: embeds text and projects.
-        method: decides; in-LLM cuts are refused here.
+        method: decides.
         prompt: the unpruned prompt.
         visuals: one entry per image, in the order of the placeholders.
         keep: visual tokens to keep, per image.
 
-    Raises:
-        UnsupportedError: the method cuts inside the LLM, which this engine does not do yet.
     """
-    if type(method).cuts is not Method.cuts:
-        raise UnsupportedError(f"{type(method).__name__} prunes inside the LLM; this engine prunes before it only")
     reductions = tuple(reduce_image(method, visual, k) for visual, k in zip(visuals, keep, strict=True))
     text = backbone.embed(prompt.ids_L)
     parts, slots = [], []

@@ -6,13 +6,13 @@ Key order is the dataclass's; rows are sorted by cell id when a file is rewritte
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dpbench.errors import RecordError
-from dpbench.manifest import Cell
 
 SCHEMA = 1
 
@@ -28,9 +28,9 @@ class Record:
         metrics: every number lmms-eval reported for the task, by metric.
         score: the benchmark's score, 0-100 (MME: share of its maximum).
         num_samples: samples scored.
-        num_failed: samples that raised and were scored as an empty answer.
+        num_failed: samples whose image could not be decoded, scored as an empty answer.
         visual_tokens_per_layer: mean over samples, one entry per decoder layer.
-        wall_s: seconds spent answering, all cells of the batch sharing the encoder's time.
+        wall_s: seconds spent pruning and generating; the encoder, shared by all cells, is not in it.
         finished: UTC, ISO 8601.
         versions: dpbench, lmms-eval, torch, transformers, Python.
         environment: what it ran on, as in `environment.json`.
@@ -91,17 +91,21 @@ def append(path: Path, line: Record | Profile) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(asdict(line), ensure_ascii=False) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def read(path: Path, kind: type[Line]) -> list[Line]:
-    """Read a file of records or profiles; a file that is not there holds none.
+    """Read a file of records or profiles; a file that is not there holds none, a line a kill cut off is dropped.
 
     Raises:
         RecordError: a line of another schema or without the fields of this one.
     """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    *lines, cut_off = path.read_text(encoding="utf-8").split("\n")
+    if cut_off:
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return [_parse(line, kind, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line]
 
 
@@ -109,7 +113,7 @@ def _parse(text: str, kind: type[Line], where: str) -> Line:
     try:
         data = json.loads(text)
     except json.JSONDecodeError:
-        raise RecordError(f"{where}: this line is cut off or not JSON; delete it and run again") from None
+        raise RecordError(f"{where}: this line is not JSON; delete it and run again") from None
     if data.get("schema") != SCHEMA:
         raise RecordError(f"{where}: schema {data.get('schema')!r}, this dpbench reads {SCHEMA}; move the file away")
     names = {field.name for field in fields(kind)}
@@ -125,6 +129,16 @@ def _tupled(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def newest(records: Iterable[Record]) -> list[Record]:
+    """Return the newest record of each cell, where cells that differ in hashes and versions only are the same one."""
+    latest: dict[str, Record] = {}
+    for each in sorted(records, key=lambda record: record.finished):
+        same = {name: value for name, value in each.cell.items() if name != "fingerprints"}
+        weights = each.cell["fingerprints"].get("weights")
+        latest[json.dumps([same, weights], sort_keys=True)] = each
+    return list(latest.values())
+
+
 def rewrite(path: Path, records: Iterable[Record]) -> None:
     """Write records sorted by cell id, so that a committed file has readable diffs."""
     rows = sorted(records, key=lambda record: record.cell_id)
@@ -132,8 +146,3 @@ def rewrite(path: Path, records: Iterable[Record]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
-
-
-def cell_of(record: Record) -> Cell:
-    """Return the cell a record is of."""
-    return Cell(**record.cell)

@@ -71,7 +71,10 @@ def summary(name: str) -> str:
 
 def source_path(name: str) -> Path:
     """Return the file a method is written in."""
-    spec = importlib.util.find_spec(find(name).module)
+    try:
+        spec = importlib.util.find_spec(find(name).module)
+    except ModuleNotFoundError:
+        spec = None
     if spec is None or spec.origin is None:
         raise ConfigError(f"--method: the package of {name!r} is registered but not installed; reinstall it")
     return Path(spec.origin)
@@ -88,5 +91,8 @@ def parse_params(pairs: list[str]) -> dict[str, object]:
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise ConfigError(f"--param: {pair!r} is not of the form name=value, as in --param layer=3")
-        params[name] = yaml.safe_load(value)
+        try:
+            params[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--param: the value of {name} is not YAML: {value!r}") from None
     return params

@@ -59,8 +59,8 @@ class Outcome:
 
     @property
     def num_failed(self) -> int:
-        """Return how many samples of the new cells have no answer."""
-        return sum(each.num_failed for each in self.added)
+        """Return how many samples of the manifest's cells have no answer."""
+        return sum(each.num_failed for each in (*self.added, *self.found))
 
 
 def plan(manifest: Manifest, out: Path, data_root: Path | None) -> Plan:
@@ -72,6 +72,7 @@ def plan(manifest: Manifest, out: Path, data_root: Path | None) -> Plan:
     folder = out / manifest.name
     known = {each.cell_id: each for each in record.read(folder / "records.jsonl", Record)}
     wanted = [with_fingerprints(cell, fingerprints(cell, data_root)) for cell in cells(manifest)]
+    wanted = list({cell.id: cell for cell in wanted}.values())
     return Plan(
         folder,
         tuple(cell for cell in wanted if cell.id not in known),

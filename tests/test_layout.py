@@ -1,6 +1,7 @@
 """Import rules and start-up cost: what may load what."""
 
 import ast
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -46,14 +47,17 @@ def test_each_library_enters_through_its_door(library: str) -> None:
 def test_light_commands_load_no_torch(arguments: list[str], tmp_path: Path) -> None:
     code = (
         "import sys\nfrom dpbench import cli\nsys.argv = ['dpbench', *sys.argv[1:]]\n"
-        "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
+        "try:\n    cli.main()\nexcept SystemExit as done:\n    print('EXIT', done.code, file=sys.stderr)\n"
         "heavy = {'torch', 'transformers', 'lmms_eval', 'datasets', 'dpbench_baselines.trivial'} & set(sys.modules)\n"
         "print('HEAVY', sorted(heavy), file=sys.stderr)\n"
     )
+    (tmp_path / "results" / "a").mkdir(parents=True)
+    shutil.copy(Path(__file__).parent / "report" / "records.jsonl", tmp_path / "results" / "a")
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert "HEAVY []" in done.stderr
+    assert "EXIT 0" in done.stderr
 
 
 def test_no_module_without_a_noun_for_a_name() -> None:

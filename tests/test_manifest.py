@@ -7,6 +7,7 @@ import pytest
 
 from dpbench import manifest
 from dpbench.errors import ConfigError
+from dpbench.method import num_kept
 
 GOOD = """\
 name: trial
@@ -100,7 +101,7 @@ def test_every_shipped_manifest_loads() -> None:
     ],
 )
 def test_budget_arithmetic(num_visual: int, keep: int | None, rate: float | None, wanted: int) -> None:
-    assert manifest.num_kept(num_visual, keep, rate) == wanted
+    assert num_kept(num_visual, keep, rate) == wanted
 
 
 def test_the_cell_id_follows_everything_that_can_change_an_answer(tmp_path: Path) -> None:

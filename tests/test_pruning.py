@@ -178,13 +178,20 @@ def test_rows_given_in_tower_space_are_projected(tiny: Llava, picture: Picture) 
     torch.testing.assert_close(merged.embeds_LD, plain.embeds_LD, rtol=1e-9, atol=1e-9)
 
 
-def test_cuts_inside_the_llm_are_refused_rather_than_ignored(tiny: Llava, picture: Picture) -> None:
+def test_what_the_engine_cannot_do_is_refused_rather_than_ignored() -> None:
     class Cutting(Method):
         def cuts(self, num_visual: int, num_layers: int, budget: Budget) -> tuple[Cut, ...]:
             return (Cut(1, 3, 0),)
 
+    class Resizing(Method):
+        def resize(self, size_hw: tuple[int, int], budget: Budget) -> tuple[int, int]:
+            return (8, 8)
+
     with pytest.raises(UnsupportedError, match="inside the LLM"):
-        spliced(tiny, Cutting(), tiny.prompt([picture(1)], QUESTIONS[0]))
+        pruning.check_supported(Cutting())
+    with pytest.raises(UnsupportedError, match="resizes the image"):
+        pruning.check_supported(Resizing())
+    pruning.check_supported(Method())
 
 
 def test_randomness_depends_on_seed_sample_and_image_only() -> None:

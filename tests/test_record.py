@@ -71,7 +71,7 @@ def test_rewriting_sorts_by_cell(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [('{"schema": 99}', "schema 99"), ('{"schema": 1}', "missing or unknown"), ('{"schema"', "cut off")],
+    [('{"schema": 99}', "schema 99"), ('{"schema": 1}', "missing or unknown"), ('{"schema"', "not JSON")],
 )
 def test_unknown_lines_are_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "records.jsonl"
@@ -90,6 +90,29 @@ def test_a_journal_comes_back_and_loses_only_the_line_a_kill_cut(tmp_path: Path)
     assert path.read_bytes() == whole
     journal.append([replace(ANSWER, doc_id=5)])
     assert len(Journal(path).answers) == 3
+
+
+def test_a_record_that_a_kill_cut_off_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    record.append(path, RECORD)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"schema": 1, "ce')
+    assert len(record.read(path, Record)) == 1
+    assert path.read_bytes() == whole
+
+
+def test_line_separators_inside_an_answer_split_no_line(tmp_path: Path) -> None:
+    odd = replace(ANSWER, answer="a\u2028b\x85c")
+    Journal(tmp_path / "cell.jsonl").append([odd])
+    assert list(Journal(tmp_path / "cell.jsonl").answers.values()) == [odd]
+
+
+def test_only_the_newest_record_of_a_cell_counts() -> None:
+    cell = {**RECORD.cell, "fingerprints": {"weights": "w", "source": "1"}}
+    old = replace(RECORD, cell=cell)
+    new = replace(old, cell={**cell, "fingerprints": {"weights": "w", "source": "2"}}, finished="2026-11-25T00:00:00")
+    other = replace(old, cell={**cell, "fingerprints": {"weights": "v", "source": "1"}})
+    assert {id(each) for each in record.newest([new, old, other])} == {id(new), id(other)}
 
 
 def test_an_old_journal_is_refused_not_guessed(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import pytest
 from places import TOY_DATA
 from rich.console import Console
 
-from dpbench import answering, fingerprint, pruning, record, runner
+from dpbench import answering, fingerprint, pruning, record, registry, runner
 from dpbench.errors import ConfigError
 from dpbench.journal import Journal
-from dpbench.manifest import Manifest, make_manifest
+from dpbench.manifest import Cell, Manifest, make_manifest
 from dpbench.record import Record
 
 QUIET = Console(quiet=True)
@@ -61,7 +61,7 @@ def test_a_run_leaves_records_and_journals_and_a_rerun_computes_nothing(
     assert sum(counted) == 16
     folder = tmp_path / "trial"
     for each in record.read(folder / "records.jsonl", Record):
-        assert record.cell_of(each).id == each.cell_id
+        assert Cell(**each.cell).id == each.cell_id
         assert each.num_samples == 4
         kept = 144.0 if each.cell["method"] == "none" else 5.0
         assert each.visual_tokens_per_layer == (kept,) * 3
@@ -97,25 +97,53 @@ def test_a_killed_run_goes_on_where_it_stopped(
     assert sum(counted) == 16 - journalled
 
 
+def journalled(out: Path) -> dict[tuple[str, int], tuple[str, Any]]:
+    """Return every answer and what was kept for it, by cell and sample."""
+    return {
+        (path.stem, answer.doc_id): (answer.answer, answer.kept)
+        for path in (out / "trial" / "samples").glob("*.jsonl")
+        for answer in Journal(path).answers.values()
+    }
+
+
 def test_resumed_answers_equal_those_of_one_run(wanted: Manifest, tmp_path: Path) -> None:
-    whole = {each.cell_id: each.metrics for each in run(wanted, tmp_path / "a").added}
+    run(wanted, tmp_path / "a")
+    whole = journalled(tmp_path / "a")
     folder = tmp_path / "b" / "trial"
     shutil.copytree(tmp_path / "a" / "trial", folder)
     (folder / "records.jsonl").unlink()
     for path in (folder / "samples").glob("*.jsonl"):
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
-    assert {each.cell_id: each.metrics for each in run(wanted, tmp_path / "b").added} == whole
+    run(wanted, tmp_path / "b")
+    assert journalled(tmp_path / "b") == whole
 
 
 def test_a_change_to_the_methods_source_runs_its_cells_again(
     wanted: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(wanted, tmp_path)
-    real = fingerprint._source
-    monkeypatch.setattr(fingerprint, "_source", lambda name: real(name) + ("changed" if name == "random" else ""))
+    real = registry.source_path
+    edited = tmp_path / "trivial.py"
+    edited.write_text(real("random").read_text() + "# mended\n")
+    monkeypatch.setattr(registry, "source_path", lambda name: edited if name == "random" else real(name))
+    fingerprint._source.cache_clear()
     outcome = run(wanted, tmp_path)
+    fingerprint._source.cache_clear()
     assert {each.cell["method"] for each in outcome.added} == {"random"}
     assert len(outcome.added) == 2
+
+
+def test_the_engines_source_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    real = fingerprint.files_hash
+    monkeypatch.setattr(fingerprint, "files_hash", lambda paths: hashed.extend(p.name for p in paths) or real(paths))
+    fingerprint._source.__wrapped__("grid")
+    assert {"trivial.py", "pruning.py", "answering.py", "lmms.py", "method.py", "llava.py"} <= set(hashed)
+
+
+def test_a_cell_named_twice_runs_once(wanted: Manifest, tmp_path: Path) -> None:
+    twice = make_manifest(wanted.model_dump() | {"tasks": ["pope", "pope"]}, source="test")
+    assert len(runner.plan(twice, tmp_path, TOY_DATA).pending) == 2
 
 
 def test_other_data_other_cells(wanted: Manifest, tmp_path: Path) -> None:
@@ -144,8 +172,8 @@ def test_a_picture_that_cannot_be_read_is_counted_not_hidden(
         return real(self, request)
 
     monkeypatch.setattr(BuiltTask, "images", images)
-    outcome = run(wanted, tmp_path)
-    assert outcome.num_failed == 2
+    assert run(wanted, tmp_path).num_failed == 2
+    assert run(wanted, tmp_path).num_failed == 2, "a rerun must not turn a failure into a success"
     failed = [
         json.loads(line)["failure"]
         for path in (tmp_path / "trial" / "samples").glob("*.jsonl")

@@ -74,8 +74,8 @@ def locate(name: str, weights: str | None = None, revision: str | None = None) -
     wanted = weights or find(name).weights
     if wanted.startswith("package:"):
         folder = Path(str(files("dpbench"))) / wanted.removeprefix("package:")
-    elif Path(wanted).is_dir() or Path(wanted).is_absolute() or wanted.startswith("."):
-        folder = Path(wanted)
+    elif Path(wanted).expanduser().is_dir() or wanted.startswith(("/", ".", "~")) or wanted.count("/") > 1:
+        folder = Path(wanted).expanduser()
     else:
         folder = _cached(name, wanted, revision)
     absent = [file for file in NEEDED if not (folder / file).is_file()]
@@ -92,7 +92,7 @@ def _cached(name: str, repository: str, revision: str | None) -> Path:
         return Path(snapshot_download(repository, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
         raise MissingError(
-            f"--backbone {name}: the weights {repository} are not in the hub's cache; "
+            f"--backbone {name}: {repository} is no folder here and not in the hub's cache; "
             f"fetch them with: hf download {repository}{f' --revision {revision}' if revision else ''}"
         ) from None
 

@@ -62,7 +62,6 @@ class Backbone(ABC):
     """Visual tokens of every image, or None where it follows the image's size."""
     provides: frozenset[str]
     """Which optional fields of VisualTokens `encode` can fill."""
-    stop_ids: frozenset[int]
 
     @property
     def device(self) -> torch.device:

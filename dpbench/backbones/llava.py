@@ -35,7 +35,6 @@ class Llava(Backbone):
         self.num_visual = self.side**2
         self.select_layer = vision.num_hidden_layers + model.config.vision_feature_layer
         self.image_id = model.config.image_token_id
-        self.stop_ids = frozenset({processor.tokenizer.eos_token_id})
 
     def prompt(self, images: Sequence[Image], text: str) -> Prompt:
         """Preprocess images and tokenise "USER: <image>... text ASSISTANT:" by the processor's chat template."""

@@ -15,11 +15,11 @@ from rich.progress import track
 
 from dpbench import backbones, pruning, record, registry
 from dpbench.backbones.base import Backbone
-from dpbench.manifest import Cell, Manifest, cells, num_kept
+from dpbench.manifest import Cell, Manifest, cells
 from dpbench.measure.environment import environment, versions
 from dpbench.measure.flops import count_flops
 from dpbench.measure.timing import Stages, time_stages
-from dpbench.method import Method
+from dpbench.method import Method, num_kept
 from dpbench.record import Profile
 
 QUESTION = "Is there a red circle in the image?\nAnswer the question using a single word or phrase."
@@ -88,6 +88,7 @@ class OneQuestion:
     """The stages of answering one question up to the first token, each leaving its result for the next."""
 
     def __init__(self, backbone: Backbone, method: Method, cell: Cell) -> None:
+        pruning.check_supported(method)
         self.backbone, self.method, self.cell = backbone, method, cell
         noise = np.random.default_rng(0).integers(0, 256, (IMAGE_SIDE, IMAGE_SIDE, 3), dtype=np.uint8)
         self.prompt = backbone.prompt([Image.fromarray(noise)], QUESTION)

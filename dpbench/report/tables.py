@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,13 +57,16 @@ def report(folders: Sequence[Path], form: str) -> str:
             raise ConfigError(f"--run: {folder} holds no records.jsonl and no profile.jsonl")
         sections += comparison_sections(records)
         sections += profile_sections(profiles)
-    return "\n\n".join(render(section, form) for section in sections)
+    parts = [render(section, form) for section in sections]
+    if form == "csv" and len(parts) > 1:
+        parts = [f"# {section.heading}\n{part}" for section, part in zip(sections, parts, strict=True)]
+    return "\n\n".join(parts)
 
 
 def comparison_sections(records: Iterable[Record]) -> list[Section]:
     """Return one comparison table per backbone and protocol."""
     groups: dict[str, list[Record]] = defaultdict(list)
-    for each in records:
+    for each in record.newest(records):
         groups[_protocol(each)].append(each)
     return [_comparison(group) for _, group in sorted(groups.items())]
 
@@ -96,19 +100,22 @@ def _comparison(group: Sequence[Record]) -> Section:
 
 
 def _row(cell: Mapping[str, Any]) -> tuple[Any, ...]:
-    return cell["keep"], cell["prune_rate"], cell["method"], tuple(sorted(cell["params"].items()))
+    return cell["keep"], cell["prune_rate"], cell["method"], json.dumps(cell["params"], sort_keys=True)
 
 
 def _order(key: tuple[Any, ...]) -> tuple[Any, ...]:
     keep, rate, method, params = key
-    return (method != "none", -(keep or 0), rate or 0, method, str(params))
+    return (method != "none", -(keep or 0), rate or 0, method, params)
 
 
 def _method_label(key: tuple[Any, ...]) -> str:
     keep, rate, method, params = key
-    options = f" ({', '.join(f'{k}={v}' for k, v in params)})" if params else ""
     budget = "" if keep is None and rate is None else f" @ {keep}" if keep is not None else f" @ -{100 * rate:.1f}%"
-    return f"{method}{options}{budget}"
+    return f"{method}{_options(json.loads(params))}{budget}"
+
+
+def _options(params: Mapping[str, Any]) -> str:
+    return f" ({', '.join(f'{name}={value}' for name, value in params.items())})" if params else ""
 
 
 def retention(scores: Mapping[str, float], unpruned: Mapping[str, float]) -> float | None:
@@ -167,7 +174,7 @@ def _profile_section(group: Sequence[Profile]) -> Section:
 def _profile_row(each: Profile) -> dict[str, Any]:
     times = {f"{stage.capitalize()} ms": median(values) for stage, values in each.stages_ms.items()}
     flops = {f"{stage.capitalize()} GFLOP": value / 1e9 for stage, value in each.stages_flops.items()}
-    label = each.method if each.budget == "all" else f"{each.method} @ {each.budget}"
+    label = f"{each.method}{_options(each.params)}{'' if each.budget == 'all' else f' @ {each.budget}'}"
     return {"Method": label, "Tokens": each.num_visual, **times, **flops}
 
 

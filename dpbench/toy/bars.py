@@ -20,16 +20,14 @@ from tabulate import tabulate
 
 from dpbench import record, tasks
 from dpbench.backbones.base import Backbone
+from dpbench.errors import ConfigError
 from dpbench.manifest import Manifest, make_manifest
 from dpbench.record import Record
 from dpbench.report.tables import retention
 from dpbench.toy.scenes import COLOURS, Scene, draw, random_scene
 
-CHANCE = {
-    "mmbench_en": "circle",
-    "mmbench_cn": "circle",
-    "mme": "pairs",
-}
+BLIND = {"mmbench_en": 25.0, "mmbench_cn": 25.0, "mme": 50.0}
+"""Best blind score where samples are scored in groups, 0-100."""
 GREY = 128
 
 
@@ -39,7 +37,7 @@ class Bars:
 
     Attributes:
         scores: unpruned score by task, 0-100.
-        chance: what a guesser scores by task, 0-100.
+        chance: the best blind score by task, 0-100.
         retained: random's retention in percent, by budget.
         cls_share: share of the CLS row on patches with object pixels, mean over scenes.
         cls_area: share of patches with object pixels, mean over scenes.
@@ -53,16 +51,14 @@ class Bars:
 
 
 def chance(name: str, data_root: Path) -> float:
-    """Return what guessing scores on a toy benchmark, 0-100.
+    """Return the best score, 0-100, that is possible without looking.
 
-    Every question is balanced over its answers, so any guess at it is right once in the number of answers. A circle of
-    four rotations wants four right letters; of an MME pair a constant answer gets one question and never both.
+    Every question is balanced over its answers, so a guess at it is right once in the number of answers. A circle
+    counts if one content is named in all four rotations: one in four. A guess that goes by the text gets both questions
+    of an MME pair right on one image of two, and none on the other: half the maximum.
     """
-    rule = CHANCE.get(name)
-    if rule == "circle":
-        return 100 * 0.25**4
-    if rule == "pairs":
-        return 25.0
+    if name in BLIND:
+        return BLIND[name]
     questions: dict[str, Counter[str]] = {}
     for path in tasks.data_files(name, data_root):
         for row in pq.read_table(path).drop_columns(["image"] if name != "gqa" else []).to_pylist():
@@ -132,8 +128,14 @@ def cls_attention_share(backbone: Backbone, num_scenes: int = 200, seed: int = 0
 
 
 def bars(run: Path, data_root: Path, backbone: Backbone) -> Bars:
-    """Read the bars off a finished run of every toy question under `none` and `random`, and measure the rest."""
-    records = record.read(run / "records.jsonl", Record)
+    """Read the bars off a finished run of every toy question under `none` and `random`, and measure the rest.
+
+    Raises:
+        ConfigError: the run has no records.
+    """
+    records = record.newest(record.read(run / "records.jsonl", Record))
+    if not records:
+        raise ConfigError(f"--run: {run} holds no records; make them with: dpbench run toy-full")
     scores = {each.cell["task"]: each.score for each in records if each.cell["method"] == "none"}
     retained = {}
     for keep in sorted({each.cell["keep"] for each in records if each.cell["method"] == "random"}):

@@ -9,6 +9,7 @@ Shape letters: B scenes, L packed positions, N visual tokens, D width.
 
 import copy
 import json
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,25 +30,31 @@ from transformers import (
 
 from dpbench.toy.optimizer import MuonAdamW
 from dpbench.toy.prompts import DESCRIBE, FORMATS, Exchange, describe, random_exchange
-from dpbench.toy.questions import caption, place_caption
+from dpbench.toy.questions import KINDS, YES_NO_KINDS, caption, place_caption
 from dpbench.toy.scenes import PLACES, Scene, draw, training_scene
 from dpbench.toy.tower import SELECT_LAYER, pixels
 
 STAGE = "stage 2, projector and decoder"
 NUM_VISUAL = 144
-NUM_SHORT, NUM_LONG, NUM_PLACES = 3, 3, 2
 VISUAL_RMS = 0.1
+SAVE_EVERY = 200
+LATEST = "latest"
 IGNORE = -100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlavaStage:
-    """Size of the decoder and length of its training: captions alone first (LLaVA's alignment), then all turns."""
+    """Size of the decoder and length of its training.
+
+    The first `align_steps` are captions alone (LLaVA's alignment), the next `mixed_steps` captions and questions, the
+    rest questions alone: in the mean over reply tokens, captions would drown one-token answers.
+    """
 
     width: int = 128
     layers: int = 12
     align_steps: int = 400
-    steps: int = 1900
+    mixed_steps: int = 400
+    steps: int = 1700
     batch: int = 16
 
 
@@ -131,10 +138,20 @@ def captions(scene: Scene, rng: np.random.Generator, num_places: int) -> list[Ex
     return [Exchange(DESCRIBE, caption(scene)), *described]
 
 
-def turns(scene: Scene, rng: np.random.Generator) -> list[Exchange]:
-    """Return a scene's turns: its caption, captions of two places, three short questions, three in other formats."""
-    forms = ["short"] * NUM_SHORT + [str(form) for form in rng.permutation(FORMATS[1:])[:NUM_LONG]]
-    return captions(scene, rng, NUM_PLACES) + [random_exchange(scene, rng, form) for form in forms]
+def questions(scene: Scene, rng: np.random.Generator, num_short: int, num_long: int) -> list[Exchange]:
+    """Return some short questions about a scene, yes-or-no in half of them, and some in the other formats."""
+    short = [random_exchange(scene, rng, "short", (*KINDS, *YES_NO_KINDS)) for _ in range(num_short)]
+    forms = [str(form) for form in rng.permutation(FORMATS[1:])[:num_long]]
+    return short + [random_exchange(scene, rng, form) for form in forms]
+
+
+def turns(scene: Scene, rng: np.random.Generator, stage: LlavaStage, step: int) -> list[Exchange]:
+    """Return what is said about a scene at a step of the stage."""
+    if step < stage.align_steps:
+        return captions(scene, rng, len(PLACES))
+    if step < stage.align_steps + stage.mixed_steps:
+        return captions(scene, rng, 2) + questions(scene, rng, 3, 3)
+    return questions(scene, rng, 7, 1)
 
 
 def pack(conversations: list[list[Exchange]], tokenizer: PreTrainedTokenizerFast) -> Packed:
@@ -207,19 +224,19 @@ def train_llava(
 ) -> None:
     """Train projector and decoder and write the model (float16) and processor as `save_pretrained` does."""
     torch.manual_seed(seed)
-    rng = np.random.default_rng(seed + 1)
-    model = fresh_llava(tower, processor, stage).to(device)
+    first = _first_step(out)
+    rng = np.random.default_rng([seed, first])
+    model = _latest(out) if first else fresh_llava(tower, processor, stage)
+    model.to(device)
     model.set_attn_implementation("eager")
     model.model.vision_tower.requires_grad_(False)
-    optimizer = MuonAdamW([model], steps=stage.steps, muon_lr=0.02, adam_lr=3e-3)
+    optimizer = MuonAdamW([model], steps=stage.steps, start=first, muon_lr=0.02, adam_lr=3e-3)
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    with (out / "log.jsonl").open("w") as log:
-        for step in track(range(stage.steps), STAGE, console=console):
+    with (out / "log.jsonl").open("a") as log:
+        for step in track(range(first, stage.steps), STAGE, console=console):
             scenes = [training_scene(rng) for _ in range(stage.batch)]
-            aligning = step < stage.align_steps
-            said = [captions(scene, rng, len(PLACES)) if aligning else turns(scene, rng) for scene in scenes]
-            packed = pack(said, processor.tokenizer)
+            packed = pack([turns(scene, rng, stage, step) for scene in scenes], processor.tokenizer)
             packed = Packed(*(getattr(packed, name).to(device) for name in Packed.__slots__))
             with torch.autocast(device, dtype=torch.bfloat16):
                 loss, right = reply_loss(model, pixels(draw(scenes, rng)).to(device), packed)
@@ -227,8 +244,20 @@ def train_llava(
             if step % 25 == 0 or step == stage.steps - 1:
                 row = {"step": step, "loss": loss.item(), "reply_tokens_right_ratio": right.item()}
                 print(json.dumps({**row, "seconds": round(time.perf_counter() - start, 1)}), file=log, flush=True)
-            if step % 200 == 199:
-                copy.deepcopy(model).half().save_pretrained(out / "latest")
+            if step % SAVE_EVERY == SAVE_EVERY - 1:
+                copy.deepcopy(model).half().save_pretrained(out / LATEST)
+                (out / LATEST / "next_step").write_text(str(step + 1))
     model.set_attn_implementation("sdpa")
     model.half().save_pretrained(out)
     processor.save_pretrained(out)
+    shutil.rmtree(out / LATEST, ignore_errors=True)
+
+
+def _first_step(out: Path) -> int:
+    """Return the step a stopped training goes on from, 0 for a new one."""
+    mark = out / LATEST / "next_step"
+    return int(mark.read_text()) if mark.is_file() else 0
+
+
+def _latest(out: Path) -> LlavaForConditionalGeneration:
+    return LlavaForConditionalGeneration.from_pretrained(out / LATEST, dtype=torch.float32)

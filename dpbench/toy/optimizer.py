@@ -7,16 +7,18 @@ import torch
 from torch import nn
 
 WARMUP_STEPS = 50
+FLOOR = 0.1
 
 
 class MuonAdamW:
     """Two optimisers on one schedule: linear warm-up, then cosine to a tenth.
 
+    `start` is the step to go on from: a resumed stage warms up afresh and joins the same cosine.
     Muon (Jordan et al. 2024) takes the 2-D weights inside transformer layers, AdamW all other parameters.
     """
 
     def __init__(
-        self, modules: Iterable[nn.Module], *, steps: int, muon_lr: float, adam_lr: float, floor: float = 0.1
+        self, modules: Iterable[nn.Module], *, steps: int, muon_lr: float, adam_lr: float, start: int = 0
     ) -> None:
         named = [item for module in modules for item in module.named_parameters() if item[1].requires_grad]
         inner = [p for name, p in named if p.ndim == 2 and ".layers." in f".{name}"]
@@ -29,7 +31,8 @@ class MuonAdamW:
 
         def factor(step: int) -> float:
             warm = min(1.0, (step + 1) / WARMUP_STEPS)
-            return warm * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
+            done = min(1.0, (start + step) / steps)
+            return warm * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * done)))
 
         self.schedules = [torch.optim.lr_scheduler.LambdaLR(o, factor) for o in self.optimizers]
 

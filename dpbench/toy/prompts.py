@@ -22,7 +22,7 @@ LETTERS = "ABCDE"
 FORMATS = ("short", "vizwiz", "mmbench_en", "mmbench_cn", "seedbench", "scienceqa")
 WIDE_KINDS = ("colour", "shape", "place", "glyph", "count")
 _KINDS = {
-    "short": ("exist", "relation", "verify", "colour", "shape", "size", "place", "glyph", "count"),
+    "short": tuple(CHOICES),
     "vizwiz": ("colour", "shape", "size", "place", "glyph"),
     "mmbench_en": WIDE_KINDS,
     "mmbench_cn": WIDE_KINDS,
@@ -82,10 +82,17 @@ def some_options(truth: str, kind: str, num: int, rng: np.random.Generator) -> l
     return [options[i] for i in rng.permutation(len(options))]
 
 
-def random_exchange(scene: Scene, rng: np.random.Generator, form: str) -> Exchange:
-    """Ask about a scene in a format; questions whose words are ambiguous there are drawn again."""
+def random_exchange(scene: Scene, rng: np.random.Generator, form: str, kinds: Sequence[str] | None = None) -> Exchange:
+    """Ask about a scene in a format; questions whose words are ambiguous there are drawn again.
+
+    Args:
+        scene: what is asked about.
+        rng: the source of randomness.
+        form: one of FORMATS.
+        kinds: kinds of question to draw from evenly; by default all that the format has.
+    """
     while True:
-        question = propose(str(rng.choice(_KINDS[form])), _other_scene(scene, form, rng), rng)
+        question = propose(str(rng.choice(kinds or _KINDS[form])), _other_scene(scene, form, rng), rng)
         truth = answer(question, scene)
         if truth is not None and (truth != UNANSWERABLE or form == "vizwiz"):
             return worded(question, truth, form, rng)

@@ -26,6 +26,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "count": COUNTS,
 }
 KINDS = tuple(CHOICES)
+YES_NO_KINDS = tuple(kind for kind, choices in CHOICES.items() if choices == YES_NO)
 _SIDES: dict[str, Callable[[SceneObject, SceneObject], int]] = {
     "to the left of": lambda a, b: b.column - a.column,
     "to the right of": lambda a, b: a.column - b.column,

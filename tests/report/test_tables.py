@@ -81,6 +81,7 @@ def test_columns_are_in_the_papers_order() -> None:
 def test_a_committed_file_gives_the_committed_markdown(tmp_path: Path) -> None:
     for each in RECORDS:
         record.append(tmp_path / "records.jsonl", each)
+    assert (tmp_path / "records.jsonl").read_bytes() == (HERE / "records.jsonl").read_bytes()
     wanted = (HERE / "comparison.md").read_text(encoding="utf-8")
     assert tables.report([tmp_path], "markdown") + "\n" == wanted
 

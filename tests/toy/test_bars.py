@@ -22,10 +22,10 @@ def scores(data_root: Path, out: Path) -> dict[str, float]:
     return {each.cell["task"]: each.score for each in outcome.added}
 
 
-def test_grey_images_score_within_five_points_of_chance(tmp_path: Path) -> None:
+def test_grey_images_score_at_most_five_points_above_chance(tmp_path: Path) -> None:
     blind = scores(bars.grey_data(TOY_DATA, tmp_path / "grey"), tmp_path)
     for name in tasks.TASKS:
-        assert abs(blind[name] - bars.chance(name, TOY_DATA)) <= 5, (name, blind)
+        assert blind[name] <= bars.chance(name, TOY_DATA) + 5, (name, blind)
 
 
 def test_unpruned_scores_are_far_above_chance(seen: dict[str, float]) -> None:

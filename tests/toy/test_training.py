@@ -10,7 +10,7 @@ from transformers import LlavaProcessor
 from dpbench import backbones
 from dpbench.backbones.llava import Llava
 from dpbench.toy import build, llava, tower
-from dpbench.toy.llava import IGNORE, LlavaStage, fresh_llava, pack, reply_loss, turns
+from dpbench.toy.llava import IGNORE, LlavaStage, captions, fresh_llava, pack, questions, reply_loss
 from dpbench.toy.scenes import draw, training_scene
 from dpbench.toy.tower import TowerStage
 
@@ -37,7 +37,7 @@ def test_packed_turns_see_the_image_and_themselves_only(
     rng = np.random.default_rng(0)
     scenes = [training_scene(rng) for _ in range(3)]
     images = tower.pixels(draw(scenes, rng))
-    conversations = [turns(scene, rng) for scene in scenes]
+    conversations = [captions(scene, rng, 2) + questions(scene, rng, 2, 5) for scene in scenes]
     packed, total, count = reply_loss(model, images, pack(conversations, processor.tokenizer))[0], 0.0, 0
     for turn in range(len(conversations[0])):
         single = pack([[each[turn]] for each in conversations], processor.tokenizer)
@@ -49,7 +49,7 @@ def test_packed_turns_see_the_image_and_themselves_only(
 
 def test_a_packed_turn_is_what_generation_asks(processor: LlavaProcessor, tiny: Llava) -> None:
     rng = np.random.default_rng(1)
-    exchange = turns(training_scene(rng), rng)[-1]
+    exchange = questions(training_scene(rng), rng, 0, 1)[-1]
     (ids,) = pack([[exchange]], processor.tokenizer).ids_BL.tolist()
     from PIL import Image
 
