@@ -83,6 +83,7 @@ def fresh_llava(tower: Path, processor: LlavaProcessor, stage: LlavaStage) -> Ll
     """Assemble an untrained LLaVA around the trained tower."""
     tokenizer = processor.tokenizer
     trained = CLIPVisionModel.from_pretrained(tower)
+    trained.config._name_or_path = ""  # else the folder it was trained in would be written into the weights' config
     text = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=stage.width,
