@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import mean
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -90,7 +91,8 @@ def grey_data(source: Path, out: Path) -> Path:
         if "image" in table.column_names:
             field = table.schema.field("image")
             images = [[grey] * len(v) if isinstance(v, list) else grey for v in table["image"].to_pylist()]
-            table = table.set_column(table.schema.get_field_index("image"), field, [images])
+            column = pa.array(images, type=field.type)
+            table = table.set_column(table.schema.get_field_index("image"), field, column)
         target = out / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, target)
