@@ -116,7 +116,7 @@ def whiten_projector(model: LlavaForConditionalGeneration, rng: np.random.Genera
     """Start the projector as a random map of whitened features, as large as text embeddings become.
 
     The select layer's features are far from the origin and a hundred times larger than text embeddings: left so, no
-    decoder layer can change what a visual token says, and colours are not read after 800 steps.
+    decoder layer can change what a visual token says.
     """
     core, images = model.model, draw([training_scene(rng) for _ in range(64)], rng)
     hidden = core.vision_tower(pixels(images), output_hidden_states=True).hidden_states[SELECT_LAYER][:, 1:]
