@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -150,8 +150,9 @@ def _run_cells(
     manifest: Manifest, planned: Plan, data_root: Path | None, device: str, console: Console
 ) -> Iterator[Record]:
     from dpbench import answering, lmms
+    from dpbench.measure.environment import environment
 
-    protocol = manifest.protocol
+    protocol, found = manifest.protocol, environment(device)
     with console.status(f"loading {manifest.backbone.name}"):
         backbone = backbones.load(
             manifest.backbone.name,
@@ -173,7 +174,7 @@ def _run_cells(
             for progress, label in answering.answer(backbone, group, built[name], protocol.batch_size):
                 bar.update(job, advance=progress, description=label)
             for each in group:
-                yield _finish(each, built[name], planned.folder, backbone.num_layers, device)
+                yield _finish(each, built[name], planned.folder, backbone.num_layers, found)
 
 
 class RateColumn(ProgressColumn):
@@ -196,10 +197,10 @@ def _progress(console: Console) -> Progress:
     )
 
 
-def _finish(running: Running, built: BuiltTask, folder: Path, num_layers: int, device: str) -> Record:
+def _finish(running: Running, built: BuiltTask, folder: Path, num_layers: int, found: dict[str, Any]) -> Record:
     """Score a fully answered cell and write its record."""
     from dpbench import lmms
-    from dpbench.measure.environment import environment, versions
+    from dpbench.measure.environment import versions
 
     cell = running.cell
     known = [running.journal.answers[r.task, r.doc_id, r.prompt_hash] for r in built.requests]
@@ -218,7 +219,7 @@ def _finish(running: Running, built: BuiltTask, folder: Path, num_layers: int, d
         wall_s=sum(answer.ms for answer in known) / 1000,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=versions(),
-        environment=environment(device),
+        environment=found,
     )
     record.append(folder / "records.jsonl", finished)
     return finished
