@@ -29,7 +29,7 @@ def column(backbone: Backbone, image: np.ndarray, name: str) -> np.ndarray:
     method = registry.load(name).bind(backbone)
     (features,) = backbone.encode(backbone.prompt([Image.fromarray(image)], "").pixels, method.needs(backbone.provides))
     visual = pruning.visual_tokens(features, "", pruning.image_generator(0, "picture", 0))
-    kept = pruning.reduce_image(method, visual, KEEP).indices_K.numpy()
+    kept = pruning.reduce_image(method, visual, pruning.Rule(keep=KEEP), num_read=len(visual)).indices_K.numpy()
     shown = np.isin(np.arange(144), kept).reshape(12, 12).repeat(8, 0).repeat(8, 1)
     shade = np.where(shown[..., None], image, image * 0.18).astype(np.uint8)
     return np.pad(shade, ((GAP // 2, GAP // 2), (GAP // 2, GAP // 2), (0, 0)), constant_values=255)

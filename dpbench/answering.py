@@ -14,7 +14,6 @@ import torch
 from dpbench import pruning, registry
 from dpbench.journal import Answer, Journal, pack_indices
 from dpbench.manifest import Cell
-from dpbench.method import num_kept
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -126,15 +125,13 @@ def _answer_cell(backbone: Backbone, running: Running, built: BuiltTask, samples
     start = time.perf_counter()
     cell, good = running.cell, [sample for sample in samples if sample.prompt is not None]
     spliced = [_splice(backbone, running, sample) for sample in good]
-    texts = _generate(backbone, spliced, good[0].request.max_new_tokens) if good else []
+    told = _generate(backbone, running.method, spliced, good[0].request.max_new_tokens) if good else []
     elapsed = time.perf_counter() - start
-    done = {s.request.doc_id: (text, cut) for s, text, cut in zip(good, texts, spliced, strict=True)}
+    done = {s.request.doc_id: (said, cut) for s, said, cut in zip(good, told, spliced, strict=True)}
     answers = []
     for sample in samples:
-        text, cut = done.get(sample.request.doc_id, ("", None))
-        text = until(text, sample.request.until)
-        sizes = [len(feature.embeds_ND) for feature in sample.features]
-        kept = [pack_indices(r.indices_K.tolist(), n) for r, n in zip(cut.kept, sizes, strict=True)] if cut else []
+        said, cut = done.get(sample.request.doc_id, (None, None))
+        text = until(said.text if said else "", sample.request.until)
         answers.append(
             Answer(
                 task=cell.task,
@@ -144,8 +141,8 @@ def _answer_cell(backbone: Backbone, running: Running, built: BuiltTask, samples
                 image_group=sample.image_hash,
                 answer=text,
                 scores=plain(built.scores(sample.request, text)),
-                visual_tokens=(cut.num_visual,) * backbone.num_layers if cut else (),
-                kept=tuple(kept),
+                visual_tokens=cut.per_layer(backbone.num_layers) if cut else (),
+                kept=_kept(sample, cut, said) if cut and said else (),
                 failure=sample.failure,
                 seed=cell.seed,
                 shard=0,
@@ -155,29 +152,48 @@ def _answer_cell(backbone: Backbone, running: Running, built: BuiltTask, samples
     running.journal.append(answers)
 
 
-def _generate(backbone: Backbone, spliced: Sequence[pruning.Spliced], max_new_tokens: int) -> list[str]:
+def _kept(sample: Sample, cut: pruning.Spliced, said: pruning.Generated) -> tuple[str | None, ...]:
+    """Pack per image which tokens the last layer read."""
+    alive = pruning.last_indices(cut, said)
+    return tuple(
+        pack_indices(indices.tolist(), len(feature.embeds_ND))
+        for indices, feature in zip(alive, sample.features, strict=True)
+    )
+
+
+def _generate(
+    backbone: Backbone, method: Method, spliced: Sequence[pruning.Spliced], max_new_tokens: int
+) -> list[pruning.Generated]:
     """Answer a batch; where it does not fit the GPU's memory, answer its halves."""
     try:
-        return pruning.generate(backbone, spliced, max_new_tokens=max_new_tokens)
+        return pruning.generate(backbone, method, spliced, max_new_tokens=max_new_tokens)
     except torch.OutOfMemoryError:
         if len(spliced) == 1:
             raise
     torch.cuda.empty_cache()
     middle = len(spliced) // 2
-    return [t for half in (spliced[:middle], spliced[middle:]) for t in _generate(backbone, half, max_new_tokens)]
+    halves = (spliced[:middle], spliced[middle:])
+    return [said for half in halves for said in _generate(backbone, method, half, max_new_tokens)]
 
 
 def _splice(backbone: Backbone, running: Running, sample: Sample) -> pruning.Spliced:
     assert sample.prompt is not None
     cell, doc_id = running.cell, sample.request.doc_id
-    visuals = [
-        pruning.visual_tokens(
-            features, sample.prompt.question, pruning.image_generator(cell.seed, f"{cell.task}/{doc_id}", image)
-        )
-        for image, features in enumerate(sample.features)
+    generators = [
+        pruning.image_generator(cell.seed, f"{cell.task}/{doc_id}", image) for image in range(len(sample.features))
     ]
-    keep = [num_kept(len(visual), cell.keep, cell.prune_rate) for visual in visuals]
-    return pruning.splice(backbone, running.method, sample.prompt, visuals, keep)
+    return pruning.splice(backbone, running.method, sample.prompt, sample.features, generators, rule_of(cell))
+
+
+def rule_of(cell: Cell) -> pruning.Rule:
+    """Return what a cell says about budgets."""
+    return pruning.Rule(
+        keep=cell.keep,
+        prune_rate=cell.prune_rate,
+        kind=cell.budget_kind,  # type: ignore[arg-type]
+        anyres=cell.anyres,  # type: ignore[arg-type]
+        newline=cell.newline,  # type: ignore[arg-type]
+    )
 
 
 def until(text: str, stops: Iterable[str]) -> str:

@@ -43,6 +43,55 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+class Quantize(StrEnum):
+    """How weights are packed, by bitsandbytes."""
+
+    four = "4bit"
+    eight = "8bit"
+
+
+class DeviceMap(StrEnum):
+    """How layers are placed."""
+
+    auto = "auto"
+
+
+class Attention(StrEnum):
+    """Attention kernel."""
+
+    sdpa = "sdpa"
+    eager = "eager"
+
+
+class Prompt(StrEnum):
+    """Conversation a question is put into."""
+
+    default = "default"
+    template = "template"
+    vicuna_v1 = "vicuna_v1"
+
+
+class Anyres(StrEnum):
+    """How a budget is shared over AnyRes's views."""
+
+    per_view = "per-view"
+    whole = "global"
+
+
+class Newline(StrEnum):
+    """What becomes of AnyRes's newlines where a method selects before the LLM."""
+
+    keep = "keep"
+    drop = "drop"
+
+
+class BudgetKind(StrEnum):
+    """What a budget counts for methods that cut inside the LLM."""
+
+    mean = "mean"
+    final = "final"
+
+
 class Format(StrEnum):
     """How tables are written."""
 
@@ -61,8 +110,19 @@ Manifest = Annotated[Path | None, typer.Argument(help="A manifest file, or the n
 MethodName = Annotated[str | None, typer.Option("--method", help="Method to run; see `dpbench list methods`.")]
 Params = Annotated[list[str] | None, typer.Option("--param", help="Hyper-parameter of the method, as name=value.")]
 BackboneName = Annotated[str | None, typer.Option("--backbone", help="Backbone; see `dpbench list backbones`.")]
-Keep = Annotated[int | None, typer.Option(help="Visual tokens to keep.")]
+Weights = Annotated[str | None, typer.Option(help="Folder or hub repository in place of the default; or random.")]
+Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub repository.")]
+Quantized = Annotated[Quantize | None, typer.Option("--quantize", help="Pack weights, to fit a smaller GPU.")]
+Placed = Annotated[DeviceMap | None, typer.Option("--device-map", help="auto: spread layers over GPUs and CPU.")]
+Keep = Annotated[int | None, typer.Option(help="Visual tokens to keep per image.")]
 PruneRate = Annotated[float | None, typer.Option(help="Share of the visual tokens to remove, 0 to 1.")]
+Kind = Annotated[BudgetKind | None, typer.Option("--budget-kind", help="In-LLM budgets: layer mean, or what is left.")]
+Kernel = Annotated[Attention | None, typer.Option("--attention", help="Attention kernel.")]
+Conversation = Annotated[Prompt | None, typer.Option("--prompt", help="Conversation; by default the backbone's own.")]
+Views = Annotated[Anyres | None, typer.Option("--anyres", help="LLaVA-NeXT: budget per view, or over all views.")]
+Newlines = Annotated[Newline | None, typer.Option("--newline", help="LLaVA-NeXT: newlines beside selected tokens.")]
+MinPixels = Annotated[int | None, typer.Option(help="Qwen2.5-VL: smaller images are enlarged.")]
+MaxPixels = Annotated[int | None, typer.Option(help="Qwen2.5-VL: larger images are shrunk.")]
 Tasks = Annotated[list[str] | None, typer.Option("--tasks", help="Benchmarks, comma-separated; all ten by default.")]
 Limit = Annotated[int | None, typer.Option(help="Answer at least so many samples a task, in whole groups.")]
 BatchSize = Annotated[str | None, typer.Option(help="Samples answered at once: a number, or auto.")]
@@ -77,13 +137,24 @@ def run(
     method: MethodName = None,
     param: Params = None,
     backbone: BackboneName = None,
+    weights: Weights = None,
+    revision: Revision = None,
+    quantize: Quantized = None,
+    device_map: Placed = None,
     keep: Keep = None,
     prune_rate: PruneRate = None,
+    budget_kind: Kind = None,
     tasks: Tasks = None,
     limit: Limit = None,
     batch_size: BatchSize = None,
     device: Device = Device.auto,
     dtype: Annotated[Dtype | None, typer.Option(help="Type of the weights.")] = None,
+    attention: Kernel = None,
+    prompt: Conversation = None,
+    anyres: Views = None,
+    newline: Newlines = None,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
     data_root: DataRoot = None,
     out: Out = Path("results"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and run nothing.")] = False,
@@ -91,8 +162,8 @@ def run(
     """Answer and score every cell that has no record yet."""
     from dpbench import flags, runner
 
-    cell = flags.Flags(method, param or [], backbone, keep, prune_rate, tasks, limit, batch_size, dtype)
-    wanted = flags.manifest(manifest, cell)
+    given = flags.given(locals())
+    wanted = flags.manifest(manifest, given)
     root = flags.data_root(wanted, data_root)
     if dry_run:
         typer.echo(flags.describe(runner.plan(wanted, out, root)))
@@ -108,10 +179,21 @@ def profile(
     method: MethodName = None,
     param: Params = None,
     backbone: BackboneName = None,
+    weights: Weights = None,
+    revision: Revision = None,
+    quantize: Quantized = None,
+    device_map: Placed = None,
     keep: Keep = None,
     prune_rate: PruneRate = None,
+    budget_kind: Kind = None,
     device: Device = Device.auto,
     dtype: Annotated[Dtype | None, typer.Option(help="Type of the weights.")] = None,
+    attention: Kernel = None,
+    prompt: Conversation = None,
+    anyres: Views = None,
+    newline: Newlines = None,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
     repeats: Annotated[int, typer.Option(min=1, help="Repetitions kept.")] = 30,
     warmups: Annotated[int, typer.Option(min=0, help="Repetitions run before and not kept.")] = 5,
     out: Out = Path("results"),
@@ -121,8 +203,8 @@ def profile(
     from dpbench.measure.profile import profile_manifest
     from dpbench.report import tables
 
-    cell = flags.Flags(method, param or [], backbone, keep, prune_rate, None, None, None, dtype)
-    wanted = flags.manifest(manifest, cell)
+    given = flags.given(locals())
+    wanted = flags.manifest(manifest, given)
     profiles = profile_manifest(wanted, out, device=device, repeats=repeats, warmups=warmups)
     for section in tables.profile_sections(profiles):
         typer.echo(tables.render(section, "markdown"))
@@ -150,9 +232,9 @@ def list_methods() -> None:
 @list_app.command("backbones")
 def list_backbones() -> None:
     """List the backbones."""
-    from dpbench import backbones, flags
+    from dpbench import flags
 
-    typer.echo(flags.two_columns((name, family.summary) for name, family in sorted(backbones.FAMILIES.items())))
+    typer.echo(flags.backbone_table())
 
 
 @list_app.command("tasks")
@@ -183,11 +265,14 @@ def toy_build(
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
     scale: Annotated[Scale, typer.Option(help="small: about an hour on 2 cores; full: for a GPU.")] = Scale.small,
     device: Device = Device.auto,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the decoder's layers; takes a compiler.")
+    ] = False,
 ) -> None:
     """Train toy-llava from nothing: vision tower, then projector and decoder."""
     from dpbench.toy.build import build
 
-    build(out, seed=seed, scale=scale.value, device=device.value)
+    build(out, seed=seed, scale=scale.value, device=device.value, compiled=compiled)
 
 
 @toy_app.command("data")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpbench import registry
+from tabulate import tabulate
+
+from dpbench import backbones, registry
 from dpbench.errors import ConfigError
 from dpbench.manifest import Manifest, load_manifest, make_manifest
 
@@ -17,35 +19,65 @@ if TYPE_CHECKING:
     from dpbench.runner import Outcome, Plan
 
 
-@dataclass(frozen=True, slots=True)
+_BACKBONE = ("weights", "revision", "quantize", "device_map")
+_PROTOCOL = ("limit", "batch_size", "dtype", "attention", "prompt", "anyres", "newline", "min_pixels", "max_pixels")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Flags:
     """What was given on the command line; None or empty where it was not."""
 
-    method: str | None
-    params: list[str]
-    backbone: str | None
-    keep: int | None
-    prune_rate: float | None
-    tasks: list[str] | None
-    limit: int | None
-    batch_size: str | None
-    dtype: str | None
+    method: str | None = None
+    params: list[str] = field(default_factory=list)
+    backbone: str | None = None
+    weights: str | None = None
+    revision: str | None = None
+    quantize: str | None = None
+    device_map: str | None = None
+    keep: int | None = None
+    prune_rate: float | None = None
+    budget_kind: str | None = None
+    tasks: list[str] | None = None
+    limit: int | None = None
+    batch_size: str | None = None
+    dtype: str | None = None
+    attention: str | None = None
+    prompt: str | None = None
+    anyres: str | None = None
+    newline: str | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
 
     def protocol(self) -> dict[str, Any]:
         """Return the protocol keys that were given."""
-        size = int(self.batch_size) if self.batch_size and self.batch_size.isdigit() else self.batch_size
-        given = {"limit": self.limit, "batch_size": size, "dtype": self.dtype}
-        return {name: value for name, value in given.items() if value is not None}
+        given = self._given(_PROTOCOL)
+        size = given.get("batch_size")
+        return given | ({"batch_size": int(size)} if size and size.isdigit() else {})
+
+    def placement(self) -> dict[str, Any]:
+        """Return the backbone keys that were given besides its name."""
+        return self._given(_BACKBONE)
+
+    def _given(self, names: Iterable[str]) -> dict[str, Any]:
+        values = {name: getattr(self, name) for name in names}
+        return {name: str(v) if isinstance(v, str) else v for name, v in values.items() if v is not None}
+
+
+def given(options: Mapping[str, Any]) -> Flags:
+    """Pick the flags out of a command's options; `--param` may come several times."""
+    names = {each.name for each in fields(Flags)} & set(options)
+    return Flags(**{name: options[name] for name in names}, params=options["param"] or [])
 
 
 def manifest(path: Path | None, flags: Flags) -> Manifest:
-    """Return the manifest that a file, or flags alone, describe; flags override a file's tasks and protocol.
+    """Return the manifest that a file, or flags alone, describe; flags override a file's weights, tasks and protocol.
 
     Raises:
         ConfigError: neither was given, or flags that only describe a cell came with a file.
     """
     cell_flags: dict[str, object] = {"--method": flags.method, "--backbone": flags.backbone, "--keep": flags.keep}
     cell_flags |= {"--prune-rate": flags.prune_rate, "--param": flags.params or None}
+    cell_flags |= {"--budget-kind": flags.budget_kind}
     given = [name for name, value in cell_flags.items() if value is not None]
     if path is None:
         return _from_flags(flags)
@@ -54,6 +86,7 @@ def manifest(path: Path | None, flags: Flags) -> Manifest:
     loaded = load_manifest(path)
     data = loaded.model_dump(exclude_none=True)
     data["protocol"] |= flags.protocol()
+    data["backbone"] |= flags.placement()
     return make_manifest(data | _tasks(flags), source=str(path))
 
 
@@ -64,18 +97,20 @@ def _from_flags(flags: Flags) -> Manifest:
     registry.find(flags.method)
     if flags.keep is not None and flags.prune_rate is not None:
         raise ConfigError("--keep and --prune-rate both set the budget; give one of them")
-    budget = {"keep": [flags.keep]} if flags.keep is not None else {"prune_rate": [flags.prune_rate]}
+    budget: dict[str, Any] = {"keep": [flags.keep]} if flags.keep is not None else {"prune_rate": [flags.prune_rate]}
     if flags.method == "none" and (flags.keep is not None or flags.prune_rate is not None):
         raise ConfigError("--method none keeps every visual token; drop --keep and --prune-rate")
     if flags.keep is None and flags.prune_rate is None:
         if flags.method != "none":
             raise ConfigError(f"--method {flags.method} needs a budget; give --keep K or --prune-rate R")
         budget = {}
+    if budget and flags.budget_kind is not None:
+        budget["kind"] = str(flags.budget_kind)
     size = flags.keep if flags.keep is not None else flags.prune_rate
     name = "-".join(str(part) for part in (flags.backbone, flags.method, size) if part is not None)
     data: dict[str, Any] = {
         "name": name,
-        "backbone": flags.backbone,
+        "backbone": {"name": flags.backbone, **flags.placement()},
         "methods": [{"name": flags.method, "params": registry.parse_params(flags.params)}],
         "protocol": flags.protocol(),
     }
@@ -133,6 +168,16 @@ def two_columns(rows: Iterable[tuple[str, str]]) -> str:
     rows = list(rows)
     width = max((len(name) for name, _ in rows), default=0)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+
+def backbone_table() -> str:
+    """Return the backbones as a table."""
+    heads = ("name", "what", "parameters", "visual tokens", "default weights", "signals of the tower")
+    rows = [
+        (name, each.summary, each.parameters, each.visual, each.weights, each.signals)
+        for name, each in backbones.FAMILIES.items()
+    ]
+    return tabulate(rows, heads, "plain", disable_numparse=True)
 
 
 def first_comment(path: Path) -> str:

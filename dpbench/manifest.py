@@ -30,11 +30,13 @@ def _named(value: object) -> object:
 
 
 class BackboneEntry(_Strict):
-    """Which vision-language model, and which weights if not its default ones."""
+    """Which vision-language model, which weights if not its default ones, and how they are packed and placed."""
 
     name: str
     weights: str | None = None
     revision: str | None = None
+    quantize: Literal["4bit", "8bit"] | None = None
+    device_map: Literal["auto"] | None = None
 
 
 class MethodEntry(_Strict):
@@ -61,7 +63,7 @@ class Budgets(_Strict):
 class Protocol(_Strict):
     """Everything else that can change an answer, and how many samples are answered at once."""
 
-    prompt: Literal["template"] = "template"
+    prompt: Literal["default", "template", "vicuna_v1"] = "default"
     ocr: bool = False
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     attention: Literal["sdpa", "eager"] = "sdpa"
@@ -70,6 +72,8 @@ class Protocol(_Strict):
     limit: Annotated[int, Field(ge=1)] | None = None
     anyres: Literal["per-view", "global"] = "per-view"
     newline: Literal["keep", "drop"] = "drop"
+    min_pixels: Annotated[int, Field(ge=1)] | None = None
+    max_pixels: Annotated[int, Field(ge=1)] | None = None
 
 
 class Manifest(_Strict):
@@ -85,7 +89,7 @@ class Manifest(_Strict):
     @model_validator(mode="after")
     def _known(self) -> Manifest:
         family = backbones.find(self.backbone.name)
-        self._no_tiles_where_there_are_none(family)
+        self._no_setting_without_effect(family)
         for method in self.methods:
             registry.find(method.name)
         for task in self.tasks:
@@ -98,10 +102,20 @@ class Manifest(_Strict):
                 raise ConfigError(f"--keep: {keep} is more than the {most} visual tokens of {self.backbone.name}")
         return self
 
-    def _no_tiles_where_there_are_none(self, family: backbones.Family) -> None:
-        for name, usual in (("anyres", "per-view"), ("newline", "drop")):
-            if not family.tiles and getattr(self.protocol, name) != usual:
-                raise ConfigError(f"protocol.{name}: {self.backbone.name} has one view and no tiles; leave it out")
+    def _no_setting_without_effect(self, family: backbones.Family) -> None:
+        name, given = self.backbone.name, self.protocol
+        for setting, usual in (("anyres", "per-view"), ("newline", "drop")):
+            if not family.tiles and getattr(given, setting) != usual:
+                raise ConfigError(f"protocol.{setting}: {name} has one view and no tiles; leave it out")
+        for setting in ("min_pixels", "max_pixels"):
+            if not family.native_resolution and getattr(given, setting) is not None:
+                raise ConfigError(f"protocol.{setting}: {name} reads images at a size of its own; leave it out")
+        if (given.min_pixels or 0) > (given.max_pixels or float("inf")):
+            raise ConfigError(f"protocol: min_pixels {given.min_pixels} is more than max_pixels {given.max_pixels}")
+        if given.prompt == "vicuna_v1" and family.prompt != "vicuna_v1":
+            raise ConfigError(
+                f"protocol.prompt: vicuna_v1 is LLaVA-1.5's conversation, {name} has another; leave it out"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +129,7 @@ class Cell:
     backbone: str
     weights: str | None
     revision: str | None
+    quantize: str | None
     method: str
     params: Mapping[str, Any]
     keep: int | None
@@ -127,6 +142,8 @@ class Cell:
     attention: str
     anyres: str
     newline: str
+    min_pixels: int | None
+    max_pixels: int | None
     seed: int
     limit: int | None
     fingerprints: Mapping[str, str]
@@ -154,6 +171,7 @@ class Cell:
 def cells(manifest: Manifest) -> Iterator[Cell]:
     """Expand a manifest into cells without fingerprints; the unpruned backbone has one per task and seed."""
     protocol = manifest.protocol
+    family = backbones.find(manifest.backbone.name)
     for seed in protocol.seeds:
         for method in manifest.methods:
             registry.load(method.name, method.params)
@@ -163,18 +181,21 @@ def cells(manifest: Manifest) -> Iterator[Cell]:
                         backbone=manifest.backbone.name,
                         weights=manifest.backbone.weights,
                         revision=manifest.backbone.revision,
+                        quantize=manifest.backbone.quantize,
                         method=method.name,
                         params=method.params,
                         keep=keep,
                         prune_rate=rate,
                         budget_kind=manifest.budgets.kind if manifest.budgets else "mean",
                         task=task,
-                        prompt=protocol.prompt,
+                        prompt=family.prompt if protocol.prompt == "default" else protocol.prompt,
                         ocr=protocol.ocr,
                         dtype=protocol.dtype,
                         attention=protocol.attention,
                         anyres=protocol.anyres,
                         newline=protocol.newline,
+                        min_pixels=protocol.min_pixels,
+                        max_pixels=protocol.max_pixels,
                         seed=seed,
                         limit=protocol.limit,
                         fingerprints={},

@@ -30,6 +30,8 @@ class VisualTokens:
         row_N: int64, row of the patch in its view.
         col_N: int64, column of the patch in its view.
         read_N: bool, False where unpadding drops the token anyway.
+        slot_N: int64, the token's place in the order the unpruned LLM reads (AnyRes lays tiles out as one map there),
+            newlines counted; -1 where unpadding drops it.
         generator: CPU, seeded by cell seed, sample and image; a method's only source of randomness.
         cls_hidden_VC: the CLS row of each view.
         cls_attention: tower layer -> (H, N) float32, the CLS query over the patches, not renormalised.
@@ -44,6 +46,7 @@ class VisualTokens:
     row_N: Tensor
     col_N: Tensor
     read_N: Tensor
+    slot_N: Tensor
     generator: torch.Generator
     cls_hidden_VC: Tensor | None = None
     cls_attention: Mapping[int, Tensor] = field(default_factory=dict)
@@ -103,31 +106,59 @@ class Cut:
     probe: int
 
 
-class LayerView(Protocol):
-    """The only window on the decoder, for methods that cut inside it.
+LAST = slice(-1, None)
+"""The last prompt token, as the rows of `LayerView.attention`."""
 
-    Attributes:
-        cut: the cut being decided.
-        stage: which cut of the method it is, from 0.
-        hidden_LD: hidden states entering the layer.
-        queries_HLd: queries at `cut.probe`, after RoPE.
-        keys_HLd: keys at `cut.probe`, after RoPE.
-        visual_L: bool, which positions are visual.
-        text_after_L: bool, which text follows the image.
-        embeds_LD: the decoder's input embeddings.
+
+class LayerView(Protocol):
+    """The only window on the decoder, for methods that cut inside it: one sample, without padding.
+
+    L positions are those still there when the cut is reached; what is not asked for is not computed. Index with the
+    index fields rather than the flags on a GPU: a boolean index waits for the device.
     """
 
-    cut: Cut
-    stage: int
-    hidden_LD: Tensor
-    queries_HLd: Tensor
-    keys_HLd: Tensor
-    visual_L: Tensor
-    text_after_L: Tensor
-    embeds_LD: Tensor
+    @property
+    def cut(self) -> Cut:
+        """The cut being decided."""
 
-    def attention(self, rows: Tensor) -> Tensor:
-        """Return (H, R, L) float32: softmax over all visible keys, for the query rows given."""
+    @property
+    def stage(self) -> int:
+        """Which cut of the method it is, from 0."""
+
+    @property
+    def hidden_LD(self) -> Tensor:
+        """Hidden states entering the layer."""
+
+    @property
+    def embeds_LD(self) -> Tensor:
+        """The decoder's input embeddings."""
+
+    @property
+    def visual_index_N(self) -> Tensor:
+        """Positions of the visual tokens still there, int64, rising."""
+
+    @property
+    def text_index(self) -> Tensor:
+        """Positions of the text, int64, rising."""
+
+    @property
+    def visual_L(self) -> Tensor:
+        """Which positions are visual, bool."""
+
+    @property
+    def text_after_L(self) -> Tensor:
+        """Which text follows the last visual token, bool."""
+
+    @property
+    def queries_HLd(self) -> Tensor:
+        """Queries at `cut.probe`, after RoPE."""
+
+    @property
+    def keys_HLd(self) -> Tensor:
+        """Keys at `cut.probe`, after RoPE, one per query head."""
+
+    def attention(self, rows: slice | Tensor = LAST) -> Tensor:
+        """Return (H, R, L) float32: causal softmax over all positions still there, for the query rows given."""
         ...
 
     def final_norm(self, hidden: Tensor) -> Tensor:

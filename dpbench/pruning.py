@@ -1,9 +1,11 @@
 """The engine: apply a method's decisions to a backbone's forward and generate.
 
-Pre-LLM selection and merging shrink the prompt before the decoder: embeddings, positions and mask are built once. A
-reduction is a decision only; what happens to it is here. This is the only file whose hooks change values.
+Pre-LLM selection and merging shrink the prompt before the decoder: embeddings, positions and mask are built once. Cuts
+inside the LLM are data here (`Spliced.cuts`); `dpbench.cutting` carries them out. A reduction is a decision only; what
+happens to it is here. Hooks that change values are in these two files and nowhere else.
 
-Shape letters: B prompts, L prompt positions, N visual tokens of one image, K rows kept, D the LLM's width.
+Shape letters: B prompts, L prompt positions, N visual tokens of one image, K rows kept, D the LLM's width, P position
+axes (1, or M-RoPE's 3).
 """
 
 from __future__ import annotations
@@ -11,15 +13,48 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from dpbench import cutting
 from dpbench.backbones.base import Backbone, Features, Prompt
+from dpbench.cutting import Cutting, Layout
 from dpbench.errors import UnsupportedError
-from dpbench.method import Method, Reduction, VisualTokens
+from dpbench.method import Budget, Cut, Method, Reduction, VisualTokens, num_kept
+
+_PER_TOKEN = (
+    "embeds_ND",
+    "hidden_NC",
+    "view_N",
+    "row_N",
+    "col_N",
+    "read_N",
+    "slot_N",
+    "received_attention_N",
+    "keys_Nd",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """How a budget is meant, and what becomes of AnyRes's views and newlines.
+
+    Attributes:
+        keep: visual tokens per image, or None.
+        prune_rate: the share removed, or None; with neither, everything is kept.
+        kind: what the count means for methods that cut inside the LLM.
+        anyres: "per-view" leaves it to the method, "global" shares the budget over all views in any case.
+        newline: whether AnyRes's newlines stay where a method selects before the LLM.
+    """
+
+    keep: int | None = None
+    prune_rate: float | None = None
+    kind: Literal["mean", "final"] = "mean"
+    anyres: Literal["per-view", "global"] = "per-view"
+    newline: Literal["keep", "drop"] = "drop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +63,26 @@ class Spliced:
 
     Attributes:
         embeds_LD: text and surviving visual rows, in order.
-        positions_L: int64 position ids.
-        kept: per image, the decision that was applied.
-        num_visual: visual rows the LLM reads.
+        positions_PL: int64 position ids.
+        visual_L: bool on the CPU, which rows are visual; newlines are text.
+        kept: per image, the decision that was applied, its indices on the CPU.
+        cuts: where and how far the method cuts inside the LLM.
     """
 
     embeds_LD: Tensor
-    positions_L: Tensor
+    positions_PL: Tensor
+    visual_L: Tensor
     kept: tuple[Reduction, ...]
-    num_visual: int
+    cuts: tuple[Cut, ...] = ()
+
+    @property
+    def num_visual(self) -> int:
+        """Return how many visual rows the first layer reads."""
+        return int(self.visual_L.sum())
+
+    def per_layer(self, num_layers: int) -> tuple[int, ...]:
+        """Return how many visual rows each decoder layer reads."""
+        return per_layer(self.num_visual, num_layers, self.cuts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +91,15 @@ class Batch:
 
     embeds_BLD: Tensor
     mask_BL: Tensor
-    positions_BL: Tensor
+    positions_PBL: Tensor
+
+
+def per_layer(num_visual: int, num_layers: int, cuts: Sequence[Cut]) -> tuple[int, ...]:
+    """Return how many visual rows each decoder layer reads, given what the first one reads."""
+    counts = [num_visual] * num_layers
+    for each in cuts:
+        counts[each.layer :] = [min(each.keep, counts[each.layer - 1])] * (num_layers - each.layer)
+    return tuple(counts)
 
 
 def image_generator(seed: int, sample: str, image: int) -> torch.Generator:
@@ -56,57 +110,94 @@ def image_generator(seed: int, sample: str, image: int) -> torch.Generator:
 
 def visual_tokens(features: Features, question: str, generator: torch.Generator) -> VisualTokens:
     """Hand one image's features to a method."""
-    values = {name: getattr(features, name) for name in Features.__slots__}
-    return VisualTokens(**values, question=question, generator=generator)
+    fields = {name: getattr(features, name) for name in (*_PER_TOKEN, "cls_hidden_VC", "cls_attention")}
+    fields["slot_N"] = features.slot_N.to(features.embeds_ND.device)
+    return VisualTokens(**fields, question=question, generator=generator)
 
 
-def reduce_image(method: Method, visual: VisualTokens, keep: int) -> Reduction:
-    """Ask a method for its decision and check it.
+def view_of(visual: VisualTokens, view: int) -> VisualTokens:
+    """Return the tokens of one view, as if it were the image."""
+    size = len(visual) // (int(visual.view_N[-1]) + 1)
+    part = slice(view * size, (view + 1) * size)
+    fields = {name: value[part] for name in _PER_TOKEN if (value := getattr(visual, name)) is not None}
+    rows = {layer: attention[:, part] for layer, attention in visual.cls_attention.items()}
+    cls_hidden = None if visual.cls_hidden_VC is None else visual.cls_hidden_VC[view : view + 1]
+    return replace(visual, **fields, cls_attention=rows, cls_hidden_VC=cls_hidden)
+
+
+def reduce_image(method: Method, visual: VisualTokens, rule: Rule, *, num_read: int, max_views: int = 1) -> Reduction:
+    """Ask a method for its decision on one image and check it; the indices come back on the CPU.
 
     Args:
         method: already bound to the backbone.
         visual: the image's tokens.
-        keep: the budget; more than N is the same as N.
+        rule: the budget and how it is shared over views.
+        num_read: how many of the tokens the unpruned LLM reads.
+        max_views: the most views an image has; a count is shared over so many, however many this one has.
 
     Raises:
         ValueError: the decision breaks the contract (a bug in the method).
     """
-    reduction = method.reduce(visual, min(keep, len(visual)))
-    indices = reduction.indices_K
+    num_views = int(visual.view_N[-1]) + 1 if max_views > 1 else 1
+    if num_views == 1 or method.anyres == "global" or rule.anyres == "global" or not reduces(method):
+        keep = num_kept(num_read, rule.keep, rule.prune_rate)
+        return _checked(method, method.reduce(visual, min(keep, len(visual))), visual)
+    size = len(visual) // num_views
+    keep = num_kept(size, None if rule.keep is None else max(1, rule.keep // max_views), rule.prune_rate)
+    if method.anyres == "own":
+        return _checked(method, method.reduce(visual, keep * num_views), visual)
+    views = [view_of(visual, view) for view in range(num_views)]
+    return _joined([_checked(method, method.reduce(each, keep), each) for each in views], size)
+
+
+def _checked(method: Method, reduction: Reduction, visual: VisualTokens) -> Reduction:
+    name, indices = type(method).__name__, reduction.indices_K
     if indices.dtype != torch.int64 or indices.ndim != 1:
-        raise ValueError(f"{type(method).__name__}.reduce: indices_K must be 1-D int64, got {indices.dtype}")
+        raise ValueError(f"{name}.reduce: indices_K must be 1-D int64, got {indices.dtype}")
+    indices = indices.cpu()
     if bool(((indices < -1) | (indices >= len(visual))).any()):
-        raise ValueError(f"{type(method).__name__}.reduce: an index is outside -1..{len(visual) - 1}")
-    if bool((indices < 0).any()) and method.positions == "original":
-        raise ValueError(f"{type(method).__name__}.reduce: rows without a token of their own need compact positions")
-    return reduction
+        raise ValueError(f"{name}.reduce: an index is outside -1..{len(visual) - 1}")
+    merges = bool((indices < 0).any())
+    if merges and method.positions == "original":
+        raise ValueError(f"{name}.reduce: rows without a token of their own need compact positions")
+    if merges and reduction.embeds_KD is None and reduction.hidden_KC is None:
+        raise ValueError(f"{name}.reduce: rows that are no single token must bring embeds_KD or hidden_KC")
+    return replace(reduction, indices_K=indices)
 
 
-def rows_of(backbone: Backbone, visual: VisualTokens, reduction: Reduction) -> Tensor:
-    """Return the rows the LLM reads for one image, (K, D)."""
-    if reduction.embeds_KD is not None:
-        return reduction.embeds_KD
-    if reduction.hidden_KC is not None:
-        return backbone.project(reduction.hidden_KC)
-    if bool((reduction.indices_K < 0).any()):
-        raise ValueError("a reduction with rows that are no single token must bring embeds_KD or hidden_KC")
-    return visual.embeds_ND[reduction.indices_K]
+def _joined(parts: Sequence[Reduction], size: int) -> Reduction:
+    """Put the views' decisions one after another, in the image's own numbers."""
+
+    def cat(name: str) -> Tensor | None:
+        found = [value for part in parts if (value := getattr(part, name)) is not None]
+        return torch.cat(found) if len(found) == len(parts) else None
+
+    indices = [torch.where(p.indices_K < 0, -1, p.indices_K + view * size) for view, p in enumerate(parts)]
+    return Reduction(torch.cat(indices), cat("embeds_KD"), cat("hidden_KC"), cat("scores_N"))
+
+
+def reduces(method: Method) -> bool:
+    """Tell whether a method decides before the LLM."""
+    return type(method).reduce is not Method.reduce
 
 
 def check_supported(method: Method) -> None:
     """Refuse what this engine would otherwise ignore.
 
     Raises:
-        UnsupportedError: the method cuts inside the LLM or resizes the image.
+        UnsupportedError: the method resizes the image.
     """
-    if type(method).cuts is not Method.cuts:
-        raise UnsupportedError(f"{type(method).__name__} prunes inside the LLM; this engine prunes before it only")
     if type(method).resize is not Method.resize:
         raise UnsupportedError(f"{type(method).__name__} resizes the image, which this engine does not do")
 
 
 def splice(
-    backbone: Backbone, method: Method, prompt: Prompt, visuals: Sequence[VisualTokens], keep: Sequence[int]
+    backbone: Backbone,
+    method: Method,
+    prompt: Prompt,
+    features: Sequence[Features],
+    generators: Sequence[torch.Generator],
+    rule: Rule,
 ) -> Spliced:
     """Build one prompt from its text and what the method keeps of each image.
 
@@ -114,54 +205,162 @@ def splice(
         backbone: embeds text and projects.
         method: decides.
         prompt: the unpruned prompt.
-        visuals: one entry per image, in the order of the placeholders.
-        keep: visual tokens to keep, per image.
-
+        features: one entry per image, in the order of the placeholders.
+        generators: the method's source of randomness, per image.
+        rule: the budget per image.
     """
-    reductions = tuple(reduce_image(method, visual, k) for visual, k in zip(visuals, keep, strict=True))
-    text = backbone.embed(prompt.ids_L)
-    parts, slots = [], []
-    for start, stop, image in _runs(prompt.visual_L, [len(visual) for visual in visuals]):
-        if image is None:
-            parts.append(text[start:stop])
-            slots.append(torch.arange(start, stop))
-            continue
-        rows = rows_of(backbone, visuals[image], reductions[image])
-        parts.append(rows.to(text.dtype))
-        slots.append(start + reductions[image].indices_K.cpu())
-    slots_L = torch.cat(slots)
-    positions = torch.arange(len(slots_L)) if method.positions == "compact" else slots_L
-    num_visual = sum(len(reduction.indices_K) for reduction in reductions)
-    return Spliced(torch.cat(parts), positions.to(text.device), reductions, num_visual)
-
-
-def _runs(visual_L: Tensor, sizes: Sequence[int]) -> Iterator[tuple[int, int, int | None]]:
-    """Yield (start, stop, image number or None for text) over the prompt; adjacent images are told apart by size."""
-    flags, at, image = visual_L.tolist(), 0, 0
-    while at < len(flags):
-        if flags[at]:
-            stop = at + sizes[image]
-            yield at, stop, image
-            image += 1
-        else:
-            stop = at
-            while stop < len(flags) and not flags[stop]:
-                stop += 1
-            yield at, stop, None
+    images = []
+    for each, generator in zip(features, generators, strict=True):
+        visual = visual_tokens(each, prompt.question, generator)
+        reduction = reduce_image(method, visual, rule, num_read=each.num_read, max_views=backbone.max_views)
+        images.append((each, reduction))
+    text, length = backbone.embed(prompt.ids_L), len(prompt.ids_L)
+    parts, slots, visual_flags, at = [], [], [], 0
+    for (start, stop), (each, reduction) in zip(prompt.spans, images, strict=True):
+        rows, places, flags = _image_rows(backbone, each, reduction, keeps_newlines=_keeps_newlines(method, rule))
+        parts += [text[at:start], rows.to(text.dtype)]
+        slots += [torch.arange(at, start), start + places]
+        visual_flags += [torch.zeros(start - at, dtype=torch.bool), flags]
         at = stop
+    slots_L = torch.cat([*slots, torch.arange(at, length)])
+    visual_L = torch.cat([*visual_flags, torch.zeros(length - at, dtype=torch.bool)])
+    budget = Budget(sum(num_kept(each.num_read, rule.keep, rule.prune_rate) for each, _ in images), rule.kind)
+    cuts = checked_cuts(method, int(visual_L.sum()), backbone.num_layers, budget)
+    positions = _positions(backbone, method, prompt, slots_L)
+    embeds = torch.cat([*parts, text[at:]])
+    return Spliced(embeds, positions.to(embeds.device), visual_L, tuple(r for _, r in images), cuts)
+
+
+def _keeps_newlines(method: Method, rule: Rule) -> bool:
+    return not reduces(method) or rule.newline == "keep"
+
+
+def _image_rows(
+    backbone: Backbone, features: Features, reduction: Reduction, *, keeps_newlines: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the rows the LLM reads for one image (K, D), the placeholder of each, and which are visual.
+
+    Tokens that unpadding drops are left out. A row that is no single token stands where its predecessor stands. With
+    newlines, rows are in the order of their placeholders.
+    """
+    indices = reduction.indices_K
+    slots = torch.where(indices < 0, -2, features.slot_N[indices.clamp(min=0)])
+    read = (slots != -1).nonzero()[:, 0]
+    rows = rows_of(backbone, features, reduction)
+    if len(read) < len(slots):
+        rows, slots = rows[read.to(rows.device)], slots[read]
+    slots = _filled(slots)
+    flags = torch.ones(len(slots), dtype=torch.bool)
+    if features.newline_D is None or not keeps_newlines:
+        return rows, slots, flags
+    filled = torch.zeros(features.num_read + _num_newlines(features), dtype=torch.bool)
+    filled[features.slot_N[features.slot_N >= 0]] = True
+    newlines = (~filled).nonzero()[:, 0]
+    slots, order = torch.cat([slots, newlines]).sort(stable=True)
+    rows = torch.cat([rows, features.newline_D.to(rows)[None].expand(len(newlines), -1)])[order.to(rows.device)]
+    return rows, slots, order < len(flags)
+
+
+def _num_newlines(features: Features) -> int:
+    """Return how many of the image's placeholders no token fills: those after each row of tiles, or the only one."""
+    base = int((features.view_N == 0).sum())
+    tiles = features.slot_N[base:]
+    if not len(tiles):
+        return 1
+    last = int(tiles.max())
+    return last + 2 - features.num_read
+
+
+def _filled(slots: Tensor) -> Tensor:
+    """Give rows that are no single token (-2) the placeholder of the row before them, or the first."""
+    order = torch.where(slots >= 0, torch.arange(len(slots)), -1)
+    source = order.cummax(0).values if len(slots) else order
+    return torch.where(source < 0, 0, slots[source.clamp(min=0)])
+
+
+def rows_of(backbone: Backbone, features: Features | VisualTokens, reduction: Reduction) -> Tensor:
+    """Return the rows a decision stands for, (K, D)."""
+    if reduction.embeds_KD is not None:
+        return reduction.embeds_KD
+    if reduction.hidden_KC is not None:
+        return backbone.project(reduction.hidden_KC)
+    return features.embeds_ND[reduction.indices_K.to(features.embeds_ND.device)]
+
+
+def _positions(backbone: Backbone, method: Method, prompt: Prompt, slots_L: Tensor) -> Tensor:
+    """Return (P, L) position ids: M-RoPE's own, the placeholders' numbers, or numbers without gaps."""
+    if prompt.positions_PL is not None:
+        return prompt.positions_PL[:, slots_L]
+    return (torch.arange(len(slots_L)) if method.positions == "compact" else slots_L)[None]
+
+
+def checked_cuts(method: Method, num_visual: int, num_layers: int, budget: Budget) -> tuple[Cut, ...]:
+    """Return a method's cuts for one prompt, held to the contract and, for budgeted methods, to the budget.
+
+    Raises:
+        ValueError: the cuts break the contract (a bug in the method).
+    """
+    if not num_visual or type(method).cuts is Method.cuts:
+        return ()
+    cuts, name = method.cuts(num_visual, num_layers, budget), type(method).__name__
+    before = Cut(0, num_visual, 0)
+    for each in cuts:
+        if not (before.layer < each.layer < num_layers and before.layer <= each.probe <= each.layer):
+            raise ValueError(f"{name}.cuts: {each} is not behind {before}, inside {num_layers} layers")
+        if not 0 <= each.keep <= before.keep:
+            raise ValueError(f"{name}.cuts: {each} keeps more than the {before.keep} that are left")
+        before = each
+    counts = per_layer(num_visual, num_layers, cuts)
+    reached = sum(counts) / num_layers if budget.kind == "mean" else counts[-1]
+    if method.budgeted and abs(reached - min(budget.count, num_visual)) > 1:
+        raise ValueError(f"{name}.cuts: {reached:.1f} visual tokens ({budget.kind}) for a budget of {budget.count}")
+    return cuts
 
 
 def collate(spliced: Sequence[Spliced]) -> Batch:
     """Left-pad prompts of ragged lengths into one batch."""
     length = max(len(each.embeds_LD) for each in spliced)
-    first = spliced[0].embeds_LD
-    embeds = first.new_zeros(len(spliced), length, first.shape[1])
-    mask = torch.zeros(len(spliced), length, dtype=torch.int64, device=first.device)
-    positions = torch.zeros_like(mask)
+    first = spliced[0]
+    embeds = first.embeds_LD.new_zeros(len(spliced), length, first.embeds_LD.shape[1])
+    mask = torch.zeros(len(spliced), length, dtype=torch.int64, device=embeds.device)
+    positions = mask.new_zeros(len(first.positions_PL), len(spliced), length)
     for row, each in enumerate(spliced):
         pad = length - len(each.embeds_LD)
-        embeds[row, pad:], mask[row, pad:], positions[row, pad:] = each.embeds_LD, 1, each.positions_L
+        embeds[row, pad:], mask[row, pad:], positions[:, row, pad:] = each.embeds_LD, 1, each.positions_PL
     return Batch(embeds, mask, positions)
+
+
+@contextmanager
+def pruned(backbone: Backbone, method: Method, spliced: Sequence[Spliced]) -> Iterator[Cutting]:
+    """Cut inside the LLM in whatever the backbone runs on `collate(spliced)`; afterwards the model is as it was.
+
+    `with pruned(backbone, method, spliced): backbone.model.generate(inputs_embeds=..., num_beams=3)` works as well as
+    the functions below.
+
+    Args:
+        backbone: the model.
+        method: bound to it.
+        spliced: the batch, all with cuts before the same layers.
+
+    Raises:
+        ValueError: the prompts are cut before different layers.
+        UnsupportedError: inside the block, what the engine cannot do.
+    """
+    if len({_layers(each) for each in spliced}) > 1:
+        raise ValueError("prompts cut before different layers cannot be one batch")
+    layouts = [_layout(each) for each in spliced]
+    with explicit_mask(backbone), cutting.cut(backbone, method, layouts) as state:
+        yield state
+
+
+def _layers(spliced: Spliced) -> tuple[int, ...]:
+    return tuple(each.layer for each in spliced.cuts)
+
+
+def _layout(spliced: Spliced) -> Layout:
+    device = spliced.embeds_LD.device
+    text, visual = (flags.nonzero()[:, 0].to(device) for flags in (~spliced.visual_L, spliced.visual_L))
+    return Layout(text, visual, spliced.cuts)
 
 
 @contextmanager
@@ -188,30 +387,58 @@ def explicit_mask(backbone: Backbone) -> Iterator[None]:
         handle.remove()
 
 
-def logits(backbone: Backbone, spliced: Sequence[Spliced]) -> Tensor:
-    """Prefill a batch and return the logits of every position, (B, L, vocabulary); padding rows mean nothing."""
+def logits(backbone: Backbone, method: Method, spliced: Sequence[Spliced]) -> Tensor:
+    """Prefill a batch and return the logits of every position the last layer reads; padding rows mean nothing.
+
+    (B, L, vocabulary), L being the length after the last cut.
+    """
     batch = collate(spliced)
-    with explicit_mask(backbone):
-        return backbone.logits(batch.embeds_BLD, batch.mask_BL, batch.positions_BL)
+    with pruned(backbone, method, spliced):
+        return backbone.logits(batch.embeds_BLD, batch.mask_BL, batch.positions_PBL)
 
 
-def prefill(backbone: Backbone, spliced: Sequence[Spliced]) -> Tensor:
+def prefill(backbone: Backbone, method: Method, spliced: Sequence[Spliced]) -> Tensor:
     """Prefill a batch and return the logits of the next token, (B, vocabulary)."""
     batch = collate(spliced)
-    with explicit_mask(backbone):
-        return backbone.logits(batch.embeds_BLD, batch.mask_BL, batch.positions_BL, last=True)[:, -1]
+    with pruned(backbone, method, spliced):
+        return backbone.logits(batch.embeds_BLD, batch.mask_BL, batch.positions_PBL, last=True)[:, -1]
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """One prompt's answer, and per cut which of its visual rows survived (-1 for merged ones), on the CPU."""
+
+    text: str
+    survivors: tuple[Tensor, ...]
+
+
+def last_indices(spliced: Spliced, generated: Generated) -> tuple[Tensor, ...]:
+    """Return per image which tokens the last layer read, in order; -1 for rows that are no single token."""
+    rows = torch.cat([each.indices_K for each in spliced.kept])
+    images = torch.cat([torch.full_like(each.indices_K, n) for n, each in enumerate(spliced.kept)])
+    for survivors in generated.survivors[-1:]:
+        single = survivors.clamp(min=0)
+        rows, images = torch.where(survivors < 0, -1, rows[single]), images[single]
+    return tuple(rows[images == n] for n in range(len(spliced.kept)))
 
 
 def generate(
-    backbone: Backbone, spliced: Sequence[Spliced], *, max_new_tokens: int, use_cache: bool = True
-) -> list[str]:
-    """Answer a batch of pruned prompts greedily."""
-    batch = collate(spliced)
-    with explicit_mask(backbone):
-        return backbone.generate(
-            batch.embeds_BLD,
-            batch.mask_BL,
-            batch.positions_BL,
-            max_new_tokens=max_new_tokens,
-            use_cache=use_cache,
-        )
+    backbone: Backbone, method: Method, spliced: Sequence[Spliced], *, max_new_tokens: int, use_cache: bool = True
+) -> list[Generated]:
+    """Answer a batch of pruned prompts greedily; prompts cut before different layers are run apart."""
+    answers: dict[int, Generated] = {}
+    for layers in dict.fromkeys(map(_layers, spliced)):
+        numbers = [number for number, each in enumerate(spliced) if _layers(each) == layers]
+        part = [spliced[number] for number in numbers]
+        batch = collate(part)
+        with pruned(backbone, method, part) as state:
+            texts = backbone.generate(
+                batch.embeds_BLD,
+                batch.mask_BL,
+                batch.positions_PBL,
+                max_new_tokens=max_new_tokens,
+                use_cache=use_cache,
+            )
+        for number, text, kept in zip(numbers, texts, state.survivors(), strict=True):
+            answers[number] = Generated(text, tuple(each.cpu() for each in kept))
+    return [answers[number] for number in range(len(spliced))]

@@ -32,6 +32,7 @@ from dpbench.record import Record
 
 if TYPE_CHECKING:
     from dpbench.answering import Running
+    from dpbench.backbones.base import Backbone
     from dpbench.lmms import BuiltTask
 
 
@@ -154,14 +155,7 @@ def _run_cells(
 
     protocol, found = manifest.protocol, environment(device)
     with console.status(f"loading {manifest.backbone.name}"):
-        backbone = backbones.load(
-            manifest.backbone.name,
-            weights=manifest.backbone.weights,
-            revision=manifest.backbone.revision,
-            device=device,
-            dtype=protocol.dtype,
-            attention=protocol.attention,
-        )
+        backbone = load_backbone(manifest, device)
         running = [answering.start(cell, backbone, planned.folder) for cell in planned.pending]
     names = list(dict.fromkeys(each.cell.task for each in running))
     with console.status("loading the benchmarks"):
@@ -175,6 +169,27 @@ def _run_cells(
                 bar.update(job, advance=progress, description=label)
             for each in group:
                 yield _finish(each, built[name], planned.folder, backbone.num_layers, found)
+
+
+def load_backbone(manifest: Manifest, device: str) -> Backbone:
+    """Load the backbone a manifest describes.
+
+    Raises:
+        MissingError: the weights are not there.
+    """
+    entry, protocol = manifest.backbone, manifest.protocol
+    return backbones.load(
+        entry.name,
+        weights=entry.weights,
+        revision=entry.revision,
+        device=device,
+        dtype=protocol.dtype,
+        attention=protocol.attention,
+        device_map=entry.device_map,
+        quantize=entry.quantize,
+        prompt=protocol.prompt,
+        pixels=(protocol.min_pixels, protocol.max_pixels),
+    )
 
 
 class RateColumn(ProgressColumn):

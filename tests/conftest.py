@@ -22,7 +22,7 @@ def tiny_model(processor: LlavaProcessor, dtype: torch.dtype) -> LlavaForConditi
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=3,
+        num_hidden_layers=6,
         num_attention_heads=4,
         num_key_value_heads=2,
         eos_token_id=tokenizer.eos_token_id,

@@ -9,21 +9,20 @@ from places import TOY_DATA
 
 from dpbench import cli
 
+CELL_FLAGS = {
+    "--method", "--param", "--backbone", "--weights", "--revision", "--quantize", "--device-map", "--keep",
+    "--prune-rate", "--budget-kind", "--device", "--dtype", "--attention", "--prompt", "--anyres", "--newline",
+    "--min-pixels", "--max-pixels", "--out",
+}  # fmt: skip
 COMMANDS = {
-    "run": {
-        "--method", "--param", "--backbone", "--keep", "--prune-rate", "--tasks", "--limit", "--batch-size", "--device",
-        "--dtype", "--data-root", "--out", "--dry-run",
-    },
-    "profile": {
-        "--method", "--param", "--backbone", "--keep", "--prune-rate", "--device", "--dtype", "--repeats", "--warmups",
-        "--out",
-    },
+    "run": CELL_FLAGS | {"--tasks", "--limit", "--batch-size", "--data-root", "--dry-run"},
+    "profile": CELL_FLAGS | {"--repeats", "--warmups"},
     "report": {"--run", "--format"},
     "list methods": set(),
     "list backbones": set(),
     "list tasks": set(),
     "list manifests": set(),
-    "toy build": {"--out", "--seed", "--scale", "--device"},
+    "toy build": {"--out", "--seed", "--scale", "--device", "--compile"},
     "toy data": {"--out", "--seed"},
     "toy bars": {"--run", "--device"},
 }  # fmt: skip

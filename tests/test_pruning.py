@@ -1,7 +1,8 @@
 """The engine: what it leaves alone equals transformers, what it drops equals masking."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,10 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from dpbench import pruning, registry
-from dpbench.backbones.base import Prompt
+from dpbench.backbones.base import Backbone, Prompt
 from dpbench.backbones.llava import Llava
 from dpbench.errors import UnsupportedError
-from dpbench.method import Budget, Cut, Method, Reduction, VisualTokens
+from dpbench.method import Budget, Method, Reduction, VisualTokens
 
 Picture = Callable[[int], Image.Image]
 QUESTIONS = ("Is there a red circle in the image?", "How many objects are there in the image?\nAnswer.")
@@ -28,13 +29,18 @@ class Chosen(Method):
         return Reduction(torch.tensor(self.chosen, dtype=torch.int64))
 
 
-def spliced(tiny: Llava, method: Method, prompt: Prompt, keep: int = 144) -> pruning.Spliced:
+def spliced(tiny: Backbone, method: Method, prompt: Prompt, keep: int = 144, kind: Any = "mean") -> pruning.Spliced:
     features = tiny.encode(prompt.pixels, method.needs(tiny.provides)) if prompt.pixels else []
-    visuals = [
-        pruning.visual_tokens(each, prompt.question, pruning.image_generator(0, "test", n))
-        for n, each in enumerate(features)
-    ]
-    return pruning.splice(tiny, method, prompt, visuals, [keep] * len(visuals))
+    generators = [pruning.image_generator(0, "test", n) for n in range(len(features))]
+    return pruning.splice(tiny, method, prompt, features, generators, pruning.Rule(keep=keep, kind=kind))
+
+
+def visual_of(prompt: Prompt) -> Tensor:
+    """Return which of the prompt's positions are placeholders."""
+    flags = torch.zeros(len(prompt.ids_L), dtype=torch.bool)
+    for start, stop in prompt.spans:
+        flags[start:stop] = True
+    return flags
 
 
 def inputs(tiny: Llava, picture: Picture, question: str, seeds: tuple[int, ...] = (1,)) -> dict[str, Tensor]:
@@ -42,7 +48,7 @@ def inputs(tiny: Llava, picture: Picture, question: str, seeds: tuple[int, ...] 
     return {
         "input_ids": prompt.ids_L[None],
         "attention_mask": torch.ones_like(prompt.ids_L)[None],
-        "pixel_values": torch.stack(prompt.pixels).double(),
+        "pixel_values": torch.stack([each.values for each in prompt.pixels]).double(),
     }
 
 
@@ -53,7 +59,7 @@ def test_identity_equals_transformers_in_every_logit(
 ) -> None:
     wanted = tiny.model(**inputs(tiny, picture, QUESTIONS[0], seeds)).logits
     prompt = tiny.prompt([picture(seed) for seed in seeds], QUESTIONS[0])
-    got = pruning.logits(tiny, [spliced(tiny, Method(positions=positions), prompt)])
+    got = pruning.logits(tiny, Method(), [spliced(tiny, Method(positions=positions), prompt)])
     assert torch.equal(got, wanted)
 
 
@@ -62,7 +68,11 @@ def test_identity_generates_what_transformers_generates(tiny: Llava, picture: Pi
     ids = tiny.model.generate(**given, max_new_tokens=8, do_sample=False)[:, given["input_ids"].shape[1] :]
     wanted = tiny.processor.batch_decode(ids, skip_special_tokens=True)[0].strip()
     prompt = tiny.prompt([picture(1)], QUESTIONS[0])
-    assert pruning.generate(tiny, [spliced(tiny, Method(), prompt)], max_new_tokens=8) == [wanted]
+    assert answers(tiny, [spliced(tiny, Method(), prompt)], max_new_tokens=8) == [wanted]
+
+
+def answers(tiny: Llava, prompts: list[pruning.Spliced], **options: Any) -> list[str]:
+    return [each.text for each in pruning.generate(tiny, Method(), prompts, **options)]
 
 
 def num_hooks(tiny: Llava) -> int:
@@ -74,8 +84,8 @@ KEPT = (0, 3, 4, 50, 77, 143)
 
 def masked_logits(tiny: Llava, prompt: Prompt, kept: tuple[int, ...]) -> Tensor:
     """Run the full-length prompt with the dropped columns masked, positions unchanged; rows of survivors only."""
-    start = int(prompt.visual_L.int().argmax())
-    alive = ~prompt.visual_L
+    start = prompt.spans[0][0]
+    alive = ~visual_of(prompt)
     alive[[start + index for index in kept]] = True
     full = spliced(tiny, Method(), prompt)
     length = len(prompt.ids_L)
@@ -91,7 +101,7 @@ def masked_logits(tiny: Llava, prompt: Prompt, kept: tuple[int, ...]) -> Tensor:
 
 def test_dropping_before_the_llm_equals_masking_at_the_same_positions(tiny: Llava, picture: Picture) -> None:
     prompt = tiny.prompt([picture(1)], QUESTIONS[0])
-    got = pruning.logits(tiny, [spliced(tiny, Chosen(chosen=KEPT, positions="original"), prompt)])[0]
+    got = pruning.logits(tiny, Method(), [spliced(tiny, Chosen(chosen=KEPT, positions="original"), prompt)])[0]
     torch.testing.assert_close(got, masked_logits(tiny, prompt, KEPT), rtol=1e-9, atol=1e-9)
 
 
@@ -99,7 +109,7 @@ def test_gaps_in_positions_do_not_hide_anything_without_a_cache(tiny: Llava, pic
     """transformers reads gaps as packed sequences where there is neither mask nor cache."""
     prompt = tiny.prompt([picture(1)], QUESTIONS[0])
     pruned = spliced(tiny, Chosen(chosen=KEPT, positions="original"), prompt)
-    embeds, positions = pruned.embeds_LD[None], pruned.positions_L[None]
+    embeds, positions = pruned.embeds_LD[None], pruned.positions_PL
     wanted = masked_logits(tiny, prompt, KEPT)
     trapped = tiny.model(inputs_embeds=embeds, position_ids=positions, use_cache=False).logits[0]
     assert not torch.allclose(trapped, wanted, atol=1e-3), "the trap is gone from transformers: drop explicit_mask"
@@ -112,8 +122,8 @@ def test_gaps_in_positions_do_not_hide_anything_without_a_cache(tiny: Llava, pic
 def test_generation_is_the_same_with_and_without_cache(tiny: Llava, picture: Picture, positions: str) -> None:
     prompt = tiny.prompt([picture(1)], QUESTIONS[0])
     pruned = [spliced(tiny, Chosen(chosen=KEPT, positions=positions), prompt)]
-    cached = pruning.generate(tiny, pruned, max_new_tokens=8)
-    assert pruning.generate(tiny, pruned, max_new_tokens=8, use_cache=False) == cached
+    cached = answers(tiny, pruned, max_new_tokens=8)
+    assert answers(tiny, pruned, max_new_tokens=8, use_cache=False) == cached
 
 
 @pytest.mark.parametrize("positions", ["compact", "original"])
@@ -122,19 +132,19 @@ def test_a_left_padded_ragged_batch_equals_batch_one(tiny: Llava, picture: Pictu
         spliced(tiny, Chosen(chosen=kept, positions=positions), tiny.prompt([picture(n)], QUESTIONS[n % 2]))
         for n, kept in enumerate((KEPT, (9,), tuple(range(0, 144, 5))))
     ]
-    together = pruning.logits(tiny, pruned)
+    together = pruning.logits(tiny, Method(), pruned)
     for row, each in zip(together, pruned, strict=True):
-        alone = pruning.logits(tiny, [each])[0]
+        alone = pruning.logits(tiny, Method(), [each])[0]
         torch.testing.assert_close(row[-len(alone) :], alone, rtol=1e-9, atol=1e-9)
-    answers = pruning.generate(tiny, pruned, max_new_tokens=6)
-    assert answers == [pruning.generate(tiny, [each], max_new_tokens=6)[0] for each in pruned]
+    told = answers(tiny, pruned, max_new_tokens=6)
+    assert told == [answers(tiny, [each], max_new_tokens=6)[0] for each in pruned]
 
 
 def test_position_ids_are_compact_or_original(tiny: Llava, picture: Picture) -> None:
     prompt = tiny.prompt([picture(1)], QUESTIONS[0])
-    start, length = int(prompt.visual_L.int().argmax()), len(prompt.ids_L)
-    compact = spliced(tiny, Chosen(chosen=KEPT), prompt).positions_L
-    original = spliced(tiny, Chosen(chosen=KEPT, positions="original"), prompt).positions_L
+    start, length = prompt.spans[0][0], len(prompt.ids_L)
+    compact = spliced(tiny, Chosen(chosen=KEPT), prompt).positions_PL[0]
+    original = spliced(tiny, Chosen(chosen=KEPT, positions="original"), prompt).positions_PL[0]
     assert compact.tolist() == list(range(length - 144 + len(KEPT)))
     assert original.tolist() == [*range(start), *(start + k for k in KEPT), *range(start + 144, length)]
 
@@ -142,10 +152,10 @@ def test_position_ids_are_compact_or_original(tiny: Llava, picture: Picture) -> 
 def test_hooks_are_gone_after_an_error(tiny: Llava, picture: Picture) -> None:
     prompt = tiny.prompt([picture(1)], QUESTIONS[0])
     pruned = spliced(tiny, Method(), prompt)
-    broken = pruning.Spliced(pruned.embeds_LD[:, :5], pruned.positions_L, pruned.kept, pruned.num_visual)
+    broken = replace(pruned, embeds_LD=pruned.embeds_LD[:, :5])
     before = num_hooks(tiny)
     with pytest.raises(RuntimeError):
-        pruning.logits(tiny, [broken])
+        pruning.logits(tiny, Method(), [broken])
     assert num_hooks(tiny) == before
 
 
@@ -179,16 +189,10 @@ def test_rows_given_in_tower_space_are_projected(tiny: Llava, picture: Picture) 
 
 
 def test_what_the_engine_cannot_do_is_refused_rather_than_ignored() -> None:
-    class Cutting(Method):
-        def cuts(self, num_visual: int, num_layers: int, budget: Budget) -> tuple[Cut, ...]:
-            return (Cut(1, 3, 0),)
-
     class Resizing(Method):
         def resize(self, size_hw: tuple[int, int], budget: Budget) -> tuple[int, int]:
             return (8, 8)
 
-    with pytest.raises(UnsupportedError, match="inside the LLM"):
-        pruning.check_supported(Cutting())
     with pytest.raises(UnsupportedError, match="resizes the image"):
         pruning.check_supported(Resizing())
     pruning.check_supported(Method())
@@ -207,8 +211,10 @@ def test_randomness_depends_on_seed_sample_and_image_only() -> None:
 def test_every_method_meets_its_budget_and_answers(tiny: Llava, picture: Picture, name: str, keep: int) -> None:
     method = registry.load(name).bind(tiny)
     prompt = tiny.prompt([picture(1)], QUESTIONS[0])
-    once, again = (spliced(tiny, method, prompt, keep) for _ in range(2))
-    assert once.num_visual == (keep if method.budgeted else 144)
-    assert torch.equal(once.kept[0].indices_K, again.kept[0].indices_K)
-    assert len(once.kept[0].indices_K.unique()) == once.num_visual
-    assert pruning.logits(tiny, [once]).isfinite().all()
+    once, again = (spliced(tiny, method, prompt, keep, "final") for _ in range(2))
+    assert once.per_layer(tiny.num_layers)[-1] == (keep if method.budgeted else 144)
+    kept = once.kept[0].indices_K
+    assert torch.equal(kept, again.kept[0].indices_K)
+    single = kept[kept >= 0]
+    assert len(single.unique()) == len(single)
+    assert pruning.logits(tiny, method, [once]).isfinite().all()

@@ -41,9 +41,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     real = pruning.generate
 
-    def generate(backbone: Any, spliced: Any, **options: Any) -> list[str]:
+    def generate(backbone: Any, method: Any, spliced: Any, **options: Any) -> list[pruning.Generated]:
         sizes.append(len(spliced))
-        return real(backbone, spliced, **options)
+        return real(backbone, method, spliced, **options)
 
     monkeypatch.setattr(pruning, "generate", generate)
     return sizes
@@ -64,7 +64,7 @@ def test_a_run_leaves_records_and_journals_and_a_rerun_computes_nothing(
         assert Cell(**each.cell).id == each.cell_id
         assert each.num_samples == 4
         kept = 144.0 if each.cell["method"] == "none" else 5.0
-        assert each.visual_tokens_per_layer == (kept,) * 3
+        assert each.visual_tokens_per_layer == (kept,) * 6
         answers = Journal(folder / "samples" / f"{each.cell_id}.jsonl").answers
         assert len(answers) == 4
         assert all(answer.kept[0] is not None and answer.failure is None for answer in answers.values())

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from dpbench.errors import ConfigError, MissingError, did_you_mean
 
 if TYPE_CHECKING:
     from dpbench.backbones.base import Backbone
 
-
-NEEDED = ("config.json", "processor_config.json", "tokenizer.json")
+RANDOM = "random"
+"""In place of weights: a full-size model of random ones, for timing and FLOPs."""
+VICUNA_V1 = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+"""The system sentence of the `vicuna_v1` conversation, which LLaVA-1.5 was trained and evaluated with."""
+_CONFIGS = ("config.json", "tokenizer.json")
+_PROCESSORS = ("processor_config.json", "preprocessor_config.json")
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_CLIP_SIGNALS = "CLS attention, CLS row, keys"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,33 +35,73 @@ class Family:
     """What is known of a backbone before anything heavy loads.
 
     Attributes:
-        summary: one line for `dpbench list backbones`.
-        module: the module that serves it.
+        summary: what it is, in a few words.
+        module: the module that serves it, in `dpbench.backbones`, and its class.
         weights: default weights: a hub repository, or `package:` and a folder inside the package.
-        num_visual: visual tokens of every image, or None where it follows the image's size (then budgets are rates).
+        parameters: how many, in words.
+        visual: how many visual tokens, in words.
+        signals: what methods can read of the tower besides its output.
+        num_visual: visual tokens of every image, or None where it follows the image's size.
         tiles: the image is cut into AnyRes tiles.
+        prompt: its conversation: "template" is the processor's chat template, "vicuna_v1" has a system sentence before.
     """
 
     summary: str
     module: str
     weights: str
+    parameters: str
+    visual: str
+    signals: str = _CLIP_SIGNALS
     num_visual: int | None = None
     tiles: bool = False
+    prompt: Literal["template", "vicuna_v1"] = "template"
+
+    @property
+    def native_resolution(self) -> bool:
+        """Tell whether the number of visual tokens follows the image's size, within pixel bounds."""
+        return self.num_visual is None and not self.tiles
+
+
+def _llava(size: str, parameters: str) -> Family:
+    return Family(
+        f"LLaVA-1.5-{size}",
+        "llava:Llava",
+        f"llava-hf/llava-1.5-{size.lower()}-hf",
+        parameters,
+        "576",
+        num_visual=576,
+        prompt="vicuna_v1",
+    )
+
+
+def _next(decoder: str, weights: str, parameters: str) -> Family:
+    visual = "up to 2,880 in 5 views"
+    return Family(f"LLaVA-NeXT, {decoder}", "llava_next:LlavaNext", weights, parameters, visual, tiles=True)
+
+
+def _qwen(size: str, parameters: str) -> Family:
+    weights = f"Qwen/Qwen2.5-VL-{size}-Instruct"
+    visual = "one per 28x28 pixels"
+    return Family(f"Qwen2.5-VL-{size}", "qwen2_5_vl:Qwen25VL", weights, parameters, visual, "attention received")
 
 
 FAMILIES: Mapping[str, Family] = {
-    "llava-1.5": Family(
-        "LLaVA-1.5-7B: CLIP ViT-L/14-336, 576 visual tokens",
-        "dpbench.backbones.llava",
-        "llava-hf/llava-1.5-7b-hf",
-        576,
-    ),
     "toy-llava": Family(
-        "LLaVA in miniature, trained, inside the package: 144 visual tokens, runs on a laptop CPU",
-        "dpbench.backbones.llava",
+        "LLaVA in miniature, trained, inside the package",
+        "llava:Llava",
         "package:toy/weights",
-        144,
+        "3.4 M",
+        "144",
+        num_visual=144,
     ),
+    "llava-1.5": _llava("7B", "7.1 B"),
+    "llava-1.5-13b": _llava("13B", "13.4 B"),
+    "llava-next": _next("Vicuna-7B", "llava-hf/llava-v1.6-vicuna-7b-hf", "7.1 B"),
+    "llava-next-13b": _next("Vicuna-13B", "llava-hf/llava-v1.6-vicuna-13b-hf", "13.4 B"),
+    "llava-next-mistral": _next("Mistral-7B", "llava-hf/llava-v1.6-mistral-7b-hf", "7.6 B"),
+    "qwen2.5-vl": _qwen("7B", "8.3 B"),
+    "qwen2.5-vl-3b": _qwen("3B", "3.8 B"),
+    "qwen2.5-vl-32b": _qwen("32B", "33.5 B"),
 }
 
 
@@ -67,33 +119,56 @@ def find(name: str) -> Family:
 def locate(name: str, weights: str | None = None, revision: str | None = None) -> Path:
     """Return the folder with a backbone's weights: inside the package, on disk, or in the hub's cache.
 
+    The hub itself is never asked: without a network the answer comes as fast.
+
     Raises:
-        ConfigError: unknown name.
+        ConfigError: unknown name, or random weights, which lie nowhere.
         MissingError: it is in none of them, or incomplete; says what to do.
     """
     wanted = weights or find(name).weights
+    if wanted == RANDOM:
+        raise ConfigError("--weights random: answers of random weights mean nothing; use them with profile only")
     if wanted.startswith("package:"):
         folder = Path(str(files("dpbench"))) / wanted.removeprefix("package:")
     elif Path(wanted).expanduser().is_dir() or wanted.startswith(("/", ".", "~")) or wanted.count("/") > 1:
         folder = Path(wanted).expanduser()
     else:
         folder = _cached(name, wanted, revision)
-    absent = [file for file in NEEDED if not (folder / file).is_file()]
+    absent = _absent(folder)
     if absent:
-        raise MissingError(f"--backbone {name}: {folder} lacks {', '.join(absent)}; give a folder that has them")
+        raise MissingError(f"--backbone {name}: {folder} lacks {', '.join(absent)}; {_remedy(wanted, revision)}")
     return folder
 
 
+def _absent(folder: Path) -> list[str]:
+    """Return which files of a model are not in a folder, the shards its index names included."""
+    absent = [file for file in _CONFIGS if not (folder / file).is_file()]
+    if not any((folder / file).is_file() for file in _PROCESSORS):
+        absent.append(_PROCESSORS[0])
+    if (folder / _SINGLE).is_file():
+        return absent
+    if not (folder / _INDEX).is_file():
+        return [*absent, _SINGLE]
+    shards = set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+    return absent + sorted(shard for shard in shards if not (folder / shard).is_file())
+
+
+def _remedy(wanted: str, revision: str | None) -> str:
+    if wanted.count("/") == 1 and not wanted.startswith((".", "~", "/")):
+        return f"fetch them with: hf download {wanted}{f' --revision {revision}' if revision else ''}"
+    return "give a folder that has them"
+
+
 def _cached(name: str, repository: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(repository, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
         raise MissingError(
-            f"--backbone {name}: {repository} is no folder here and not in the hub's cache; "
-            f"fetch them with: hf download {repository}{f' --revision {revision}' if revision else ''}"
+            f"--backbone {name}: the weights {repository} (config.json, tokenizer.json, *.safetensors, ...) are no "
+            f"folder here and not in the hub's cache {constants.HF_HUB_CACHE}; {_remedy(repository, revision)}"
         ) from None
 
 
@@ -105,22 +180,82 @@ def load(
     device: str = "cpu",
     dtype: str = "float32",
     attention: str = "sdpa",
+    device_map: str | None = None,
+    quantize: str | None = None,
+    prompt: str = "default",
+    pixels: tuple[int | None, int | None] = (None, None),
 ) -> Backbone:
     """Load a backbone's weights and processor.
 
     Args:
         name: as in `FAMILIES`.
-        weights: a folder or hub repository in place of the default one.
+        weights: a folder or hub repository in place of the default one, or "random".
         revision: commit, tag or branch of a hub repository.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda", or with random weights "meta".
         dtype: "float32", "bfloat16" or "float16".
         attention: transformers' attention kernel.
+        device_map: "auto" spreads the layers over all GPUs and the CPU.
+        quantize: "4bit" or "8bit", by bitsandbytes.
+        prompt: "default" is the family's own conversation.
+        pixels: how few and how many pixels an image has, where the tower takes any size.
 
     Raises:
-        ConfigError: unknown name.
+        ConfigError: unknown name, or a library that is not installed.
         MissingError: the weights are not there.
     """
     family = find(name)
-    folder = locate(name, weights, revision)
-    serve = importlib.import_module(family.module)
-    return serve.load(name, folder, device=device, dtype=dtype, attention=attention)  # type: ignore[no-any-return]
+    if weights == RANDOM:
+        model, processor = _random(name, device=device, dtype=dtype, attention=attention)
+    else:
+        folder, settings = locate(name, weights, revision), _settings(device_map, quantize, dtype)
+        model, processor = _trained(family, folder, dtype=dtype, attention=attention, settings=settings)
+        model = model if settings else model.to(device)
+    module, class_name = family.module.split(":")
+    backbone: Backbone = getattr(_module(module), class_name)(name, model, processor)
+    backbone.system = VICUNA_V1 if (family.prompt if prompt == "default" else prompt) == "vicuna_v1" else ""
+    backbone.bound_pixels(*pixels)
+    return backbone
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"dpbench.backbones.{name}")
+
+
+def _trained(family: Family, folder: Path, *, dtype: str, attention: str, settings: dict[str, Any]) -> tuple[Any, Any]:
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    serve = _module(family.module.split(":")[0])
+    disable_progress_bar()
+    model = serve.MODEL.from_pretrained(
+        folder, dtype=getattr(torch, dtype), attn_implementation=attention, local_files_only=True, **settings
+    )
+    return model, serve.PROCESSOR.from_pretrained(folder, local_files_only=True)
+
+
+def _settings(device_map: str | None, quantize: str | None, dtype: str) -> dict[str, Any]:
+    """Return what `from_pretrained` needs besides: where layers go and how weights are packed."""
+    settings: dict[str, Any] = {"device_map": device_map} if device_map else {}
+    if quantize is None:
+        return settings
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError("--quantize needs bitsandbytes; install it with: pip install 'diffprune-bench[quantize]'")
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    packed = BitsAndBytesConfig(
+        load_in_4bit=quantize == "4bit",
+        load_in_8bit=quantize == "8bit",
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+    )
+    return {"device_map": "auto", **settings, "quantization_config": packed}
+
+
+def _random(name: str, *, device: str, dtype: str, attention: str) -> tuple[Any, Any]:
+    from dpbench.backbones import architectures
+
+    if name not in architectures.ARCHITECTURES:
+        raise ConfigError(f"--weights random: {name} has trained weights inside the package; leave --weights out")
+    serve = _module(FAMILIES[name].module.split(":")[0])
+    model = architectures.random_model(name, serve.MODEL, device=device, dtype=dtype, attention=attention)
+    return model, architectures.ARCHITECTURES[name].processor()

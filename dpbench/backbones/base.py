@@ -1,7 +1,7 @@
 """What the engine needs of a backbone: prompts in, visual tokens out, embeddings back in.
 
 Shape letters: L prompt positions, N visual tokens of one image, K rows kept, D the LLM's width, C the tower's width,
-B prompts, I images.
+H heads, d one head's width, B prompts, I images, P position axes (1, or M-RoPE's 3).
 """
 
 from __future__ import annotations
@@ -9,34 +9,56 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from PIL.Image import Image
-from torch import Tensor, nn
+from torch import Tensor
+
+from dpbench.errors import UnsupportedError
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """One image as its tower reads it.
+
+    Attributes:
+        values: the processor's pixel values: (3, S, S), (views, 3, S, S), or flattened patches.
+        size: what else the tower must know: nothing, the original height and width, or the grid of patches.
+    """
+
+    values: Tensor
+    size: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One question as the LLM would read it unpruned: every visual token has its own position.
+    """One question as the LLM would read it unpruned: every row of every image has its own position.
 
     Attributes:
         ids_L: int64 token ids on the CPU, image placeholders expanded.
-        visual_L: bool, the placeholders.
-        pixels: what the tower reads, one entry per image.
+        spans: per image the first and one past the last of its placeholders.
+        pixels: one entry per image.
         question: the bare question.
+        positions_PL: int64 position ids where they are not 0..L-1: M-RoPE's time, row and column.
     """
 
     ids_L: Tensor
-    visual_L: Tensor
-    pixels: tuple[Tensor, ...]
+    spans: tuple[tuple[int, int], ...]
+    pixels: tuple[Pixels, ...]
     question: str = ""
+    positions_PL: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
     """One image through tower and projector, with the optional signals that were asked for.
 
-    The fields mean what they mean in `dpbench.method.VisualTokens`.
+    The other fields mean what they mean in `dpbench.method.VisualTokens`.
+
+    Attributes:
+        slot_N: int64 on the CPU, which of the image's placeholders a token fills; -1 where unpadding drops it.
+        newline_D: what the LLM reads at the placeholders that no token fills (AnyRes ends each row so), or None.
     """
 
     embeds_ND: Tensor
@@ -45,56 +67,131 @@ class Features:
     row_N: Tensor
     col_N: Tensor
     read_N: Tensor
+    slot_N: Tensor
+    newline_D: Tensor | None = None
     cls_hidden_VC: Tensor | None = None
     cls_attention: Mapping[int, Tensor] = field(default_factory=dict)
+    received_attention_N: Tensor | None = None
     keys_Nd: Tensor | None = None
+
+    @property
+    def num_read(self) -> int:
+        """Return how many of the tokens the unpruned LLM reads."""
+        return int((self.slot_N >= 0).sum())
 
 
 class Backbone(ABC):
     """A vision-language model on transformers, behind the few calls the engine makes."""
 
-    name: str
-    model: nn.Module
-    decoder: nn.Module
-    """The text model: the module whose forward takes `inputs_embeds`, `attention_mask` and `position_ids`."""
-    num_layers: int
-    num_visual: int | None
-    """Visual tokens of every image, or None where it follows the image's size."""
     provides: frozenset[str]
     """Which optional fields of VisualTokens `encode` can fill."""
+    mrope = False
+    """Position ids have three axes, and survivors always keep theirs."""
+    max_views = 1
+    """The most views an image is cut into; a count under the per-view rule is shared over so many."""
+    num_visual: int | None = None
+    """Visual tokens of every image, or None where it follows the image's size."""
+
+    def __init__(self, name: str, model: Any, processor: Any) -> None:
+        self.name = name
+        self.model = model.eval()
+        self.processor = processor
+        self.core = model.model
+        self.decoder: Any = self.core.language_model
+        """The text model: the module whose forward takes `inputs_embeds`, `attention_mask` and `position_ids`."""
+        self.num_layers: int = len(self.decoder.layers)
+        self.image_id: int = model.config.image_token_id
+        self.system = ""
+        """A sentence before "USER:", in place of the processor's own chat template; empty for the template."""
 
     @property
     def device(self) -> torch.device:
         """Return where the embeddings live."""
-        return next(self.decoder.parameters()).device
+        return self.decoder.embed_tokens.weight.device  # type: ignore[no-any-return]
 
     @property
     def dtype(self) -> torch.dtype:
         """Return the weights' floating-point type."""
-        return next(self.decoder.parameters()).dtype
+        return self.decoder.embed_tokens.weight.dtype  # type: ignore[no-any-return]
 
     @abstractmethod
     def prompt(self, images: Sequence[Image], text: str) -> Prompt:
         """Preprocess images and tokenise the conversation (CPU work, no weights)."""
 
     @abstractmethod
-    def encode(self, pixels: Sequence[Tensor], needs: frozenset[str] = frozenset()) -> list[Features]:
+    def encode(self, pixels: Sequence[Pixels], needs: frozenset[str] = frozenset()) -> list[Features]:
         """Run tower and projector over I images at once."""
+
+    def bound_pixels(self, least: int | None, most: int | None) -> None:
+        """Set how few and how many pixels an image is resized to, where the tower takes any size.
+
+        Raises:
+            UnsupportedError: the tower has a size of its own.
+        """
+        if least is not None or most is not None:
+            raise UnsupportedError(f"{self.name} reads images at a size of its own; leave the pixel bounds out")
 
     @abstractmethod
     def project(self, hidden_KC: Tensor) -> Tensor:
         """Project rows from tower space, (K, D)."""
 
-    @abstractmethod
+    def chat(self, num_images: int, text: str) -> str:
+        """Return the conversation, images first: by the processor's chat template, or with the system sentence."""
+        if self.system:
+            images = "<image>\n" * num_images
+            return f"{self.system} USER: {images}{text} ASSISTANT:"
+        content = [{"type": "image"} for _ in range(num_images)] + [{"type": "text", "text": text}]
+        template = self.processor.apply_chat_template
+        return template([{"role": "user", "content": content}], add_generation_prompt=True)  # type: ignore[no-any-return]
+
+    def position_ids(self, positions_PBL: Tensor, mask_BL: Tensor) -> Tensor:
+        """Return position ids in the form the model's forward takes, (B, L) by default."""
+        return positions_PBL[0]
+
     def embed(self, ids_L: Tensor) -> Tensor:
         """Embed text ids, (L, D)."""
+        return self.decoder.embed_tokens(ids_L.to(self.device))  # type: ignore[no-any-return]
 
-    @abstractmethod
-    def logits(self, embeds_BLD: Tensor, mask_BL: Tensor, positions_BL: Tensor, *, last: bool = False) -> Tensor:
+    @torch.no_grad()
+    def logits(self, embeds_BLD: Tensor, mask_BL: Tensor, positions_PBL: Tensor, *, last: bool = False) -> Tensor:
         """Run one cached prefill and return the logits of every position, (B, L, vocabulary), or of the last only."""
+        output = self.model(
+            inputs_embeds=embeds_BLD,
+            attention_mask=mask_BL,
+            position_ids=self.position_ids(positions_PBL, mask_BL),
+            use_cache=True,
+            logits_to_keep=int(last),
+        )
+        return output.logits  # type: ignore[no-any-return]
 
-    @abstractmethod
+    @torch.no_grad()
     def generate(
-        self, embeds_BLD: Tensor, mask_BL: Tensor, positions_BL: Tensor, *, max_new_tokens: int, use_cache: bool = True
+        self, embeds_BLD: Tensor, mask_BL: Tensor, positions_PBL: Tensor, *, max_new_tokens: int, use_cache: bool = True
     ) -> list[str]:
-        """Decode greedily and return the answers."""
+        """Decode greedily and return the answers, stripped."""
+        ids = self.model.generate(
+            inputs_embeds=embeds_BLD,
+            attention_mask=mask_BL,
+            position_ids=self.position_ids(positions_PBL, mask_BL),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            use_cache=use_cache,
+            pad_token_id=self.processor.tokenizer.pad_token_id,
+        )
+        return [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
+
+
+def spans_of(ids_L: Tensor, image_id: int, sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Return where each image's placeholders begin and end; adjacent images are told apart by size.
+
+    Raises:
+        ValueError: the placeholders are not those of images of these sizes.
+    """
+    at = (ids_L == image_id).nonzero()[:, 0].tolist()
+    if len(at) != sum(sizes):
+        raise ValueError(f"{len(at)} placeholders in the prompt, {sum(sizes)} rows of images")
+    spans, used = [], 0
+    for size in sizes:
+        spans.append((at[used], at[used] + size))
+        used += size
+    return tuple(spans)

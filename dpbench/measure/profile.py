@@ -14,12 +14,13 @@ from rich.console import Console
 from rich.progress import track
 
 from dpbench import backbones, pruning, record, registry
+from dpbench.answering import rule_of
 from dpbench.backbones.base import Backbone
 from dpbench.manifest import Cell, Manifest, cells
 from dpbench.measure.environment import environment, versions
 from dpbench.measure.flops import count_flops
 from dpbench.measure.timing import Stages, time_stages
-from dpbench.method import Method, num_kept
+from dpbench.method import Method
 from dpbench.record import Profile
 
 QUESTION = "Is there a red circle in the image?\nAnswer the question using a single word or phrase."
@@ -38,17 +39,10 @@ def profile_manifest(
         repeats: repetitions kept.
         warmups: repetitions run before and not kept.
     """
-    from dpbench.runner import pick_device
+    from dpbench.runner import load_backbone, pick_device
 
     device, console = pick_device(device), Console(stderr=True)
-    backbone = backbones.load(
-        manifest.backbone.name,
-        weights=manifest.backbone.weights,
-        revision=manifest.backbone.revision,
-        device=device,
-        dtype=manifest.protocol.dtype,
-        attention=manifest.protocol.attention,
-    )
+    backbone = load_backbone(manifest, device)
     found = {"versions": versions(), **environment(device)}
     profiles = []
     for cell in track(_once_each(manifest), "profiling", console=console):
@@ -106,16 +100,14 @@ class OneQuestion:
 
     def reduce(self) -> None:
         """Let the method decide and build the shortened prompt."""
-        visuals = [
-            pruning.visual_tokens(each, self.prompt.question, pruning.image_generator(0, "profile", n))
-            for n, each in enumerate(self.features)
-        ]
-        keep = [num_kept(len(visual), self.cell.keep, self.cell.prune_rate) for visual in visuals]
-        self.spliced = pruning.splice(self.backbone, self.method, self.prompt, visuals, keep)
+        generators = [pruning.image_generator(0, "profile", n) for n in range(len(self.features))]
+        self.spliced = pruning.splice(
+            self.backbone, self.method, self.prompt, self.features, generators, rule_of(self.cell)
+        )
 
     def prefill(self) -> None:
         """Run the decoder over the prompt and the LM head over its last position."""
-        pruning.prefill(self.backbone, [self.spliced])
+        pruning.prefill(self.backbone, self.method, [self.spliced])
 
 
 @contextmanager

@@ -14,12 +14,12 @@ from dpbench.toy.tower import TowerStage, train_tower
 
 SCALES = {
     "small": (TowerStage(steps=1000), LlavaStage()),
-    "full": (TowerStage(steps=4000), LlavaStage(steps=12000, align_steps=1000, batch=32)),
+    "full": (TowerStage(steps=4000), LlavaStage(steps=16000, align_steps=1000, batch=32)),
 }
 _MODEL = "model.safetensors"
 
 
-def build(out: Path, *, seed: int = 0, scale: str = "small", device: str = "auto") -> Path:
+def build(out: Path, *, seed: int = 0, scale: str = "small", device: str = "auto", compiled: bool = False) -> Path:
     """Train toy-llava and return the folder with weights, processor and logs.
 
     Args:
@@ -27,6 +27,7 @@ def build(out: Path, *, seed: int = 0, scale: str = "small", device: str = "auto
         seed: seed of weights, scenes and questions.
         scale: a key of SCALES.
         device: "auto", "cpu" or "cuda".
+        compiled: compile the decoder's layers; on a CPU that takes a C++ compiler and halves the step.
     """
     console = Console(stderr=True)
     device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
@@ -35,7 +36,16 @@ def build(out: Path, *, seed: int = 0, scale: str = "small", device: str = "auto
     if not (tower / _MODEL).is_file():
         train_tower(tower, tower_stage, seed=seed, device=device, console=console)
     if not (weights / _MODEL).is_file():
-        train_llava(weights, tower, make_processor(seed), llava_stage, seed=seed, device=device, console=console)
+        train_llava(
+            weights,
+            tower,
+            make_processor(seed),
+            llava_stage,
+            seed=seed,
+            device=device,
+            compiled=compiled,
+            console=console,
+        )
         shutil.copy(tower / "log.jsonl", weights / "log_tower.jsonl")
         shutil.copy(weights / "log.jsonl", weights / "log_llava.jsonl")
     console.print(f"toy-llava is in {weights}; run it with weights: {weights} in a manifest")

@@ -1,8 +1,11 @@
-"""Stage 2 of toy-llava: projector and decoder learn to caption and to answer, on top of the tower of stage 1.
+"""Stage 2 of toy-llava: decoder and projector learn to answer and to caption, on top of the tower of stage 1.
 
-Each scene is one packed sequence: the image once, then captions and question-answer turns that see the image and
-themselves but not each other (a block mask, with positions that restart after the image), so that each turn is trained
-exactly as it is asked. The loss is on replies only.
+First the decoder learns a text skill that LLaVA's had before it saw an image: which letter stands before which option
+of a list. Then come images: captions, captions and questions, questions.
+
+Each scene is one packed sequence: the image (or the list) once, then turns that see it and themselves but not each
+other (a block mask, with positions that restart after the image), so that each turn is trained exactly as it is asked.
+The loss is on replies only.
 
 Shape letters: B scenes, L packed positions, N visual tokens, D width.
 """
@@ -29,8 +32,8 @@ from transformers import (
 )
 
 from dpbench.toy.optimizer import MuonAdamW
-from dpbench.toy.prompts import DESCRIBE, FORMATS, Exchange, describe, random_exchange
-from dpbench.toy.questions import KINDS, YES_NO_KINDS, caption, place_caption
+from dpbench.toy.prompts import DESCRIBE, FORMATS, Exchange, describe, random_exchange, random_list
+from dpbench.toy.questions import KINDS, YES_NO_KINDS, caption, phrase_caption, place_caption, random_phrase
 from dpbench.toy.scenes import PLACES, Scene, draw, training_scene
 from dpbench.toy.tower import SELECT_LAYER, pixels
 
@@ -46,15 +49,18 @@ IGNORE = -100
 class LlavaStage:
     """Size of the decoder and length of its training.
 
-    The first `align_steps` are captions alone (LLaVA's alignment), the next `mixed_steps` captions and questions, the
-    rest questions alone: in the mean over reply tokens, captions would drown one-token answers.
+    The first `list_steps` see `lists` option lists each and no image; the next `align_steps` are captions of images
+    alone (LLaVA's alignment), the next `mixed_steps` captions and questions, the rest questions with one description of
+    what a phrase names: in the mean over reply tokens, more captions would drown one-token answers.
     """
 
     width: int = 128
     layers: int = 12
+    list_steps: int = 300
+    lists: int = 64
     align_steps: int = 400
-    mixed_steps: int = 400
-    steps: int = 1700
+    mixed_steps: int = 800
+    steps: int = 5500
     batch: int = 16
 
 
@@ -139,6 +145,12 @@ def captions(scene: Scene, rng: np.random.Generator, num_places: int) -> list[Ex
     return [Exchange(DESCRIBE, caption(scene)), *described]
 
 
+def descriptions(scene: Scene, rng: np.random.Generator, num: int) -> list[Exchange]:
+    """Return what some phrases name, or that there is nothing of the kind."""
+    phrases = [random_phrase(scene, rng) for _ in range(num)]
+    return [Exchange(describe(phrase.english), phrase_caption(scene, phrase)) for phrase in phrases]
+
+
 def questions(scene: Scene, rng: np.random.Generator, num_short: int, num_long: int) -> list[Exchange]:
     """Return some short questions about a scene, yes-or-no in half of them, and some in the other formats."""
     short = [random_exchange(scene, rng, "short", (*KINDS, *YES_NO_KINDS)) for _ in range(num_short)]
@@ -148,19 +160,24 @@ def questions(scene: Scene, rng: np.random.Generator, num_short: int, num_long: 
 
 def turns(scene: Scene, rng: np.random.Generator, stage: LlavaStage, step: int) -> list[Exchange]:
     """Return what is said about a scene at a step of the stage."""
-    if step < stage.align_steps:
-        return captions(scene, rng, len(PLACES))
-    if step < stage.align_steps + stage.mixed_steps:
-        return captions(scene, rng, 2) + questions(scene, rng, 3, 3)
-    return questions(scene, rng, 7, 1)
+    seen = step - stage.list_steps
+    if seen < stage.align_steps:
+        return captions(scene, rng, len(PLACES)) + descriptions(scene, rng, 4)
+    if seen < stage.align_steps + stage.mixed_steps:
+        return captions(scene, rng, 1) + descriptions(scene, rng, 3) + questions(scene, rng, 5, 3)
+    return descriptions(scene, rng, 1) + questions(scene, rng, 10, 3)
 
 
-def pack(conversations: list[list[Exchange]], tokenizer: PreTrainedTokenizerFast) -> Packed:
-    """Lay each scene's turns behind one image, right-padded."""
+def image_head(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Return the ids a conversation about an image begins with, one placeholder per visual token."""
     head = tokenizer("USER: <image>\n")["input_ids"]
     at = head.index(tokenizer.convert_tokens_to_ids("<image>"))
-    head = [*head[:at], *[head[at]] * NUM_VISUAL, *head[at + 1 :]]
-    rows = [_pack_one(exchanges, head, tokenizer) for exchanges in conversations]
+    return [*head[:at], *[head[at]] * NUM_VISUAL, *head[at + 1 :]]
+
+
+def pack(conversations: list[list[Exchange]], heads: list[list[int]], tokenizer: PreTrainedTokenizerFast) -> Packed:
+    """Lay each scene's turns behind its head, right-padded."""
+    rows = [_pack_one(exchanges, head, tokenizer) for exchanges, head in zip(conversations, heads, strict=True)]
     length = max(len(row[0]) for row in rows)
     fill = (tokenizer.pad_token_id, -1, 0, IGNORE)
     columns = (
@@ -194,12 +211,13 @@ def visual_embeds(model: LlavaForConditionalGeneration, images: Tensor) -> Tenso
     return embeds
 
 
-def reply_loss(model: LlavaForConditionalGeneration, images: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
-    """Return the mean cross-entropy over reply tokens and the share of them predicted right."""
+def reply_loss(model: LlavaForConditionalGeneration, images: Tensor | None, packed: Packed) -> tuple[Tensor, Tensor]:
+    """Return the mean cross-entropy over reply tokens and the share of them predicted right; None is no image."""
     embeds = model.get_input_embeddings()(packed.ids_BL)
-    visual = visual_embeds(model, images)
-    start = int((packed.ids_BL[0] == model.config.image_token_id).int().argmax())
-    embeds = torch.cat([embeds[:, :start], visual.to(embeds.dtype), embeds[:, start + NUM_VISUAL :]], dim=1)
+    if images is not None:
+        visual = visual_embeds(model, images)
+        start = int((packed.ids_BL[0] == model.config.image_token_id).int().argmax())
+        embeds = torch.cat([embeds[:, :start], visual.to(embeds.dtype), embeds[:, start + NUM_VISUAL :]], dim=1)
     hidden = model.model.language_model(
         inputs_embeds=embeds,
         attention_mask=packed.mask(embeds.dtype),
@@ -213,6 +231,19 @@ def reply_loss(model: LlavaForConditionalGeneration, images: Tensor, packed: Pac
     return nn.functional.cross_entropy(logits, labels[wanted]), right
 
 
+def example_batch(
+    stage: LlavaStage, step: int, tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator
+) -> tuple[Packed, Tensor | None]:
+    """Return a step's turns and images; no images while the decoder learns lists."""
+    if step < stage.list_steps:
+        lists = [random_list(rng) for _ in range(stage.lists)]
+        heads = [tokenizer(f"USER: {text}\n")["input_ids"] for text, _ in lists]
+        return pack([exchanges for _, exchanges in lists], heads, tokenizer), None
+    scenes = [training_scene(rng) for _ in range(stage.batch)]
+    said = [turns(scene, rng, stage, step) for scene in scenes]
+    return pack(said, [image_head(tokenizer)] * len(scenes), tokenizer), pixels(draw(scenes, rng))
+
+
 def train_llava(
     out: Path,
     tower: Path,
@@ -221,6 +252,7 @@ def train_llava(
     *,
     seed: int,
     device: str = "cpu",
+    compiled: bool = False,
     console: Console | None = None,
 ) -> None:
     """Train projector and decoder and write the model (float16) and processor as `save_pretrained` does."""
@@ -231,16 +263,17 @@ def train_llava(
     model.to(device)
     model.set_attn_implementation("eager")
     model.model.vision_tower.requires_grad_(False)
+    for layer in model.model.language_model.layers if compiled else ():
+        layer.compile(dynamic=True)
     optimizer = MuonAdamW([model], steps=stage.steps, start=first, muon_lr=0.02, adam_lr=3e-3)
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with (out / "log.jsonl").open("a") as log:
         for step in track(range(first, stage.steps), STAGE, console=console):
-            scenes = [training_scene(rng) for _ in range(stage.batch)]
-            packed = pack([turns(scene, rng, stage, step) for scene in scenes], processor.tokenizer)
+            packed, images = example_batch(stage, step, processor.tokenizer, rng)
             packed = Packed(*(getattr(packed, name).to(device) for name in Packed.__slots__))
             with torch.autocast(device, dtype=torch.bfloat16):
-                loss, right = reply_loss(model, pixels(draw(scenes, rng)).to(device), packed)
+                loss, right = reply_loss(model, None if images is None else images.to(device), packed)
             optimizer.step(loss)
             if step % 25 == 0 or step == stage.steps - 1:
                 row = {"step": step, "loss": loss.item(), "reply_tokens_right_ratio": right.item()}

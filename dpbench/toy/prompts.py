@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dpbench.toy.questions import CHOICES, UNANSWERABLE, Question, answer, chinese, english, in_chinese, propose
+from dpbench.toy.questions import CHOICES, UNANSWERABLE, YES_NO, Question, answer, chinese, english, in_chinese, propose
 from dpbench.toy.scenes import Scene, random_scene
 
 SHORT = "\nAnswer the question using a single word or phrase."
@@ -39,9 +39,9 @@ class Exchange:
     reply: str
 
 
-def describe(place: str) -> str:
-    """Ask for the caption of one place."""
-    return f"Describe the {place}."
+def describe(name: str) -> str:
+    """Ask for the caption of one place, or of what a phrase names."""
+    return f"Describe the {name}."
 
 
 def lettered(options: Sequence[str]) -> str:
@@ -80,6 +80,19 @@ def some_options(truth: str, kind: str, num: int, rng: np.random.Generator) -> l
     others = [choice for choice in CHOICES[kind] if choice != truth]
     options = [truth, *map(str, rng.permutation(others)[: num - 1])]
     return [options[i] for i in rng.permutation(len(options))]
+
+
+def random_list(rng: np.random.Generator) -> tuple[str, list[Exchange]]:
+    """Return a list of lettered options, and turns on which letter each option has and which option each letter."""
+    kind = str(rng.choice([kind for kind in CHOICES if CHOICES[kind] != YES_NO]))
+    most = min(4, len(CHOICES[kind]))
+    num = most if rng.random() < 0.7 else int(rng.integers(2, most + 1))
+    options, letter = [str(option) for option in rng.permutation(CHOICES[kind])[:num]], LETTER
+    if rng.random() < 0.25:
+        options, letter = [in_chinese(option) for option in options], LETTER_CN
+    lettering = list(zip(LETTERS, options, strict=False))
+    named = [Exchange(option + letter, name) for name, option in lettering]
+    return lettered(options), named + [Exchange(f"{name}.", option) for name, option in lettering]
 
 
 def random_exchange(scene: Scene, rng: np.random.Generator, form: str, kinds: Sequence[str] | None = None) -> Exchange:

@@ -14,6 +14,7 @@ from dpbench.toy.scenes import COLOURS, GLYPHS, PLACES, SHAPES, SIZES, Scene, Sc
 YES_NO = ("yes", "no")
 COUNTS = ("1", "2", "3", "4")
 UNANSWERABLE = "unanswerable"
+NOTHING = "nothing"
 CHOICES: dict[str, tuple[str, ...]] = {
     "exist": YES_NO,
     "relation": YES_NO,
@@ -197,6 +198,11 @@ def _full(item: SceneObject) -> Phrase:
     return Phrase(colour=item.colour, shape=item.shape)
 
 
+def random_phrase(scene: Scene, rng: np.random.Generator) -> Phrase:
+    """Name something that may be in a scene, as existence questions do."""
+    return _maybe_absent(scene[rng.integers(len(scene))], rng)
+
+
 def _maybe_absent(item: SceneObject, rng: np.random.Generator) -> Phrase:
     attributes = _some(item, [("colour", "shape"), ("colour", "shape"), ("colour",), ("shape",)], rng)
     if rng.random() < 0.7:
@@ -207,13 +213,18 @@ def _maybe_absent(item: SceneObject, rng: np.random.Generator) -> Phrase:
 
 def caption(scene: Scene) -> str:
     """Describe a scene as a captioner would: each object in reading order, its place and what is written on it."""
-    inorder = sorted(scene, key=lambda item: PLACES.index(item.place))
-    return ", ".join(f"{_described(item)} at the {item.place}" for item in inorder) + "."
+    return f"{phrase_caption(scene, Phrase())}."
+
+
+def phrase_caption(scene: Scene, phrase: Phrase) -> str:
+    """Describe every object a phrase names, in reading order, or say that there is none."""
+    found = sorted(filter(phrase.matches, scene), key=lambda item: PLACES.index(item.place))
+    return ", ".join(f"{_described(item)} at the {item.place}" for item in found) or NOTHING
 
 
 def place_caption(scene: Scene, place: str) -> str:
     """Describe what is at one place."""
-    return "".join(_described(item) for item in scene if item.place == place) or "nothing"
+    return "".join(_described(item) for item in scene if item.place == place) or NOTHING
 
 
 def _described(item: SceneObject) -> str:

@@ -21,8 +21,8 @@ def test_cls_rows_equal_eager_attention_while_the_tower_stays_sdpa(
     assert tiny.core.vision_tower.config._attn_implementation == "sdpa"
     tower = copy.deepcopy(tiny.core.vision_tower)
     tower.set_attn_implementation("eager")
-    seen = tower(torch.stack(prompt.pixels).double(), output_attentions=True)
-    layer = tiny.select_layer
+    seen = tower(torch.stack([each.values for each in prompt.pixels]).double(), output_attentions=True)
+    layer = tiny.tower.select_layer
     assert layer == len(tower.encoder.layers) - 2
     for image, each in enumerate(features):
         assert set(each.cls_attention) == {layer}

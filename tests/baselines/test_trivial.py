@@ -18,6 +18,7 @@ def visual(num: int, *, seed: int = 0, attention: torch.Tensor | None = None) ->
         row_N=index // 12,
         col_N=index % 12,
         read_N=torch.ones(num, dtype=torch.bool),
+        slot_N=index,
         cls_attention={} if attention is None else {4: attention},
         generator=torch.Generator().manual_seed(seed),
     )

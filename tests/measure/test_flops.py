@@ -28,7 +28,7 @@ def closed_form(tiny: Llava, length: int) -> int:
 @pytest.mark.parametrize("length", [30, 166])
 def test_prefill_equals_the_closed_form(tiny: Llava, length: int) -> None:
     embeds = torch.zeros(1, length, 32, dtype=torch.float64)
-    mask, positions = torch.ones(1, length, dtype=torch.int64), torch.arange(length)[None]
+    mask, positions = torch.ones(1, length, dtype=torch.int64), torch.arange(length)[None, None]
     assert count_flops(lambda: tiny.logits(embeds, mask, positions, last=True)) == closed_form(tiny, length)
 
 

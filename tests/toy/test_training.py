@@ -10,12 +10,13 @@ from transformers import LlavaProcessor
 from dpbench import backbones
 from dpbench.backbones.llava import Llava
 from dpbench.toy import build, llava, tower
-from dpbench.toy.llava import IGNORE, LlavaStage, captions, fresh_llava, pack, questions, reply_loss
+from dpbench.toy.llava import IGNORE, LlavaStage, captions, descriptions, fresh_llava, image_head, questions, reply_loss
+from dpbench.toy.prompts import LETTERS, Exchange, random_list
 from dpbench.toy.scenes import draw, training_scene
 from dpbench.toy.tower import TowerStage
 
 TOWER = TowerStage(width=32, layers=2, steps=2, batch=4)
-DECODER = LlavaStage(width=32, layers=2, steps=2, batch=2)
+DECODER = LlavaStage(width=32, layers=2, list_steps=1, align_steps=1, mixed_steps=1, steps=4, lists=2, batch=2)
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +24,10 @@ def trained_tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tower")
     tower.train_tower(folder, TOWER, seed=0)
     return folder
+
+
+def pack(conversations: list[list[Exchange]], processor: LlavaProcessor) -> llava.Packed:
+    return llava.pack(conversations, [image_head(processor.tokenizer)] * len(conversations), processor.tokenizer)
 
 
 @torch.no_grad()
@@ -37,10 +42,12 @@ def test_packed_turns_see_the_image_and_themselves_only(
     rng = np.random.default_rng(0)
     scenes = [training_scene(rng) for _ in range(3)]
     images = tower.pixels(draw(scenes, rng))
-    conversations = [captions(scene, rng, 2) + questions(scene, rng, 2, 5) for scene in scenes]
-    packed, total, count = reply_loss(model, images, pack(conversations, processor.tokenizer))[0], 0.0, 0
+    conversations = [
+        captions(scene, rng, 2) + descriptions(scene, rng, 2) + questions(scene, rng, 2, 5) for scene in scenes
+    ]
+    packed, total, count = reply_loss(model, images, pack(conversations, processor))[0], 0.0, 0
     for turn in range(len(conversations[0])):
-        single = pack([[each[turn]] for each in conversations], processor.tokenizer)
+        single = pack([[each[turn]] for each in conversations], processor)
         wanted = int((single.labels_BL != IGNORE).sum())
         total += float(reply_loss(model, images, single)[0]) * wanted
         count += wanted
@@ -50,7 +57,7 @@ def test_packed_turns_see_the_image_and_themselves_only(
 def test_a_packed_turn_is_what_generation_asks(processor: LlavaProcessor, tiny: Llava) -> None:
     rng = np.random.default_rng(1)
     exchange = questions(training_scene(rng), rng, 0, 1)[-1]
-    (ids,) = pack([[exchange]], processor.tokenizer).ids_BL.tolist()
+    (ids,) = pack([[exchange]], processor).ids_BL.tolist()
     from PIL import Image
 
     asked = tiny.prompt([Image.new("RGB", (96, 96))], exchange.prompt).ids_L.tolist()
@@ -65,6 +72,17 @@ def test_pixels_are_what_the_processor_makes(processor: LlavaProcessor) -> None:
     images = draw([training_scene(rng)], rng)
     theirs = processor.image_processor(Image.fromarray(images[0]), return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(tower.pixels(images), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_lists_ask_each_letter_and_each_option_once() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(50):
+        text, exchanges = random_list(rng)
+        lines = dict(line.split(". ", 1) for line in text.split("\n"))
+        half = len(exchanges) // 2
+        assert [each.reply for each in exchanges[:half]] == list(lines) == list(LETTERS[:half])
+        assert [each.reply for each in exchanges[half:]] == list(lines.values())
+        assert all(each.prompt.startswith(option) for each, option in zip(exchanges, lines.values(), strict=False))
 
 
 def test_visual_embeddings_start_at_the_size_of_text_embeddings(trained_tower: Path, processor: LlavaProcessor) -> None:

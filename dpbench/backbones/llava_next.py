@@ -1,0 +1,97 @@
+"""LLaVA-NeXT: a base view and AnyRes tiles through a CLIP tower, unpadded, each row of tiles ended by a newline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+from dpbench.backbones import clip_tower
+from dpbench.backbones.base import Backbone, Features, Pixels, Prompt, spans_of
+from dpbench.backbones.clip_tower import CLIPTower
+
+MODEL, PROCESSOR = LlavaNextForConditionalGeneration, LlavaNextProcessor
+
+
+class LlavaNext(Backbone):
+    """A `LlavaNextForConditionalGeneration` with its processor."""
+
+    provides = clip_tower.PROVIDES
+
+    def __init__(self, name: str, model: LlavaNextForConditionalGeneration, processor: LlavaNextProcessor) -> None:
+        super().__init__(name, model, processor)
+        self.tower = CLIPTower(self.core.vision_tower, model.config.vision_feature_layer)
+        self.pinpoints = [list(pair) for pair in model.config.image_grid_pinpoints]
+        self.max_views = 1 + max(height * width for height, width in self.pinpoints) // self.tower.image_size**2
+        self.layout = lru_cache(maxsize=256)(self._layout)
+
+    def prompt(self, images: Sequence[Image], text: str) -> Prompt:
+        """Preprocess images into views and tokenise the conversation, one placeholder a row the LLM reads."""
+        inputs = self.processor(images=list(images) or None, text=self.chat(len(images), text), return_tensors="pt")
+        ids = inputs["input_ids"][0]
+        sizes = [(int(height), int(width)) for height, width in inputs.get("image_sizes", ())]
+        pixels = tuple(
+            Pixels(values[: self.num_views(size)], size)
+            for values, size in zip(inputs.get("pixel_values", ()), sizes, strict=True)
+        )
+        return Prompt(ids, spans_of(ids, self.image_id, [len(self.layout(size)) for size in sizes]), pixels, text)
+
+    def num_views(self, size_hw: tuple[int, int]) -> int:
+        """Return into how many views an image of this size is cut, the base view included."""
+        return image_size_to_num_patches(size_hw, self.pinpoints, self.tower.image_size)  # type: ignore[no-any-return]
+
+    def _layout(self, size_hw: tuple[int, int]) -> Tensor:
+        """Return what fills each placeholder of an image: a token's number in tower order, or -1 for a newline.
+
+        transformers' own packing is run on the tokens' numbers.
+        """
+        num_views, size = self.num_views(size_hw), self.tower.side**2
+        numbers = torch.arange(num_views * size, dtype=torch.float64).view(num_views, size, 1)
+        newline = torch.full((1,), -1.0, dtype=torch.float64)
+        (packed,), _ = self.core.pack_image_features([numbers], [size_hw], "default", image_newline=newline)
+        return packed[:, 0].long()  # type: ignore[no-any-return]
+
+    def slots(self, size_hw: tuple[int, int]) -> Tensor:
+        """Return which placeholder each token in tower order fills, -1 where unpadding drops it."""
+        layout = self.layout(size_hw)
+        slots = torch.full((self.num_views(size_hw) * self.tower.side**2,), -1)
+        read = layout >= 0
+        slots[layout[read]] = torch.arange(len(layout))[read]
+        return slots
+
+    @torch.no_grad()
+    def encode(self, pixels: Sequence[Pixels], needs: frozenset[str] = frozenset()) -> list[Features]:
+        """Run tower and projector over all views of I images at once; the tower's attention stays SDPA."""
+        counts = [len(each.values) for each in pixels]
+        seen = self.tower.read(torch.cat([each.values for each in pixels]).to(self.device, self.dtype), needs)
+        embeds = self.core.multi_modal_projector(seen.hidden_VNC).split(counts)
+        hidden, cls_hidden = seen.hidden_VNC.split(counts), seen.cls_hidden_VC.split(counts)
+        rows = seen.cls_attention_VHN.split(counts) if seen.cls_attention_VHN is not None else None
+        keys = seen.keys_VNd.split(counts) if seen.keys_VNd is not None else None
+        found = []
+        for i, each in enumerate(pixels):
+            slots = self.slots((each.size[0], each.size[1]))
+            found.append(
+                Features(
+                    embeds_ND=embeds[i].flatten(0, 1),
+                    hidden_NC=hidden[i].flatten(0, 1),
+                    **self.tower.grid(counts[i], self.device),
+                    read_N=(slots >= 0).to(self.device),
+                    slot_N=slots,
+                    newline_D=self.core.image_newline,
+                    cls_hidden_VC=cls_hidden[i],
+                    cls_attention={} if rows is None else {self.tower.select_layer: rows[i].transpose(0, 1).flatten(1)},
+                    keys_Nd=None if keys is None else keys[i].flatten(0, 1),
+                )
+            )
+        return found
+
+    @torch.no_grad()
+    def project(self, hidden_KC: Tensor) -> Tensor:
+        """Project rows from tower space, (K, D)."""
+        return self.core.multi_modal_projector(hidden_KC)  # type: ignore[no-any-return]

@@ -1,0 +1,161 @@
+"""Qwen2.5-VL: native resolution, a windowed tower without CLS, 2x2 patches merged into a token, M-RoPE positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
+from transformers.vision_utils import get_vision_window_index
+
+from dpbench.backbones.base import Backbone, Features, Pixels, Prompt, spans_of
+
+MODEL, PROCESSOR = Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+_QUERY_BLOCK = 1024
+"""Queries whose attention rows exist at one time, so that a large image does not need a full attention matrix."""
+
+
+class Qwen25VL(Backbone):
+    """A `Qwen2_5_VLForConditionalGeneration` with its processor; one position per merged token."""
+
+    provides = frozenset({"received_attention_N"})
+    mrope = True
+
+    def __init__(self, name: str, model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor) -> None:
+        super().__init__(name, model, processor)
+        self.tower = self.core.visual
+        self.merge: int = model.config.vision_config.spatial_merge_size
+
+    def prompt(self, images: Sequence[Image], text: str) -> Prompt:
+        """Preprocess images at their own resolution and tokenise the conversation, with M-RoPE positions."""
+        inputs = self.processor(images=list(images) or None, text=[self.chat(len(images), text)], return_tensors="pt")
+        ids, grids = inputs["input_ids"][0], inputs.get("image_grid_thw", torch.empty(0, 3, dtype=torch.int64))
+        patches = inputs["pixel_values"].split(grids.prod(-1).tolist()) if len(images) else ()
+        pixels = tuple(Pixels(values, tuple(grid.tolist())) for values, grid in zip(patches, grids, strict=True))
+        positions, _ = self.core.get_rope_index(
+            ids[None], mm_token_type_ids=(ids[None] == self.image_id).int(), image_grid_thw=grids
+        )
+        sizes = [self.num_tokens(each) for each in pixels]
+        return Prompt(ids, spans_of(ids, self.image_id, sizes), pixels, text, positions[:, 0])
+
+    def bound_pixels(self, least: int | None, most: int | None) -> None:
+        """Set how few and how many pixels an image is resized to."""
+        size = self.processor.image_processor.size
+        least = least if least is not None else size["shortest_edge"]
+        most = most if most is not None else size["longest_edge"]
+        self.processor.image_processor.size = {"shortest_edge": least, "longest_edge": most}
+
+    def num_tokens(self, pixels: Pixels) -> int:
+        """Return how many tokens the merger makes of an image."""
+        return len(pixels.values) // self.merge**2
+
+    def position_ids(self, positions_PBL: Tensor, mask_BL: Tensor) -> Tensor:
+        """Return (4, B, L): in front of M-RoPE's axes text positions without gaps, which only masks are made from."""
+        text = (mask_BL.cumsum(-1) - 1).clamp(min=0)
+        return torch.cat([text[None], positions_PBL])
+
+    @torch.no_grad()
+    def encode(self, pixels: Sequence[Pixels], needs: frozenset[str] = frozenset()) -> list[Features]:
+        """Run tower and merger over I images at once; the tower's attention stays SDPA."""
+        grids = torch.tensor([each.size for each in pixels], device=self.device)
+        patches = torch.cat([each.values for each in pixels]).to(self.device, self.dtype)
+        with self._watched(needs) as seen:
+            output = self.tower(patches, grid_thw=grids)
+        sizes = [self.num_tokens(each) for each in pixels]
+        order = self._raster_order(grids)
+        hidden = output.last_hidden_state.unflatten(0, (-1, self.merge**2)).flatten(1)[order].split(sizes)
+        rows, columns = zip(*(self._grid(each.size) for each in pixels), strict=True)
+        received: Sequence[Tensor | None] = [None] * len(sizes)
+        if "received_attention_N" in needs:
+            received = self._received(seen, [size * self.merge**2 for size in sizes])[order].split(sizes)
+        return [
+            Features(
+                embeds_ND=embeds,
+                hidden_NC=hidden[i],
+                view_N=torch.zeros_like(rows[i]),
+                row_N=rows[i],
+                col_N=columns[i],
+                read_N=torch.ones(sizes[i], dtype=torch.bool, device=embeds.device),
+                slot_N=torch.arange(sizes[i]),
+                received_attention_N=received[i],
+            )
+            for i, embeds in enumerate(output.pooler_output.split(sizes))
+        ]
+
+    @torch.no_grad()
+    def project(self, hidden_KC: Tensor) -> Tensor:
+        """Merge rows of 2x2 concatenated patches from tower space, (K, D)."""
+        return self.tower.merger(hidden_KC.unflatten(-1, (self.merge**2, -1)).flatten(0, 1))  # type: ignore[no-any-return]
+
+    def _grid(self, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Return row and column of every token of an image, in raster order."""
+        height, width = size[1] // self.merge, size[2] // self.merge
+        rows, columns = torch.arange(height, device=self.device), torch.arange(width, device=self.device)
+        return rows.repeat_interleave(width), columns.repeat(height)
+
+    def _raster_order(self, grids: Tensor) -> Tensor:
+        """Return which token in the tower's window order each token in raster order is."""
+        tower = self.tower
+        window, _ = get_vision_window_index(grids, self.merge, tower.window_size, tower.patch_size)
+        order: Tensor = window.to(self.device).argsort()
+        return order
+
+    @contextmanager
+    def _watched(self, needs: frozenset[str]) -> Iterator[dict[str, Any]]:
+        """Keep queries, keys and angles of the last full-attention block, as it computes them anyway."""
+        seen: dict[str, Any] = {}
+        if "received_attention_N" not in needs:
+            yield seen
+            return
+        attention = self.tower.blocks[self.tower.fullatt_block_indexes[-1]].attn
+        handles = [
+            attention.qkv.register_forward_hook(_keep_output(seen)),
+            attention.register_forward_pre_hook(_keep_angles(seen), with_kwargs=True),
+        ]
+        try:
+            yield seen
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _received(self, seen: dict[str, Any], lengths: list[int]) -> Tensor:
+        """Return the attention each token receives, mean over heads and queries of its own image and over its patches.
+
+        In the tower's window order, float32, (sum of N,).
+        """
+        attention = self.tower.blocks[self.tower.fullatt_block_indexes[-1]].attn
+        queries, keys, _ = seen["qkv"].unflatten(-1, (3, attention.num_heads, -1)).unbind(-3)
+        queries, keys = apply_rotary_pos_emb_vision(queries, keys, *seen["angles"])
+        columns = [
+            column_mean(q.transpose(0, 1).float(), k.transpose(0, 1).float())
+            for q, k in zip(queries.split(lengths), keys.split(lengths), strict=True)
+        ]
+        return torch.cat(columns).view(-1, self.merge**2).mean(-1)
+
+
+def column_mean(queries_HLd: Tensor, keys_HLd: Tensor) -> Tensor:
+    """Return the mean over heads and queries of the softmax attention each key receives, (L,)."""
+    scale, num_heads, length = keys_HLd.shape[-1] ** -0.5, *queries_HLd.shape[:2]
+    total = queries_HLd.new_zeros(length)
+    for block in queries_HLd.split(_QUERY_BLOCK, dim=1):
+        total += (block @ keys_HLd.transpose(-1, -2) * scale).softmax(-1).sum((0, 1))
+    return total / (num_heads * length)
+
+
+def _keep_output(seen: dict[str, Any]) -> Callable[..., None]:
+    def hook(_module: Any, _args: Any, output: Tensor) -> None:
+        seen["qkv"] = output.detach()
+
+    return hook
+
+
+def _keep_angles(seen: dict[str, Any]) -> Callable[..., None]:
+    def hook(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        seen["angles"] = kwargs["position_embeddings"]
+
+    return hook
