@@ -14,13 +14,13 @@ import torch
 from dpbench import pruning, registry
 from dpbench.journal import Answer, Journal, pack_indices
 from dpbench.manifest import Cell
+from dpbench.method import Budget, Method, num_kept
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from dpbench.backbones.base import Backbone, Features, Prompt
     from dpbench.lmms import BuiltTask, Request
-    from dpbench.method import Method
 
 AUTO_BATCH = 32
 NO_IMAGE = "image could not be decoded"
@@ -39,11 +39,14 @@ def start(cell: Cell, backbone: Backbone, folder: Path) -> Running:
     """Bind a cell's method and open its journal.
 
     Raises:
-        UnsupportedError: the backbone lacks what the method reads, or the engine what it does.
+        UnsupportedError: the backbone lacks what the method reads.
+        ConfigError: the budget is out of the method's reach.
     """
     method = registry.load(cell.method, cell.params).bind(backbone)
-    pruning.check_supported(method)
     method.needs(backbone.provides)
+    if backbone.num_visual is not None:
+        budget = Budget(num_kept(backbone.num_visual, cell.keep, cell.prune_rate), rule_of(cell).kind)
+        pruning.checked_cuts(method, backbone.num_visual, backbone.num_layers, budget)
     return Running(cell, method, Journal(folder / "samples" / f"{cell.id}.jsonl"))
 
 
@@ -58,13 +61,12 @@ def answer(
         batch = requests[at : at + size]
         missing = {id(each): _unanswered(each, batch) for each in group}
         yield sum(len(batch) - len(todo) for todo in missing.values()), group[0].cell.task
-        wanted = [request for request in batch if any(request in todo for todo in missing.values())]
-        if not wanted:
-            continue
-        samples = _encode(backbone, built, wanted, needs)
+        sharing = [missing[id(each)] for each in group if not pruning.resizes(each.method)]
+        shared = _encode(backbone, built, [r for r in batch if any(r in todo for todo in sharing)], needs)
         for each in group:
             todo = missing[id(each)]
             if todo:
+                samples = _encode(backbone, built, todo, needs, each) if pruning.resizes(each.method) else shared
                 _answer_cell(backbone, each, built, [samples[request.doc_id] for request in todo])
                 yield len(todo), each.cell.label
 
@@ -86,13 +88,20 @@ class Sample:
 
 
 def _encode(
-    backbone: Backbone, built: BuiltTask, requests: Sequence[Request], needs: frozenset[str]
+    backbone: Backbone,
+    built: BuiltTask,
+    requests: Sequence[Request],
+    needs: frozenset[str],
+    resizing: Running | None = None,
 ) -> dict[int, Sample]:
-    """Decode and encode a batch's images, each different image once."""
+    """Decode and encode a batch's images, each different one once, at the size a cell's method wants if it does."""
+    method, rule = (resizing.method, rule_of(resizing.cell)) if resizing else (Method(), pruning.Rule())
     opened = {request.doc_id: _open(built, request) for request in requests}
     hashes = {doc_id: [_image_hash(image) for image in images or ()] for doc_id, images in opened.items()}
     prompts = {
-        r.doc_id: backbone.prompt(opened[r.doc_id] or (), r.text) for r in requests if opened[r.doc_id] is not None
+        r.doc_id: pruning.prompt_of(backbone, method, opened[r.doc_id] or (), r.text, rule)
+        for r in requests
+        if opened[r.doc_id] is not None
     }
     pixels = {h: p for doc_id, prompt in prompts.items() for h, p in zip(hashes[doc_id], prompt.pixels, strict=True)}
     features = dict(zip(pixels, backbone.encode(list(pixels.values()), needs), strict=True)) if pixels else {}

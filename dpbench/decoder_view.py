@@ -74,8 +74,7 @@ class DecoderView:
     def keys_HLd(self) -> Tensor:
         """Return the probe's keys after RoPE, one per query head (repeated where heads share keys)."""
         keys: Tensor = self._rotated(self._project("k_proj", slice(None)), slice(None))
-        groups: int = self._attention.num_key_value_groups
-        repeated: Tensor = keys.repeat_interleave(groups, 0)
+        repeated: Tensor = keys.repeat_interleave(self._attention.num_key_value_groups, 0)
         return repeated
 
     def attention(self, rows: slice | Tensor = LAST) -> Tensor:

@@ -195,9 +195,14 @@ class Method:
         """Return a copy that holds what it derives from the backbone; called once per backbone, before timing."""
         return self
 
-    def resize(self, size_hw: tuple[int, int], budget: Budget) -> tuple[int, int]:
-        """Return the image size to give the tower, in pixels."""
-        return size_hw
+    def resize(self, grid_hw: tuple[int, int], budget: Budget) -> tuple[int, int]:
+        """Return how many rows and columns of visual tokens the tower shall make of an image.
+
+        Args:
+            grid_hw: how many it would make; the image is resized once, from its original size.
+            budget: visual tokens of this image.
+        """
+        return grid_hw
 
     def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
         """Decide, before the LLM, which rows it reads.

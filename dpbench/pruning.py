@@ -17,12 +17,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from dpbench import cutting
 from dpbench.backbones.base import Backbone, Features, Prompt
 from dpbench.cutting import Cutting, Layout
-from dpbench.errors import UnsupportedError
 from dpbench.method import Budget, Cut, Method, Reduction, VisualTokens, num_kept
 
 _PER_TOKEN = (
@@ -181,14 +181,29 @@ def reduces(method: Method) -> bool:
     return type(method).reduce is not Method.reduce
 
 
-def check_supported(method: Method) -> None:
-    """Refuse what this engine would otherwise ignore.
+def resizes(method: Method) -> bool:
+    """Tell whether a method has the image made smaller before the tower."""
+    return type(method).resize is not Method.resize
 
-    Raises:
-        UnsupportedError: the method resizes the image.
+
+def prompt_of(backbone: Backbone, method: Method, images: Sequence[Image], text: str, rule: Rule) -> Prompt:
+    """Return the unpruned prompt, its images at the size the method wants.
+
+    Args:
+        backbone: preprocesses and tokenises.
+        method: may resize.
+        images: in the order of the conversation.
+        text: what is asked.
+        rule: the budget per image.
     """
-    if type(method).resize is not Method.resize:
-        raise UnsupportedError(f"{type(method).__name__} resizes the image, which this engine does not do")
+    if not resizes(method):
+        return backbone.prompt(images, text)
+    grids = []
+    for image in images:
+        grid = backbone.grid(image)
+        count = num_kept(grid[0] * grid[1], rule.keep, rule.prune_rate)
+        grids.append(method.resize(grid, Budget(count, rule.kind)))
+    return backbone.prompt(images, text, grids)
 
 
 def splice(

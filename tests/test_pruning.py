@@ -12,8 +12,7 @@ from torch import Tensor
 from dpbench import pruning, registry
 from dpbench.backbones.base import Backbone, Prompt
 from dpbench.backbones.llava import Llava
-from dpbench.errors import UnsupportedError
-from dpbench.method import Budget, Method, Reduction, VisualTokens
+from dpbench.method import Method, Reduction, VisualTokens
 
 Picture = Callable[[int], Image.Image]
 QUESTIONS = ("Is there a red circle in the image?", "How many objects are there in the image?\nAnswer.")
@@ -188,14 +187,20 @@ def test_rows_given_in_tower_space_are_projected(tiny: Llava, picture: Picture) 
     torch.testing.assert_close(merged.embeds_LD, plain.embeds_LD, rtol=1e-9, atol=1e-9)
 
 
-def test_what_the_engine_cannot_do_is_refused_rather_than_ignored() -> None:
-    class Resizing(Method):
-        def resize(self, size_hw: tuple[int, int], budget: Budget) -> tuple[int, int]:
-            return (8, 8)
-
-    with pytest.raises(UnsupportedError, match="resizes the image"):
-        pruning.check_supported(Resizing())
-    pruning.check_supported(Method())
+def test_a_smaller_grid_goes_through_the_tower_once_and_no_further(tiny: Llava, picture: Picture) -> None:
+    """The tower reads 48x40 pixels with interpolated position codes; the LLM reads 6 x 5 tokens."""
+    prompt = pruning.prompt_of(tiny, registry.load("downsample"), [picture(1)], QUESTIONS[0], pruning.Rule(keep=32))
+    assert prompt.pixels[0].values.shape[1:] in ((48, 40), (40, 48))
+    assert prompt.spans[0][1] - prompt.spans[0][0] == 30
+    (features,) = tiny.encode(prompt.pixels)
+    pixels = prompt.pixels[0].values[None].double()
+    wanted = tiny.model.model.vision_tower(pixels, output_hidden_states=True, interpolate_pos_encoding=True)
+    assert torch.equal(features.hidden_NC, wanted.hidden_states[-2][0, 1:])
+    pruned = spliced(tiny, registry.load("downsample"), prompt, 32)
+    inputs = {"input_ids": prompt.ids_L[None], "attention_mask": torch.ones_like(prompt.ids_L)[None]}
+    embeds = tiny.model.get_input_embeddings()(inputs["input_ids"]).clone()
+    embeds[0, prompt.spans[0][0] : prompt.spans[0][1]] = features.embeds_ND
+    assert torch.equal(pruned.embeds_LD, embeds[0])
 
 
 def test_randomness_depends_on_seed_sample_and_image_only() -> None:
@@ -206,13 +211,19 @@ def test_randomness_depends_on_seed_sample_and_image_only() -> None:
     assert len({first(0, "pope/1", 0), first(1, "pope/1", 0), first(0, "pope/2", 0), first(0, "pope/1", 1)}) == 4
 
 
+AT_MOST = ("pool", "downsample")
+"""Methods whose rows form a grid, which cannot have any number of tokens."""
+
+
 @pytest.mark.parametrize("name", sorted(registry.methods()))
 @pytest.mark.parametrize("keep", [1, 16, 144])
 def test_every_method_meets_its_budget_and_answers(tiny: Llava, picture: Picture, name: str, keep: int) -> None:
     method = registry.load(name).bind(tiny)
-    prompt = tiny.prompt([picture(1)], QUESTIONS[0])
+    rule = pruning.Rule(keep=keep, kind="final")
+    prompt = pruning.prompt_of(tiny, method, [picture(1)], QUESTIONS[0], rule)
     once, again = (spliced(tiny, method, prompt, keep, "final") for _ in range(2))
-    assert once.per_layer(tiny.num_layers)[-1] == (keep if method.budgeted else 144)
+    read = once.per_layer(tiny.num_layers)[-1]
+    assert read <= keep if name in AT_MOST else read == (keep if method.budgeted else 144)
     kept = once.kept[0].indices_K
     assert torch.equal(kept, again.kept[0].indices_K)
     single = kept[kept >= 0]

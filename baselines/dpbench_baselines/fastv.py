@@ -74,6 +74,6 @@ def solve_keep(num_visual: int, num_layers: int, layer: int, budget: Budget) -> 
         least = -(-layer * num_visual // num_layers)
         raise ConfigError(
             f"fastv: a mean of {count} of {num_visual} visual tokens is out of reach with a cut at layer {layer} of "
-            f"{num_layers}; {least} to {num_visual} are in reach; cut earlier with --param layer=1, or give --budget-kind final"
+            f"{num_layers}; {least} to {num_visual} are in reach; lower --param layer or give --budget-kind final"
         )
     return keep

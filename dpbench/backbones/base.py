@@ -115,8 +115,19 @@ class Backbone(ABC):
         return self.decoder.embed_tokens.weight.dtype  # type: ignore[no-any-return]
 
     @abstractmethod
-    def prompt(self, images: Sequence[Image], text: str) -> Prompt:
-        """Preprocess images and tokenise the conversation (CPU work, no weights)."""
+    def grid(self, image: Image) -> tuple[int, int]:
+        """Return how many rows and columns of visual tokens the tower makes of an image (AnyRes: of its base view)."""
+
+    @abstractmethod
+    def prompt(self, images: Sequence[Image], text: str, grids: Sequence[tuple[int, int]] | None = None) -> Prompt:
+        """Preprocess images and tokenise the conversation (CPU work, no weights).
+
+        Args:
+            images: in the order of the conversation.
+            text: what is asked.
+            grids: rows and columns of visual tokens per image, where the tower shall make fewer than `grid` says; then
+                AnyRes is off and an image is its base view alone.
+        """
 
     @abstractmethod
     def encode(self, pixels: Sequence[Pixels], needs: frozenset[str] = frozenset()) -> list[Features]:
@@ -179,6 +190,13 @@ class Backbone(ABC):
             pad_token_id=self.processor.tokenizer.pad_token_id,
         )
         return [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
+
+
+def centre_square(image: Image) -> Image:
+    """Return the middle of an image, as wide as high."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
 
 
 def spans_of(ids_L: Tensor, image_id: int, sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:

@@ -42,14 +42,17 @@ class CLIPTower:
         self.num_heads: int = config.num_attention_heads
         self.side: int = config.image_size // config.patch_size
         self.image_size: int = config.image_size
+        self.patch_size: int = config.patch_size
         self.feature_layer = feature_layer
         self.select_layer: int = config.num_hidden_layers + feature_layer
         """The encoder layer whose output is read, counted from 0."""
 
     def read(self, pixels: Tensor, needs: frozenset[str]) -> TowerOutput:
-        """Run (V, 3, S, S) pixels."""
+        """Run (V, 3, S, S) pixels; sizes other than the tower's own get interpolated position codes."""
         with self._watched(needs) as seen:
-            hidden = self.tower(pixels, output_hidden_states=True).hidden_states[self.feature_layer]
+            other_size = pixels.shape[-2:] != (self.image_size, self.image_size)
+            output = self.tower(pixels, output_hidden_states=True, interpolate_pos_encoding=other_size)
+            hidden = output.hidden_states[self.feature_layer]
         return TowerOutput(
             hidden[:, 1:],
             hidden[:, 0],
@@ -57,14 +60,19 @@ class CLIPTower:
             self._heads(seen["k"]).mean(1)[:, 1:] if "keys_Nd" in needs else None,
         )
 
-    def grid(self, num_views: int, device: torch.device) -> dict[str, Tensor]:
-        """Return view, row and column of every patch, views one after another."""
-        rows, size = torch.arange(self.side, device=device), self.side**2
+    def places(self, pixels: Tensor, device: torch.device) -> dict[str, Tensor]:
+        """Return view, row and column of every patch of (V, 3, S, S) pixels, views one after another."""
+        views, height, width = len(pixels), *(side // self.patch_size for side in pixels.shape[-2:])
+        rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
         return {
-            "view_N": torch.arange(num_views, device=device).repeat_interleave(size),
-            "row_N": rows.repeat_interleave(self.side).repeat(num_views),
-            "col_N": rows.repeat(self.side * num_views),
+            "view_N": torch.arange(views, device=device).repeat_interleave(height * width),
+            "row_N": rows.repeat_interleave(width).repeat(views),
+            "col_N": columns.repeat(height * views),
         }
+
+    def pixel_size(self, grid_hw: tuple[int, int]) -> tuple[int, int]:
+        """Return width and height in pixels of a grid of patches."""
+        return grid_hw[1] * self.patch_size, grid_hw[0] * self.patch_size
 
     @contextmanager
     def _watched(self, needs: frozenset[str]) -> Iterator[dict[str, Tensor]]:

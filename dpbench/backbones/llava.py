@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from dpbench.backbones import clip_tower
-from dpbench.backbones.base import Backbone, Features, Pixels, Prompt, spans_of
+from dpbench.backbones.base import Backbone, Features, Pixels, Prompt, centre_square, spans_of
 from dpbench.backbones.clip_tower import CLIPTower
 
 MODEL, PROCESSOR = LlavaForConditionalGeneration, LlavaProcessor
@@ -27,12 +27,23 @@ class Llava(Backbone):
         self.tower = CLIPTower(self.core.vision_tower, model.config.vision_feature_layer)
         self.num_visual = self.tower.side**2
 
-    def prompt(self, images: Sequence[Image], text: str) -> Prompt:
-        """Preprocess images and tokenise "USER: <image>... text ASSISTANT:" by the processor's chat template."""
-        inputs = self.processor(images=list(images) or None, text=self.chat(len(images), text), return_tensors="pt")
+    def grid(self, image: Image) -> tuple[int, int]:
+        """Return the tower's rows and columns, the same for every image."""
+        return self.tower.side, self.tower.side
+
+    def prompt(self, images: Sequence[Image], text: str, grids: Sequence[tuple[int, int]] | None = None) -> Prompt:
+        """Preprocess images and tokenise "USER: <image>... text ASSISTANT:"."""
+        settings = {}
+        if grids is not None:
+            sizes = map(self.tower.pixel_size, grids)
+            images = [centre_square(each.convert("RGB")).resize(size) for each, size in zip(images, sizes, strict=True)]
+            settings = {"do_resize": False, "do_center_crop": False}
+        chat = self.chat(len(images), text)
+        inputs = self.processor(images=list(images) or None, text=chat, return_tensors="pt", images_kwargs=settings)
         ids = inputs["input_ids"][0]
         pixels = tuple(Pixels(values) for values in inputs.get("pixel_values", ()))
-        return Prompt(ids, spans_of(ids, self.image_id, [self.num_visual] * len(images)), pixels, text)
+        counts = [height * width for height, width in grids or [self.grid(each) for each in images]]
+        return Prompt(ids, spans_of(ids, self.image_id, counts), pixels, text)
 
     @torch.no_grad()
     def encode(self, pixels: Sequence[Pixels], needs: frozenset[str] = frozenset()) -> list[Features]:
@@ -40,10 +51,11 @@ class Llava(Backbone):
         batch = torch.stack([each.values for each in pixels]).to(self.device, self.dtype)
         seen = self.tower.read(batch, needs)
         embeds = self.core.multi_modal_projector(seen.hidden_VNC)
+        num = embeds.shape[1]
         shared = {
-            **self.tower.grid(1, embeds.device),
-            "read_N": torch.ones(self.num_visual, dtype=torch.bool, device=embeds.device),
-            "slot_N": torch.arange(self.num_visual),
+            **self.tower.places(batch[:1], embeds.device),
+            "read_N": torch.ones(num, dtype=torch.bool, device=embeds.device),
+            "slot_N": torch.arange(num),
         }
         rows, keys, layer = seen.cls_attention_VHN, seen.keys_VNd, self.tower.select_layer
         return [

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
+from transformers import CLIPImageProcessor, LlavaNextForConditionalGeneration, LlavaNextProcessor
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from dpbench.backbones import clip_tower
@@ -30,8 +30,14 @@ class LlavaNext(Backbone):
         self.max_views = 1 + max(height * width for height, width in self.pinpoints) // self.tower.image_size**2
         self.layout = lru_cache(maxsize=256)(self._layout)
 
-    def prompt(self, images: Sequence[Image], text: str) -> Prompt:
+    def grid(self, image: Image) -> tuple[int, int]:
+        """Return the rows and columns of the base view, the same for every image."""
+        return self.tower.side, self.tower.side
+
+    def prompt(self, images: Sequence[Image], text: str, grids: Sequence[tuple[int, int]] | None = None) -> Prompt:
         """Preprocess images into views and tokenise the conversation, one placeholder a row the LLM reads."""
+        if grids is not None:
+            return self._base_views(images, text, grids)
         inputs = self.processor(images=list(images) or None, text=self.chat(len(images), text), return_tensors="pt")
         ids = inputs["input_ids"][0]
         sizes = [(int(height), int(width)) for height, width in inputs.get("image_sizes", ())]
@@ -41,11 +47,26 @@ class LlavaNext(Backbone):
         )
         return Prompt(ids, spans_of(ids, self.image_id, [len(self.layout(size)) for size in sizes]), pixels, text)
 
-    def num_views(self, size_hw: tuple[int, int]) -> int:
+    def _base_views(self, images: Sequence[Image], text: str, grids: Sequence[tuple[int, int]]) -> Prompt:
+        """Preprocess each image as a base view of another size, without tiles; one newline follows it."""
+        theirs = self.processor.image_processor
+        plain = CLIPImageProcessor(
+            do_resize=False, do_center_crop=False, image_mean=theirs.image_mean, image_std=theirs.image_std
+        )
+        sizes = map(self.tower.pixel_size, grids)
+        views = [each.convert("RGB").resize(size) for each, size in zip(images, sizes, strict=True)]
+        pixels = tuple(Pixels(plain(view, return_tensors="pt")["pixel_values"]) for view in views)
+        counts = [height * width + 1 for height, width in grids]
+        ids = self.processor.tokenizer(self.chat(len(images), text), return_tensors="pt")["input_ids"][0]
+        repeats = torch.ones_like(ids).masked_scatter(ids == self.image_id, torch.tensor(counts))
+        ids = ids.repeat_interleave(repeats)
+        return Prompt(ids, spans_of(ids, self.image_id, counts), pixels, text)
+
+    def num_views(self, size_hw: tuple[int, ...]) -> int:
         """Return into how many views an image of this size is cut, the base view included."""
         return image_size_to_num_patches(size_hw, self.pinpoints, self.tower.image_size)  # type: ignore[no-any-return]
 
-    def _layout(self, size_hw: tuple[int, int]) -> Tensor:
+    def _layout(self, size_hw: tuple[int, ...]) -> Tensor:
         """Return what fills each placeholder of an image: a token's number in tower order, or -1 for a newline.
 
         transformers' own packing is run on the tokens' numbers.
@@ -56,7 +77,7 @@ class LlavaNext(Backbone):
         (packed,), _ = self.core.pack_image_features([numbers], [size_hw], "default", image_newline=newline)
         return packed[:, 0].long()  # type: ignore[no-any-return]
 
-    def slots(self, size_hw: tuple[int, int]) -> Tensor:
+    def slots(self, size_hw: tuple[int, ...]) -> Tensor:
         """Return which placeholder each token in tower order fills, -1 where unpadding drops it."""
         layout = self.layout(size_hw)
         slots = torch.full((self.num_views(size_hw) * self.tower.side**2,), -1)
@@ -75,12 +96,12 @@ class LlavaNext(Backbone):
         keys = seen.keys_VNd.split(counts) if seen.keys_VNd is not None else None
         found = []
         for i, each in enumerate(pixels):
-            slots = self.slots((each.size[0], each.size[1]))
+            slots = self.slots(each.size) if each.size else torch.arange(embeds[i].shape[1])
             found.append(
                 Features(
                     embeds_ND=embeds[i].flatten(0, 1),
                     hidden_NC=hidden[i].flatten(0, 1),
-                    **self.tower.grid(counts[i], self.device),
+                    **self.tower.places(each.values, self.device),
                     read_N=(slots >= 0).to(self.device),
                     slot_N=slots,
                     newline_D=self.core.image_newline,

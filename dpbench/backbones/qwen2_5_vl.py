@@ -11,6 +11,7 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.vision_utils import get_vision_window_index
 
 from dpbench.backbones.base import Backbone, Features, Pixels, Prompt, spans_of
@@ -31,14 +32,34 @@ class Qwen25VL(Backbone):
         self.tower = self.core.visual
         self.merge: int = model.config.vision_config.spatial_merge_size
 
-    def prompt(self, images: Sequence[Image], text: str) -> Prompt:
+    def grid(self, image: Image) -> tuple[int, int]:
+        """Return the rows and columns of tokens at the image's own resolution, within the pixel bounds."""
+        step, bounds = self.tower.patch_size * self.merge, self.processor.image_processor.size
+        height, width = smart_resize(
+            image.height, image.width, step, min_pixels=bounds["shortest_edge"], max_pixels=bounds["longest_edge"]
+        )
+        return height // step, width // step
+
+    def prompt(self, images: Sequence[Image], text: str, grids: Sequence[tuple[int, int]] | None = None) -> Prompt:
         """Preprocess images at their own resolution and tokenise the conversation, with M-RoPE positions."""
-        inputs = self.processor(images=list(images) or None, text=[self.chat(len(images), text)], return_tensors="pt")
-        ids, grids = inputs["input_ids"][0], inputs.get("image_grid_thw", torch.empty(0, 3, dtype=torch.int64))
-        patches = inputs["pixel_values"].split(grids.prod(-1).tolist()) if len(images) else ()
-        pixels = tuple(Pixels(values, tuple(grid.tolist())) for values, grid in zip(patches, grids, strict=True))
+        settings, step = {}, self.tower.patch_size * self.merge
+        if grids is not None:
+            images = [
+                each.convert("RGB").resize((width * step, height * step))
+                for each, (height, width) in zip(images, grids, strict=True)
+            ]
+            settings = {"do_resize": False}
+        inputs = self.processor(
+            images=list(images) or None,
+            text=[self.chat(len(images), text)],
+            return_tensors="pt",
+            images_kwargs=settings,
+        )
+        ids, patch_grids = inputs["input_ids"][0], inputs.get("image_grid_thw", torch.empty(0, 3, dtype=torch.int64))
+        patches = inputs["pixel_values"].split(patch_grids.prod(-1).tolist()) if len(images) else ()
+        pixels = tuple(Pixels(values, tuple(grid.tolist())) for values, grid in zip(patches, patch_grids, strict=True))
         positions, _ = self.core.get_rope_index(
-            ids[None], mm_token_type_ids=(ids[None] == self.image_id).int(), image_grid_thw=grids
+            ids[None], mm_token_type_ids=(ids[None] == self.image_id).int(), image_grid_thw=patch_grids
         )
         sizes = [self.num_tokens(each) for each in pixels]
         return Prompt(ids, spans_of(ids, self.image_id, sizes), pixels, text, positions[:, 0])

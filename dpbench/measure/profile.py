@@ -82,10 +82,9 @@ class OneQuestion:
     """The stages of answering one question up to the first token, each leaving its result for the next."""
 
     def __init__(self, backbone: Backbone, method: Method, cell: Cell) -> None:
-        pruning.check_supported(method)
         self.backbone, self.method, self.cell = backbone, method, cell
         noise = np.random.default_rng(0).integers(0, 256, (IMAGE_SIDE, IMAGE_SIDE, 3), dtype=np.uint8)
-        self.prompt = backbone.prompt([Image.fromarray(noise)], QUESTION)
+        self.prompt = pruning.prompt_of(backbone, method, [Image.fromarray(noise)], QUESTION, rule_of(cell))
         self.needs = method.needs(backbone.provides)
         self.features: list[Any] = []
         self.spliced: pruning.Spliced

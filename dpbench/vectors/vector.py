@@ -1,0 +1,118 @@
+"""One golden vector as it is stored, the hyper-parameters it states, and how results are compared with it."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpbench.errors import ConfigError, MissingError
+from dpbench.method import Method
+
+PARAMETERS = {
+    "k": "layer",
+    "r": "ratio",
+    "layer_list": "layers",
+    "ratios": "ratios",
+    "num_crops": "num_crops",
+    "lam": "variance_weight",
+    "eps": "eps",
+    "attn_scale": "attention_scale",
+}
+"""Which field of a method takes a hyper-parameter that a vector states."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """The arrays of one file."""
+
+    arrays: Mapping[str, np.ndarray[Any, Any]]
+
+    @classmethod
+    def load(cls, path: Path) -> Vector:
+        """Read a file.
+
+        Raises:
+            MissingError: it is not there, or not an .npz file of plain arrays.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return cls({name: stored[name] for name in stored.files})
+        except (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise MissingError(f"this is no .npz file of plain arrays ({error})") from None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.arrays
+
+    def __getitem__(self, name: str) -> np.ndarray[Any, Any]:
+        if name not in self.arrays:
+            raise MissingError(f"the vector has no array {name!r}, which it needs; it has {', '.join(self.arrays)}")
+        return self.arrays[name]
+
+    @property
+    def kind(self) -> str:
+        """Return its kind, behind its variant where it has one."""
+        return "/".join(str(self[name]) for name in ("variant", "kind") if name == "kind" or name in self)
+
+    def tensor(self, name: str) -> Tensor:
+        """Return an array as stored."""
+        return torch.from_numpy(self[name])
+
+    def float32(self, name: str) -> Tensor:
+        """Return an array to compute with: whatever type upstream ran in, scores are float32."""
+        return self.tensor(name).float()
+
+    def integer(self, name: str) -> int:
+        """Return a whole number."""
+        return int(self[name])
+
+    def plain(self, name: str) -> object:
+        """Return a hyper-parameter as a method takes it: a number, or a tuple of numbers."""
+        value = self[name].tolist()
+        return tuple(value) if isinstance(value, list) else value
+
+
+def configured(method: Method, vector: Vector, **chosen: object) -> Method:
+    """Return the method with the hyper-parameters that a vector states, and the official code's quirks switched on.
+
+    Args:
+        method: other fields stay as they are.
+        vector: states hyper-parameters under the names of the official codes.
+        chosen: fields that follow from how the vector is run.
+
+    Raises:
+        ConfigError: the method has no such field.
+    """
+    known = {field.name for field in fields(method) if field.init}
+    stated = {field: vector.plain(key) for key, field in PARAMETERS.items() if key in vector}
+    for name in stated | chosen:
+        if name not in known:
+            raise ConfigError(f"the vector needs {type(method).__name__} to have a parameter {name!r}, and it has none")
+    quirks = {"parity": True} if "parity" in known else {}
+    return replace(method, **quirks, **stated, **chosen)
+
+
+def differences(what: str, got: Tensor, wanted: Tensor) -> Iterator[str]:
+    """Yield a sentence where two lists of whole numbers are not the same in every place."""
+    if got.shape != wanted.shape:
+        yield f"{what}: {list(got.shape)} instead of {list(wanted.shape)}"
+    elif not torch.equal(got, wanted):
+        places = (got != wanted).nonzero()[:, 0]
+        first = int(places[0])
+        yield f"{what}: {len(places)} of {len(got)} differ, the first at {first}: {got[first]} instead of {wanted[first]}"
+
+
+def distances(what: str, got: Tensor, wanted: Tensor, tolerance: float) -> Iterator[str]:
+    """Yield a sentence where two tensors lie further apart than `tolerance` times the largest value wanted."""
+    if got.shape != wanted.shape:
+        yield f"{what}: {list(got.shape)} instead of {list(wanted.shape)}"
+        return
+    furthest, scale = float((got - wanted).abs().max()), float(wanted.abs().max())
+    if not furthest <= tolerance * scale:
+        yield f"{what}: off by {furthest:.2g} at a scale of {scale:.2g}; {tolerance:g} of it is allowed"
