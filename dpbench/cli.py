@@ -221,6 +221,21 @@ def report(
     typer.echo(tables.report(run or tables.runs_under(Path("results")), format.value))
 
 
+@app.command()
+def check(
+    method: Annotated[str, typer.Argument(help="A registered method, yours or one that is shipped.")],
+    param: Params = None,
+    backbone: Annotated[list[str] | None, typer.Option(help="Miniature backbone to check on; all by default.")] = None,
+    goldens: Annotated[Path | None, typer.Option(help="Folder with METHOD_*.npz vectors to run as well.")] = None,
+) -> None:
+    """Run the conformance suite on a method, and its golden vectors if there are some."""
+    from dpbench import flags
+
+    lines, passed = flags.conformance(method, param or [], tuple(backbone or ()), goldens)
+    typer.echo("\n".join(lines))
+    raise typer.Exit(0 if passed else 1)
+
+
 @list_app.command("methods")
 def list_methods() -> None:
     """List the installed methods."""

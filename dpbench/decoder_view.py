@@ -79,8 +79,8 @@ class DecoderView:
 
     def attention(self, rows: slice | Tensor = LAST) -> Tensor:
         """Return (H, R, L) float32: causal softmax over the positions still there, for the query rows given."""
-        queries = self._queries(rows)
-        scores = queries.float() @ self.keys_HLd.float().transpose(-1, -2) * self._attention.scaling
+        scale: float = self._attention.scaling
+        scores = self._queries(rows).float() @ self.keys_HLd.float().transpose(-1, -2) * scale
         positions = torch.arange(len(self.hidden_LD), device=scores.device)
         return scores.masked_fill(positions[None] > positions[rows][:, None], float("-inf")).softmax(-1)
 

@@ -180,6 +180,22 @@ def backbone_table() -> str:
     return tabulate(rows, heads, "plain", disable_numparse=True)
 
 
+def conformance(name: str, params: list[str], names: tuple[str, ...], goldens: Path | None) -> tuple[list[str], bool]:
+    """Return the lines that `dpbench check` prints, and whether all is well."""
+    from dpbench import check, vectors
+
+    given = registry.parse_params(params)
+    method, files = registry.load(name, given), vectors.find(name, goldens) if goldens else []
+    findings = list(check.check(name, given, names or None))
+    checked = [vectors.check(method, path) for path in files]
+    lines = [check.table(findings)]
+    if checked:
+        rows = [(each.path.name, each.kind, "ok" if each.passed else f"FAILED: {each.detail}") for each in checked]
+        passed = sum(each.passed for each in checked)
+        lines += ["", tabulate(rows, ["vector", "kind", "outcome"], "github"), f"{passed} of {len(checked)} vectors"]
+    return lines, all(each.passed for each in findings) and all(each.passed for each in checked)
+
+
 def first_comment(path: Path) -> str:
     """Return what a manifest's first line says of it."""
     return path.read_text(encoding="utf-8").split("\n")[0].removeprefix("#").strip()

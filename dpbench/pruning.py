@@ -120,6 +120,7 @@ def view_of(visual: VisualTokens, view: int) -> VisualTokens:
     size = len(visual) // (int(visual.view_N[-1]) + 1)
     part = slice(view * size, (view + 1) * size)
     fields = {name: value[part] for name in _PER_TOKEN if (value := getattr(visual, name)) is not None}
+    fields["view_N"] = torch.zeros_like(fields["view_N"])
     rows = {layer: attention[:, part] for layer, attention in visual.cls_attention.items()}
     cls_hidden = None if visual.cls_hidden_VC is None else visual.cls_hidden_VC[view : view + 1]
     return replace(visual, **fields, cls_attention=rows, cls_hidden_VC=cls_hidden)

@@ -61,7 +61,7 @@ class Profile:
         method: its name.
         params: its hyper-parameters.
         budget: as tables show it.
-        num_visual: visual tokens the LLM reads.
+        num_visual: visual tokens the LLM reads, mean over its layers.
         num_prompt: positions the LLM reads, text included.
         stages_ms: per stage (encode, reduce, prefill, total), one value per repetition, in order.
         warmups: repetitions run before and not kept.

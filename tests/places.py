@@ -7,3 +7,4 @@ import dpbench
 PACKAGE = Path(dpbench.__file__).parent
 TOY_DATA = PACKAGE / "toy" / "data"
 TOY_WEIGHTS = PACKAGE / "toy" / "weights"
+GOLDENS = Path(__file__).parent / "goldens"

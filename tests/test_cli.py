@@ -18,6 +18,7 @@ COMMANDS = {
     "run": CELL_FLAGS | {"--tasks", "--limit", "--batch-size", "--data-root", "--dry-run"},
     "profile": CELL_FLAGS | {"--repeats", "--warmups"},
     "report": {"--run", "--format"},
+    "check": {"--param", "--backbone", "--goldens"},
     "list methods": set(),
     "list backbones": set(),
     "list tasks": set(),

@@ -12,7 +12,7 @@ from places import PACKAGE
 
 ALLOWED = {
     "lmms_eval": ("lmms.py", "tasks/"),
-    "transformers": ("backbones/", "pruning.py", "cutting.py", "diffprune/", "toy/"),
+    "transformers": ("backbones/", "pruning.py", "cutting.py", "diffprune/", "toy/", "vectors/llama.py"),
     "typer": ("cli.py",),
     "dpbench_baselines": (),
 }

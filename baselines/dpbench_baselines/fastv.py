@@ -8,8 +8,8 @@ Same as upstream:  rank = head mean of the last row of the attention layer K-1 c
 Differs:           the visual tokens are found in the prompt (upstream: 576 from slot 35); float32 scores, ties to the
                    earlier token; batches; several images are ranked jointly; AnyRes newlines are text.
 Budget:            upstream gives a ratio R of what is dropped, M = round(N (1 - R)). Here M follows from the budget as
-                   the mean over layers, T = (K N + (L - K) M) / L, as the published tables count; `preset=official`
-                   is K = 2, R = 0.5 whatever the budget.
+                   the mean over layers, T = (K N + (L - K) M) / L, as the published tables count; `ratio` is R, and
+                   `preset=official` is K = 2, R = 0.5, whatever the budget.
 """
 
 from dataclasses import dataclass
@@ -26,33 +26,35 @@ class FastV(Method):
     """Cut once, early in the LLM, by the last prompt token's attention one layer before (FastV).
 
     layer: K, how many layers read everything. Default None: a sixteenth of the depth (2 of 32), at least 1.
-    preset: "mean" meets the budget; "official" is K = 2 and R = 0.5 whatever the budget.
-    ratio: R of the official preset, the share dropped. Default 0.5.
+    ratio: R, the share dropped, whatever the budget. Default None: solved from the budget, or 0.5 (official).
+    preset: "mean" meets the budget unless a ratio is given; "official" is K = 2 and R = 0.5 unless they are given.
     """
 
     positions: Literal["compact", "original"] = "original"
     layer: int | None = None
+    ratio: float | None = None
     preset: Literal["mean", "official"] = "mean"
-    ratio: float = 0.5
 
     def __post_init__(self) -> None:
         if self.layer is not None and self.layer < 1:
             raise ConfigError(f"--param: fastv needs layer >= 1 (it ranks one layer before), got {self.layer}")
-        if not 0 <= self.ratio <= 1:
+        if self.ratio is not None and not 0 <= self.ratio <= 1:
             raise ConfigError(f"--param: fastv.ratio is the share dropped, 0 to 1, got {self.ratio}")
 
     @property
     def budgeted(self) -> bool:  # type: ignore[override]
-        """Tell whether the budget is met: the official preset has a count of its own."""
-        return self.preset == "mean"
+        """Tell whether the budget is met: a ratio given, or the official one, has a count of its own."""
+        return self.preset == "mean" and self.ratio is None
 
     def cuts(self, num_visual: int, num_layers: int, budget: Budget) -> tuple[Cut, ...]:
-        """Return the one cut, its size solved from the budget."""
-        if self.preset == "official":
-            layer = self.layer or 2
-            return (Cut(layer, round(num_visual * (1 - self.ratio)), layer - 1),)
-        layer = self.layer or max(1, round(num_layers / 16))
-        keep = solve_keep(num_visual, num_layers, layer, budget)
+        """Return the one cut, its size from the ratio, or solved from the budget."""
+        layer = self.layer or (2 if self.preset == "official" else max(1, round(num_layers / 16)))
+        if layer >= num_layers:
+            raise ConfigError(f"--param: fastv.layer must be below the decoder's {num_layers} layers, got {layer}")
+        if self.budgeted:
+            keep = solve_keep(num_visual, num_layers, layer, budget)
+        else:
+            keep = round(num_visual * (1 - (0.5 if self.ratio is None else self.ratio)))
         return (Cut(layer, keep, layer - 1),)
 
     def rank(self, view: LayerView) -> Tensor:

@@ -9,9 +9,10 @@ Same as upstream:  rank = head mean of the last row of a light attention made by
 Differs:           grouped-query decoders work (upstream: Llama only); one query row is projected, not all; float32
                    scores, ties to the earlier token; batches; several images jointly; AnyRes newlines are text; M-RoPE
                    positions are kept, as they cannot be renumbered.
-Budget:            upstream cuts at layers 8, 16, 24 of 32 and halves each time (`preset=official`: mean 270 of 576).
-                   The mean preset cuts at 2, 8, 16 of 32, scaled to the depth, and solves the ratio, as the author
-                   advises (issue 29 upstream).
+Budget:            upstream cuts before layers 8, 16, 24, of 32 as of 40, and halves each time (`preset=official`: mean
+                   270 or 230 of 576; a decoder without a layer 24 gets the list for 32 scaled). The mean preset cuts
+                   at 2, 8, 16 of 32, scaled to the depth, and solves the ratio, as the author advises (issue 29
+                   upstream). `ratio` and `ratios` count whatever the budget.
 """
 
 from dataclasses import dataclass
@@ -25,20 +26,24 @@ from dpbench.errors import ConfigError
 from dpbench.method import Budget, Cut, LayerView, Method
 
 OF_LAYERS = 32
-"""The depth that layer lists are given for."""
+"""The depth that the presets' layers are meant for."""
+PRESETS = {"mean": (2, 8, 16), "official": (8, 16, 24)}
+"""Where each preset cuts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PyramidDrop(Method):
     """Cut in stages down the LLM, by the last prompt token's attention at each (PyramidDrop).
 
-    layers: where it cuts, for 32 layers; other depths scale. Default None: 2, 8, 16, or 8, 16, 24 (official).
+    layers: before which of the decoder's layers it cuts, as they are. Default None: the preset's, for its depth.
     ratio: what each stage keeps of the one before. Default None: solved from the budget, or 0.5 (official).
-    preset: "mean" meets the budget; "official" has its own layers and ratio whatever the budget.
+    ratios: in place of a ratio, what each stage keeps of all visual tokens, not rising, one for each layer.
+    preset: "mean" meets the budget unless ratios are given; "official" has layers and ratio of its own.
     """
 
     layers: tuple[int, ...] | None = None
     ratio: float | None = None
+    ratios: tuple[float, ...] | None = None
     preset: Literal["mean", "official"] = "mean"
 
     def __post_init__(self) -> None:
@@ -48,21 +53,38 @@ class PyramidDrop(Method):
             raise ConfigError(f"--param: pyramiddrop.layers must rise from at least 1, got {list(self.layers)}")
         if self.ratio is not None and not 0 <= self.ratio <= 1:
             raise ConfigError(f"--param: pyramiddrop.ratio is the share kept, 0 to 1, got {self.ratio}")
+        if self.ratios is not None:
+            self._check_ratios(self.ratios)
+
+    def _check_ratios(self, ratios: tuple[float, ...]) -> None:
+        if self.ratio is not None:
+            raise ConfigError("--param: pyramiddrop takes ratio (of the stage before) or ratios (of all), not both")
+        if not all(a >= b for a, b in pairwise((1.0, *ratios, 0.0))):
+            raise ConfigError(f"--param: pyramiddrop.ratios must fall from at most 1 to at least 0, got {list(ratios)}")
+        layers = self.layers or PRESETS[self.preset]
+        if len(ratios) != len(layers):
+            raise ConfigError(
+                f"--param: pyramiddrop.ratios needs one for each of {len(layers)} layers, got {len(ratios)}"
+            )
 
     @property
     def budgeted(self) -> bool:  # type: ignore[override]
         """Tell whether the budget is met: a ratio given, or the official one, has a count of its own."""
-        return self.preset == "mean" and self.ratio is None
+        return self.preset == "mean" and self.ratio is None and self.ratios is None
 
     def cuts(self, num_visual: int, num_layers: int, budget: Budget) -> tuple[Cut, ...]:
-        """Return a cut per stage, their sizes from the ratio, or the ratio solved from the budget."""
-        usual = (8, 16, 24) if self.preset == "official" else (2, 8, 16)
-        layers = scaled(self.layers or usual, num_layers)
+        """Return a cut per stage, their sizes from the ratios, or the ratio solved from the budget."""
+        layers = self.layers or preset_layers(self.preset, num_layers)
+        if layers[-1] >= num_layers:
+            raise ConfigError(
+                f"--param: pyramiddrop.layers must be below the decoder's {num_layers} layers, got {list(layers)}"
+            )
         if self.budgeted:
             keeps = solve_keeps(num_visual, num_layers, layers, budget)
         else:
             ratio = 0.5 if self.ratio is None else self.ratio
-            keeps = [int(num_visual * ratio**stage) for stage in range(1, len(layers) + 1)]
+            ratios = self.ratios or [ratio**stage for stage in range(1, len(layers) + 1)]
+            keeps = [int(num_visual * each) for each in ratios]
         return tuple(Cut(layer, keep, layer) for layer, keep in zip(layers, keeps, strict=True))
 
     def rank(self, view: LayerView) -> Tensor:
@@ -70,16 +92,23 @@ class PyramidDrop(Method):
         return view.attention()[:, 0].mean(0).index_select(0, view.visual_index_N)
 
 
-def scaled(layers: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
-    """Return a layer list for 32 layers at another depth.
+def preset_layers(preset: str, num_layers: int) -> tuple[int, ...]:
+    """Return where a preset cuts a decoder of some depth: scaled from 32 layers, one layer apart at least.
+
+    The official list stays as it is where it fits.
 
     Raises:
         ConfigError: the decoder has too few layers to tell the stages apart.
     """
-    found = tuple(max(1, round(layer * num_layers / OF_LAYERS)) for layer in layers)
-    if not all(a < b for a, b in pairwise((*found, num_layers))):
+    layers = PRESETS[preset]
+    if preset == "official" and layers[-1] < num_layers:
+        return layers
+    found: list[int] = []
+    for layer in layers:
+        found.append(max(round(layer * num_layers / OF_LAYERS), found[-1] + 1 if found else 1))
+    if found[-1] >= num_layers:
         raise ConfigError(f"pyramiddrop: {num_layers} layers are too few for cuts at {list(layers)} of {OF_LAYERS}")
-    return found
+    return tuple(found)
 
 
 def solve_keeps(num_visual: int, num_layers: int, layers: tuple[int, ...], budget: Budget) -> list[int]:

@@ -27,6 +27,7 @@ _CONFIGS = ("config.json", "tokenizer.json")
 _PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_SHARDS = "model-*-of-*.safetensors"
 _CLIP_SIGNALS = "CLS attention, CLS row, keys"
 
 
@@ -148,7 +149,7 @@ def _absent(folder: Path) -> list[str]:
     if (folder / _SINGLE).is_file():
         return absent
     if not (folder / _INDEX).is_file():
-        return [*absent, _SINGLE]
+        return [*absent, _INDEX if any(folder.glob(_SHARDS)) else _SINGLE]
     shards = set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
     return absent + sorted(shard for shard in shards if not (folder / shard).is_file())
 
@@ -161,10 +162,15 @@ def _remedy(wanted: str, revision: str | None) -> str:
 
 def _cached(name: str, repository: str, revision: str | None) -> Path:
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(repository, revision=revision, local_files_only=True))
+    except HFValidationError:
+        raise MissingError(
+            f"--backbone {name}: {repository} is no folder here, and no hub repository has such a name; "
+            "give a folder that has the weights"
+        ) from None
     except LocalEntryNotFoundError:
         raise MissingError(
             f"--backbone {name}: the weights {repository} (config.json, tokenizer.json, *.safetensors, ...) are no "
@@ -200,11 +206,12 @@ def load(
         pixels: how few and how many pixels an image has, where the tower takes any size.
 
     Raises:
-        ConfigError: unknown name, or a library that is not installed.
+        ConfigError: unknown name, a library that is not installed, or a setting that random weights would ignore.
         MissingError: the weights are not there.
     """
     family = find(name)
     if weights == RANDOM:
+        _refuse(revision=revision, device_map=device_map, quantize=quantize)
         model, processor = _random(name, device=device, dtype=dtype, attention=attention)
     else:
         folder, settings = locate(name, weights, revision), _settings(device_map, quantize, dtype)
@@ -249,6 +256,15 @@ def _settings(device_map: str | None, quantize: str | None, dtype: str) -> dict[
         bnb_4bit_compute_dtype=getattr(torch, dtype),
     )
     return {"device_map": "auto", **settings, "quantization_config": packed}
+
+
+def _refuse(**settings: str | None) -> None:
+    for setting, value in settings.items():
+        if value is not None:
+            flag = setting.replace("_", "-")
+            raise ConfigError(
+                f"--weights random: the weights are made on one device, --{flag} changes nothing; leave it out"
+            )
 
 
 def _random(name: str, *, device: str, dtype: str, attention: str) -> tuple[Any, Any]:

@@ -30,6 +30,8 @@ from transformers import (
 )
 
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+QWEN_PIXELS = {"shortest_edge": 4 * 28 * 28, "longest_edge": 16384 * 28 * 28}
+"""The fewest and most pixels of Qwen2.5-VL's published processor; transformers' own default stops at 1,280 tokens."""
 VICUNA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
 VICUNA_13B = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
 MISTRAL_7B = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
@@ -196,7 +198,7 @@ def _llava_tokenizer() -> PreTrainedTokenizerFast:
 def qwen_processor() -> Qwen2_5_VLProcessor:
     """Return Qwen2.5-VL's preprocessing: native resolution in steps of 28 pixels."""
     return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(),
+        image_processor=Qwen2VLImageProcessor(size=QWEN_PIXELS),
         tokenizer=word_tokenizer(QWEN_IDS, pad="<|endoftext|>", eos="<|im_end|>"),
         video_processor=Qwen2VLVideoProcessor(),
         chat_template=QWEN_CHAT,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def _profile(backbone: Backbone, cell: Cell, found: dict[str, Any], *, repeats: 
         method=cell.method,
         params=cell.params,
         budget=cell.budget_label,
-        num_visual=first.spliced.num_visual,
+        num_visual=round(mean(first.spliced.per_layer(backbone.num_layers))),
         num_prompt=len(first.spliced.embeds_LD),
         stages_ms=times,
         warmups=warmups,

@@ -17,7 +17,22 @@ from dpbench.errors import ConfigError
 from dpbench.record import Profile, Record
 
 RETENTION = "Retention"
-SHARED = ("backbone", "weights", "revision", "prompt", "ocr", "dtype", "attention", "anyres", "newline", "limit")
+SHARED = (
+    "backbone",
+    "weights",
+    "revision",
+    "quantize",
+    "prompt",
+    "ocr",
+    "dtype",
+    "attention",
+    "anyres",
+    "newline",
+    "min_pixels",
+    "max_pixels",
+    "budget_kind",
+    "limit",
+)
 """Cell fields that must agree within one table."""
 
 
@@ -72,7 +87,7 @@ def comparison_sections(records: Iterable[Record]) -> list[Section]:
 
 
 def _protocol(each: Record) -> str:
-    shared = {name: each.cell[name] for name in SHARED}
+    shared = {name: each.cell.get(name) for name in SHARED}
     shared["weights"] = each.cell["fingerprints"].get("weights")
     return repr(shared)
 

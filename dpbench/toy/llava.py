@@ -1,7 +1,8 @@
-"""Stage 2 of toy-llava: decoder and projector learn to answer and to caption, on top of the tower of stage 1.
+"""Stage 2 of toy-llava: projector and decoder learn to caption and to answer, on top of the tower of stage 1.
 
-First the decoder learns a text skill that LLaVA's had before it saw an image: which letter stands before which option
-of a list. Then come images: captions, captions and questions, questions.
+Captions first, then captions and questions, then questions. Then the skills that questions alone did not teach:
+finding what a phrase names, and which letter stands before which option of a list, which is a text skill that LLaVA's
+decoder had before it saw an image.
 
 Each scene is one packed sequence: the image (or the list) once, then turns that see it and themselves but not each
 other (a block mask, with positions that restart after the image), so that each turn is trained exactly as it is asked.
@@ -41,6 +42,7 @@ STAGE = "stage 2, projector and decoder"
 NUM_VISUAL = 144
 VISUAL_RMS = 0.1
 SAVE_EVERY = 200
+LIST_EVERY = 3
 LATEST = "latest"
 IGNORE = -100
 
@@ -49,19 +51,30 @@ IGNORE = -100
 class LlavaStage:
     """Size of the decoder and length of its training.
 
-    The first `list_steps` see `lists` option lists each and no image; the next `align_steps` are captions of images
-    alone (LLaVA's alignment), the next `mixed_steps` captions and questions, the rest questions with one description of
-    what a phrase names: in the mean over reply tokens, more captions would drown one-token answers.
+    The first `align_steps` are captions alone (LLaVA's alignment), the next `mixed_steps` captions and questions, the
+    next `question_steps` questions. In the next `skill_steps` one step in three is on `lists` option lists without an
+    image, the others mix descriptions and questions. The rest are questions and one description each: in the mean over
+    reply tokens, more captions would drown one-token answers.
     """
 
     width: int = 128
     layers: int = 12
-    list_steps: int = 300
-    lists: int = 64
     align_steps: int = 400
-    mixed_steps: int = 800
-    steps: int = 5500
+    mixed_steps: int = 400
+    question_steps: int = 900
+    skill_steps: int = 1000
+    steps: int = 6300
+    lists: int = 64
     batch: int = 16
+
+    def phase(self, step: int) -> str:
+        """Return what a step teaches: align, mixed, questions, skills or rest."""
+        lengths = (self.align_steps, self.mixed_steps, self.question_steps, self.skill_steps)
+        for name, length in zip(("align", "mixed", "questions", "skills"), lengths, strict=True):
+            if step < length:
+                return name
+            step -= length
+        return "rest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +171,16 @@ def questions(scene: Scene, rng: np.random.Generator, num_short: int, num_long: 
     return short + [random_exchange(scene, rng, form) for form in forms]
 
 
-def turns(scene: Scene, rng: np.random.Generator, stage: LlavaStage, step: int) -> list[Exchange]:
-    """Return what is said about a scene at a step of the stage."""
-    seen = step - stage.list_steps
-    if seen < stage.align_steps:
-        return captions(scene, rng, len(PLACES)) + descriptions(scene, rng, 4)
-    if seen < stage.align_steps + stage.mixed_steps:
-        return captions(scene, rng, 1) + descriptions(scene, rng, 3) + questions(scene, rng, 5, 3)
+def turns(scene: Scene, rng: np.random.Generator, phase: str) -> list[Exchange]:
+    """Return what is said about a scene in a phase of the stage."""
+    if phase == "align":
+        return captions(scene, rng, len(PLACES))
+    if phase == "mixed":
+        return captions(scene, rng, 2) + questions(scene, rng, 3, 3)
+    if phase == "questions":
+        return questions(scene, rng, 7, 1)
+    if phase == "skills":
+        return captions(scene, rng, 1)[1:] + descriptions(scene, rng, 2) + questions(scene, rng, 6, 3)
     return descriptions(scene, rng, 1) + questions(scene, rng, 10, 3)
 
 
@@ -234,13 +250,14 @@ def reply_loss(model: LlavaForConditionalGeneration, images: Tensor | None, pack
 def example_batch(
     stage: LlavaStage, step: int, tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator
 ) -> tuple[Packed, Tensor | None]:
-    """Return a step's turns and images; no images while the decoder learns lists."""
-    if step < stage.list_steps:
+    """Return a step's turns and images; None where the step is on lists."""
+    phase = stage.phase(step)
+    if phase == "skills" and step % LIST_EVERY == 0:
         lists = [random_list(rng) for _ in range(stage.lists)]
         heads = [tokenizer(f"USER: {text}\n")["input_ids"] for text, _ in lists]
         return pack([exchanges for _, exchanges in lists], heads, tokenizer), None
     scenes = [training_scene(rng) for _ in range(stage.batch)]
-    said = [turns(scene, rng, stage, step) for scene in scenes]
+    said = [turns(scene, rng, phase) for scene in scenes]
     return pack(said, [image_head(tokenizer)] * len(scenes), tokenizer), pixels(draw(scenes, rng))
 
 

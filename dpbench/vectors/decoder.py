@@ -53,8 +53,8 @@ class Sample:
         """Return the positions of the text."""
         return torch.cat([torch.arange(self.start), torch.arange(self.start + self.num_visual, self.length)])
 
-    def view(self, hidden_LD: Tensor | None, decoder: Any, **given: Any) -> dict[str, Any]:
-        """Return the arguments of a view; hidden states that a vector does not hold are NaN."""
+    def fields(self, hidden_LD: Tensor | None, decoder: Any, **given: Any) -> dict[str, Any]:
+        """Return the fields of a view; hidden states that a vector does not hold are NaN."""
         unknown = torch.full((self.length, 1), torch.nan)
         return {
             "cut": self.cut,
@@ -105,7 +105,7 @@ def check_layer(method: Method, vector: Vector) -> Iterator[str]:
     normed = ranking.input_layernorm(hidden_LD)
     kept = Projected(ranking.self_attn.q_proj(normed), ranking.self_attn.k_proj(normed))
     angles = _angles(decoder, hidden_LD, vector.tensor("position_ids"))
-    view = DecoderView(**sample.view(None, decoder, kept=kept, angles=angles))
+    view = DecoderView(**sample.fields(None, decoder, kept=kept, angles=angles))
     yield from _all_entries(made, vector, sample, view)
 
 
@@ -114,10 +114,11 @@ def check_stage(method: Method, vector: Vector) -> Iterator[str]:
     hidden_LD = vector.float32("hidden")
     num, start = vector.integer("n_visual_original"), vector.integer("image_start")
     made, sample = _ahead(method, vector, (num, len(hidden_LD), start))
-    yield from differences("visual tokens before the cut", torch.tensor(sample.num_visual)[None], _current(vector))
+    current = vector.tensor("n_visual_current")[None]
+    yield from differences("visual tokens before the cut", torch.tensor([sample.num_visual]), current)
     decoder = scoring_layers(vector, sample.cut.probe + 1)
     angles = _angles(decoder, hidden_LD, vector.tensor("position_ids"))
-    view = DecoderView(**sample.view(hidden_LD, decoder, angles=angles))
+    view = DecoderView(**sample.fields(hidden_LD, decoder, angles=angles))
     yield from _all_entries(made, vector, sample, view)
     yield from _new_positions(made, vector, sample, vector.tensor("position_ids"))
 
@@ -130,7 +131,7 @@ def check_batch(method: Method, vector: Vector) -> Iterator[str]:
         yield from differences("length", torch.tensor([len(hidden_LD)]), vector.tensor("lengths")[number][None])
         made, sample = _ahead(method, vector, (num, len(hidden_LD), start), f"_{number}")
         decoder, positions = scoring_layers(vector, sample.cut.probe + 1), torch.arange(len(hidden_LD))
-        view = DecoderView(**sample.view(hidden_LD, decoder, angles=_angles(decoder, hidden_LD, positions)))
+        view = DecoderView(**sample.fields(hidden_LD, decoder, angles=_angles(decoder, hidden_LD, positions)))
         yield from _selects(made, vector, sample, view)
         yield from _new_positions(made, vector, sample, positions)
 
@@ -162,27 +163,22 @@ def _ahead(method: Method, vector: Vector, sizes: tuple[int, int, int], suffix: 
     return made, Sample(cuts[stage], stage, length, start, cuts[stage - 1].keep if stage else num, suffix)
 
 
-def _current(vector: Vector) -> Tensor:
-    return vector.tensor("n_visual_current")[None]
-
-
 def _angles(decoder: Any, hidden_LD: Tensor, positions_L: Tensor) -> tuple[Tensor, Tensor]:
     cos, sin = decoder.rotary_emb(hidden_LD[None], positions_L[None])
     return cos[0], sin[0]
 
 
 def _stored(vector: Vector, sample: Sample) -> StoredView:
-    return StoredView(**sample.view(None, None), row_HL=vector.float32("attn_row"))
+    return StoredView(**sample.fields(None, None), row_HL=vector.float32("attn_row"))
 
 
 def _projected(vector: Vector, sample: Sample, decoder: Any) -> DecoderView:
     """Return a view of the stored queries and keys, which need no more RoPE; of the queries only the last is known."""
     last_Hd, keys_GLd = vector.float32("q_rope_last"), vector.float32("k_rope")
-    queries = torch.full((sample.length, last_Hd.numel()), torch.nan).index_copy(
-        0, torch.tensor([sample.length - 1]), last_Hd.reshape(1, -1)
-    )
+    queries = torch.full((sample.length, last_Hd.numel()), torch.nan)
+    queries[-1] = last_Hd.flatten()
     kept = Projected(queries, keys_GLd.transpose(0, 1).flatten(1))
-    return DecoderView(**sample.view(None, decoder, kept=kept))
+    return DecoderView(**sample.fields(None, decoder, kept=kept))
 
 
 def _all_entries(method: Method, vector: Vector, sample: Sample, view: DecoderView) -> Iterator[str]:

@@ -25,6 +25,7 @@ def check_end_to_end(method: Method, vector: Vector) -> Iterator[str]:
     bare, made = language_model(vector), configured(method, vector)
     spliced = _prompt(made, vector, len(bare.decoder.layers))
     out, state = _generate(bare, made, spliced, num_new=len(vector["new_tokens"]))
+    yield from differences("cuts", torch.tensor([len(spliced.cuts)]), torch.tensor([_num_stages(vector)]))
     for number in range(len(spliced.cuts)):
         yield from _stage(bare, vector, state, number)
     yield from differences("tokens generated", out.sequences[0], vector.tensor("new_tokens"))
@@ -57,13 +58,17 @@ def _generate(bare: Bare, method: Method, spliced: Spliced, *, num_new: int) -> 
     return out, state
 
 
+def _num_stages(vector: Vector) -> int:
+    return sum(name == "keep_positions" or name.startswith("keep_positions_stage") for name in vector.arrays)
+
+
 def _stage(bare: Bare, vector: Vector, state: Cutting, number: int) -> Iterator[str]:
     """Compare what is left behind one cut, and the angles of its position ids; without any stated, they are kept."""
     row, single = state.stages[number].rows[0], "keep_positions" in vector
     wanted = vector.tensor("keep_positions" if single else f"keep_positions_stage{number}")
     yield from differences(f"positions kept by cut {number}", row.columns, wanted)
     positions = wanted if single else vector.tensor(f"new_position_ids_stage{number}")
-    angles = state.stages[number].angles
-    assert angles is not None, "every stage of a prefill has some"
-    for name, got, angle in zip("cos sin".split(), angles, bare.decoder.rotary_emb(got_like(angles), positions[None]), strict=True):
-        yield from distances(f"{name} of the position ids behind cut {number}", got, angle, TOLERANCE)
+    got = state.stages[number].angles
+    assert got is not None, "every stage of a prefill has its angles"
+    angles = bare.decoder.rotary_emb(vector.float32("inputs_embeds"), positions[None])
+    yield from distances(f"angles of the positions behind cut {number}", torch.cat(got), torch.cat(angles), TOLERANCE)

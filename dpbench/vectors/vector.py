@@ -42,7 +42,7 @@ class Vector:
             MissingError: it is not there, or not an .npz file of plain arrays.
         """
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 return cls({name: stored[name] for name in stored.files})
         except (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise MissingError(f"this is no .npz file of plain arrays ({error})") from None
@@ -91,11 +91,12 @@ def configured(method: Method, vector: Vector, **chosen: object) -> Method:
     """
     known = {field.name for field in fields(method) if field.init}
     stated = {field: vector.plain(key) for key, field in PARAMETERS.items() if key in vector}
-    for name in stated | chosen:
+    given = stated | chosen
+    for name in given:
         if name not in known:
             raise ConfigError(f"the vector needs {type(method).__name__} to have a parameter {name!r}, and it has none")
-    quirks = {"parity": True} if "parity" in known else {}
-    return replace(method, **quirks, **stated, **chosen)
+    quirks: dict[str, Any] = {"parity": True} if "parity" in known else {}
+    return replace(method, **quirks | given)
 
 
 def differences(what: str, got: Tensor, wanted: Tensor) -> Iterator[str]:
@@ -103,9 +104,9 @@ def differences(what: str, got: Tensor, wanted: Tensor) -> Iterator[str]:
     if got.shape != wanted.shape:
         yield f"{what}: {list(got.shape)} instead of {list(wanted.shape)}"
     elif not torch.equal(got, wanted):
-        places = (got != wanted).nonzero()[:, 0]
-        first = int(places[0])
-        yield f"{what}: {len(places)} of {len(got)} differ, the first at {first}: {got[first]} instead of {wanted[first]}"
+        places = (got != wanted).nonzero()[:, 0].tolist()
+        example = f"{got[places[0]]} instead of {wanted[places[0]]}"
+        yield f"{what}: {len(places)} of {len(got)} differ, the first at {places[0]}: {example}"
 
 
 def distances(what: str, got: Tensor, wanted: Tensor, tolerance: float) -> Iterator[str]:

@@ -208,11 +208,15 @@ def test_every_step_equals_masking_and_decoding_goes_on_after_the_unpruned_lengt
     visible = torch.ones(len(alive), len(alive), dtype=torch.bool).tril() & (alive | torch.eye(len(alive)).bool())
     text = torch.arange(len(alive))[None]
     with torch.no_grad():
-        logits = tiny().model(
-            inputs_embeds=torch.cat([whole.embeds_LD, tiny().embed(answer)])[None],
-            attention_mask=visible[None, None],
-            position_ids=torch.cat([text, torch.cat([whole.positions_PL, later], dim=1)])[:, None],
-        ).logits[0]
+        logits = (
+            tiny()
+            .model(
+                inputs_embeds=torch.cat([whole.embeds_LD, tiny().embed(answer)])[None],
+                attention_mask=visible[None, None],
+                position_ids=torch.cat([text, torch.cat([whole.positions_PL, later], dim=1)])[:, None],
+            )
+            .logits[0]
+        )
     torch.testing.assert_close(torch.cat(out.logits), logits[-5:].float(), rtol=1e-6, atol=1e-6)
 
 

@@ -16,7 +16,9 @@ from dpbench.toy.scenes import draw, training_scene
 from dpbench.toy.tower import TowerStage
 
 TOWER = TowerStage(width=32, layers=2, steps=2, batch=4)
-DECODER = LlavaStage(width=32, layers=2, list_steps=1, align_steps=1, mixed_steps=1, steps=4, lists=2, batch=2)
+DECODER = LlavaStage(
+    width=32, layers=2, align_steps=1, mixed_steps=1, question_steps=1, skill_steps=3, steps=7, lists=2, batch=2
+)
 
 
 @pytest.fixture(scope="module")
