@@ -1,6 +1,6 @@
 """Golden vectors through the contract: whatever differs, is missing or cannot be used is a failure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,15 @@ STATED = {
     "holov_public_05": ("num_crops",),
 }
 """Hyper-parameters, likewise."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Run on one thread: the tensors are small, and two threads wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def pairs(*tables: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 After K layers, drop the visual tokens the last prompt token attends to least. Training-free, inside the LLM.
 
-Read against: pkunlp-icler/FastV, the modified transformers fork with its KV cache (`fastv_forward`)
+Read against: pkunlp-icler/FastV @ fcd8ae1 (demo-hf.py), the transformers fork with its KV cache (`fastv_forward`)
 Same as upstream:  rank = head mean of the last row of the attention layer K-1 computes, softmax over all keys; text
                    always stays; survivors keep order and position ids; decided once, in the prefill.
 Differs:           the visual tokens are found in the prompt (upstream: 576 from slot 35); float32 scores, ties to the

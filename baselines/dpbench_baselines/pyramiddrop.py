@@ -2,7 +2,7 @@
 
 At each stage drop the visual tokens the last instruction token attends to least. Training-free here, inside the LLM.
 
-Read against: Cooperx521/PyramidDrop (`pdrop_rank_drop`, on transformers 4.37.2)
+Read against: Cooperx521/PyramidDrop @ 3f89f94 (`pdrop_rank_drop`, on transformers 4.37.2)
 Same as upstream:  rank = head mean of the last row of a light attention made by the weights of the layer about to run,
                    softmax over all keys; n_i = int(N r_i) of the original count; each stage ranks the survivors of
                    the one before; survivors keep order and are renumbered without gaps after every cut.
