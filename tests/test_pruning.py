@@ -98,10 +98,13 @@ def masked_logits(tiny: Llava, prompt: Prompt, kept: tuple[int, ...]) -> Tensor:
     return output.logits[0, alive]
 
 
-def test_dropping_before_the_llm_equals_masking_at_the_same_positions(tiny: Llava, picture: Picture) -> None:
+@pytest.mark.parametrize("kept", [KEPT, ()], ids=["some", "none"])
+def test_dropping_before_the_llm_equals_masking_at_the_same_positions(
+    tiny: Llava, picture: Picture, kept: tuple[int, ...]
+) -> None:
     prompt = tiny.prompt([picture(1)], QUESTIONS[0])
-    got = pruning.logits(tiny, Method(), [spliced(tiny, Chosen(chosen=KEPT, positions="original"), prompt)])[0]
-    torch.testing.assert_close(got, masked_logits(tiny, prompt, KEPT), rtol=1e-9, atol=1e-9)
+    got = pruning.logits(tiny, Method(), [spliced(tiny, Chosen(chosen=kept, positions="original"), prompt)])[0]
+    torch.testing.assert_close(got, masked_logits(tiny, prompt, kept), rtol=1e-9, atol=1e-9)
 
 
 def test_gaps_in_positions_do_not_hide_anything_without_a_cache(tiny: Llava, picture: Picture) -> None:

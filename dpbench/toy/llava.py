@@ -1,8 +1,7 @@
 """Stage 2 of toy-llava: projector and decoder learn to caption and to answer, on top of the tower of stage 1.
 
-Captions first, then captions and questions, then questions. Then the skills that questions alone did not teach:
-finding what a phrase names, and which letter stands before which option of a list, which is a text skill that LLaVA's
-decoder had before it saw an image.
+Captions first, then captions and questions, then questions; then the skills that questions alone did not teach, each by
+turns of its own (`PHASES`): finding what a phrase names, telling yes from no, and choosing a letter.
 
 Each scene is one packed sequence: the image (or the list) once, then turns that see it and themselves but not each
 other (a block mask, with positions that restart after the image), so that each turn is trained exactly as it is asked.
@@ -15,7 +14,9 @@ import copy
 import json
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,16 @@ from transformers import (
 )
 
 from dpbench.toy.optimizer import MuonAdamW
-from dpbench.toy.prompts import DESCRIBE, FORMATS, Exchange, describe, random_exchange, random_list
+from dpbench.toy.prompts import (
+    DESCRIBE,
+    FORMATS,
+    Exchange,
+    contrasts,
+    describe,
+    random_exchange,
+    random_list,
+    reordered,
+)
 from dpbench.toy.questions import KINDS, YES_NO_KINDS, caption, phrase_caption, place_caption, random_phrase
 from dpbench.toy.scenes import PLACES, Scene, draw, training_scene
 from dpbench.toy.tower import SELECT_LAYER, pixels
@@ -51,30 +61,34 @@ IGNORE = -100
 class LlavaStage:
     """Size of the decoder and length of its training.
 
-    The first `align_steps` are captions alone (LLaVA's alignment), the next `mixed_steps` captions and questions, the
-    next `question_steps` questions. In the next `skill_steps` one step in three is on `lists` option lists without an
-    image, the others mix descriptions and questions. The rest are questions and one description each: in the mean over
-    reply tokens, more captions would drown one-token answers.
+    phases: names in PHASES with their steps, in order. In "lists" one step in three is on `lists` option lists without
+        an image, a text skill that LLaVA's decoder had before it saw one.
     """
 
     width: int = 128
     layers: int = 12
-    align_steps: int = 400
-    mixed_steps: int = 400
-    question_steps: int = 900
-    skill_steps: int = 1000
-    steps: int = 6300
+    phases: tuple[tuple[str, int], ...] = (
+        ("captions", 400),
+        ("mixed", 400),
+        ("questions", 900),
+        ("lists", 1000),
+        ("descriptions", 300),
+        ("contrasts", 400),
+        ("choices", 1300),
+        ("all", 1600),
+    )
     lists: int = 64
     batch: int = 16
 
+    @property
+    def steps(self) -> int:
+        """Return how many steps all phases have."""
+        return sum(length for _, length in self.phases)
+
     def phase(self, step: int) -> str:
-        """Return what a step teaches: align, mixed, questions, skills or rest."""
-        lengths = (self.align_steps, self.mixed_steps, self.question_steps, self.skill_steps)
-        for name, length in zip(("align", "mixed", "questions", "skills"), lengths, strict=True):
-            if step < length:
-                return name
-            step -= length
-        return "rest"
+        """Return which phase a step belongs to."""
+        ends = accumulate(length for _, length in self.phases)
+        return next(name for (name, _), end in zip(self.phases, ends, strict=True) if step < end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,17 +185,30 @@ def questions(scene: Scene, rng: np.random.Generator, num_short: int, num_long: 
     return short + [random_exchange(scene, rng, form) for form in forms]
 
 
-def turns(scene: Scene, rng: np.random.Generator, phase: str) -> list[Exchange]:
-    """Return what is said about a scene in a phase of the stage."""
-    if phase == "align":
-        return captions(scene, rng, len(PLACES))
-    if phase == "mixed":
-        return captions(scene, rng, 2) + questions(scene, rng, 3, 3)
-    if phase == "questions":
-        return questions(scene, rng, 7, 1)
-    if phase == "skills":
-        return captions(scene, rng, 1)[1:] + descriptions(scene, rng, 2) + questions(scene, rng, 6, 3)
-    return descriptions(scene, rng, 1) + questions(scene, rng, 10, 3)
+PHASES: dict[str, Callable[[Scene, np.random.Generator], list[Exchange]]] = {
+    "captions": lambda scene, rng: captions(scene, rng, len(PLACES)),
+    "mixed": lambda scene, rng: captions(scene, rng, 2) + questions(scene, rng, 3, 3),
+    "questions": lambda scene, rng: questions(scene, rng, 7, 1),
+    "lists": lambda scene, rng: captions(scene, rng, 1)[1:] + descriptions(scene, rng, 2) + questions(scene, rng, 6, 3),
+    "descriptions": lambda scene, rng: descriptions(scene, rng, 1) + questions(scene, rng, 10, 3),
+    "contrasts": lambda scene, rng: (
+        descriptions(scene, rng, 1) + questions(scene, rng, 1, 0) + contrasts(scene, rng, 6)
+    ),
+    "choices": lambda scene, rng: [
+        *questions(scene, rng, 1, 0),
+        *contrasts(scene, rng, 1),
+        *reordered(scene, rng, 3),
+        *reordered(scene, rng, 3),
+    ],
+    "all": lambda scene, rng: [
+        *questions(scene, rng, 4, 0),
+        *contrasts(scene, rng, 2),
+        *reordered(scene, rng, 2),
+        *reordered(scene, rng, 2),
+    ],
+}
+"""What is said about a scene in each phase. One question about a scene teaches a bias; two that differ in one word, or in
+the order of their options, and have different answers teach to look."""
 
 
 def image_head(tokenizer: PreTrainedTokenizerFast) -> list[int]:
@@ -252,12 +279,12 @@ def example_batch(
 ) -> tuple[Packed, Tensor | None]:
     """Return a step's turns and images; None where the step is on lists."""
     phase = stage.phase(step)
-    if phase == "skills" and step % LIST_EVERY == 0:
+    if phase == "lists" and step % LIST_EVERY == 0:
         lists = [random_list(rng) for _ in range(stage.lists)]
         heads = [tokenizer(f"USER: {text}\n")["input_ids"] for text, _ in lists]
         return pack([exchanges for _, exchanges in lists], heads, tokenizer), None
     scenes = [training_scene(rng) for _ in range(stage.batch)]
-    said = [turns(scene, rng, phase) for scene in scenes]
+    said = [PHASES[phase](scene, rng) for scene in scenes]
     return pack(said, [image_head(tokenizer)] * len(scenes), tokenizer), pixels(draw(scenes, rng))
 
 

@@ -8,7 +8,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dpbench.toy.questions import CHOICES, UNANSWERABLE, YES_NO, Question, answer, chinese, english, in_chinese, propose
+from dpbench.toy.questions import (
+    CHOICES,
+    UNANSWERABLE,
+    YES_NO,
+    Question,
+    answer,
+    chinese,
+    contrast,
+    english,
+    in_chinese,
+    propose,
+)
 from dpbench.toy.scenes import Scene, random_scene
 
 SHORT = "\nAnswer the question using a single word or phrase."
@@ -124,9 +135,16 @@ def worded(question: Question, truth: str, form: str, rng: np.random.Generator) 
         return Exchange(short(english(question)), truth)
     if form == "vizwiz":
         return Exchange(vizwiz(english(question)), truth)
+    return _lettered(question, truth, form, options_for(question, truth, form, rng), rng)
+
+
+def options_for(question: Question, truth: str, form: str, rng: np.random.Generator) -> list[str]:
+    """Draw the options of a multiple choice: four, or in ScienceQA two to four."""
     most = min(4, len(question.choices))
-    num = int(rng.integers(2, most + 1)) if form == "scienceqa" else most
-    options = some_options(truth, question.kind, num, rng)
+    return some_options(truth, question.kind, int(rng.integers(2, most + 1)) if form == "scienceqa" else most, rng)
+
+
+def _lettered(question: Question, truth: str, form: str, options: Sequence[str], rng: np.random.Generator) -> Exchange:
     letter = LETTERS[options.index(truth)]
     if form == "mmbench_cn":
         return Exchange(mmbench(chinese(question), [in_chinese(o) for o in options], chinese_prompt=True), letter)
@@ -135,3 +153,25 @@ def worded(question: Question, truth: str, form: str, rng: np.random.Generator) 
     if form == "seedbench":
         return Exchange(seedbench(english(question), options), letter)
     return Exchange(scienceqa(english(question), options, hint=HINT if rng.random() < 0.5 else ""), letter)
+
+
+def contrasts(scene: Scene, rng: np.random.Generator, num: int) -> list[Exchange]:
+    """Ask `num` pairs of yes-or-no questions that differ in one word, one true and one false, all in random order."""
+    pairs = [contrast(scene, rng) for _ in range(num)]
+    asked = [
+        Exchange(short(english(question)), word) for pair in pairs for question, word in zip(pair, YES_NO, strict=True)
+    ]
+    return [asked[at] for at in rng.permutation(len(asked))]
+
+
+def reordered(scene: Scene, rng: np.random.Generator, num: int) -> list[Exchange]:
+    """Ask one multiple choice `num` times, its options each time in another random order."""
+    form = str(rng.choice([form for form in FORMATS if form not in ("short", "vizwiz")]))
+    while True:
+        question = propose(str(rng.choice(WIDE_KINDS)), scene, rng)
+        truth = answer(question, scene)
+        if truth is not None and truth != UNANSWERABLE:
+            break
+    options = options_for(question, truth, form, rng)
+    orders = [[options[at] for at in rng.permutation(len(options))] for _ in range(num)]
+    return [_lettered(question, truth, form, order, rng) for order in orders]

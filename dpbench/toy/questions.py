@@ -5,7 +5,7 @@ another scene on which the same words have another answer.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -196,6 +196,39 @@ def _some(item: SceneObject, subsets: Sequence[tuple[str, ...]], rng: np.random.
 
 def _full(item: SceneObject) -> Phrase:
     return Phrase(colour=item.colour, shape=item.shape)
+
+
+def contrast(scene: Scene, rng: np.random.Generator) -> tuple[Question, Question]:
+    """Make up two yes-or-no questions about a scene that differ in one word; the first is true, the second false."""
+    kind = str(rng.choice(YES_NO_KINDS, p=(0.4, 0.15, 0.45)))
+    while True:
+        pair = _CONTRASTS[kind](scene, rng)
+        if [answer(question, scene) for question in pair] == ["yes", "no"]:
+            return pair
+
+
+def _contrast_existence(scene: Scene, rng: np.random.Generator) -> tuple[Question, Question]:
+    item = scene[rng.integers(len(scene))]
+    named = _some(item, [("colour", "shape"), ("colour",), ("shape",)], rng)
+    name = str(rng.choice(list(named)))
+    changed = named | {name: str(rng.choice(CHOICES[name]))}
+    return Question("exist", Phrase(**named)), Question("exist", Phrase(**changed))
+
+
+def _contrast_relation(scene: Scene, rng: np.random.Generator) -> tuple[Question, Question]:
+    question = propose("relation", scene, rng)
+    at = SIDES.index(question.claim)
+    pair = (question, replace(question, claim=SIDES[at ^ 1]))
+    return pair if answer(question, scene) == "yes" else pair[::-1]
+
+
+def _contrast_claim(scene: Scene, rng: np.random.Generator) -> tuple[Question, Question]:
+    question = propose("verify", scene, rng)
+    truth = answer(Question(question.about, question.phrase), scene) or ""
+    return replace(question, claim=truth), replace(question, claim=str(rng.choice(CHOICES[question.about])))
+
+
+_CONTRASTS = {"exist": _contrast_existence, "relation": _contrast_relation, "verify": _contrast_claim}
 
 
 def random_phrase(scene: Scene, rng: np.random.Generator) -> Phrase:

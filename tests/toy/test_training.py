@@ -1,5 +1,7 @@
 """The recipe: packed turns equal turns asked one by one, stages resume, what is written loads as any LLaVA."""
 
+import re
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +12,24 @@ from transformers import LlavaProcessor
 from dpbench import backbones
 from dpbench.backbones.llava import Llava
 from dpbench.toy import build, llava, tower
-from dpbench.toy.llava import IGNORE, LlavaStage, captions, descriptions, fresh_llava, image_head, questions, reply_loss
-from dpbench.toy.prompts import LETTERS, Exchange, random_list
+from dpbench.toy.llava import (
+    IGNORE,
+    PHASES,
+    LlavaStage,
+    captions,
+    descriptions,
+    fresh_llava,
+    image_head,
+    questions,
+    reply_loss,
+)
+from dpbench.toy.prompts import LETTERS, SHORT, Exchange, contrasts, random_list, reordered
 from dpbench.toy.scenes import draw, training_scene
 from dpbench.toy.tower import TowerStage
 
 TOWER = TowerStage(width=32, layers=2, steps=2, batch=4)
 DECODER = LlavaStage(
-    width=32, layers=2, align_steps=1, mixed_steps=1, question_steps=1, skill_steps=3, steps=7, lists=2, batch=2
+    width=32, layers=2, phases=tuple((name, 1 + 2 * (name == "lists")) for name in PHASES), lists=2, batch=2
 )
 
 
@@ -85,6 +97,26 @@ def test_lists_ask_each_letter_and_each_option_once() -> None:
         assert [each.reply for each in exchanges[:half]] == list(lines) == list(LETTERS[:half])
         assert [each.reply for each in exchanges[half:]] == list(lines.values())
         assert all(each.prompt.startswith(option) for each, option in zip(exchanges, lines.values(), strict=False))
+
+
+def test_contrasts_are_half_true_and_differ_in_a_word() -> None:
+    rng = np.random.default_rng(4)
+    for _ in range(100):
+        asked = contrasts(training_scene(rng), rng, 1)
+        assert sorted(each.reply for each in asked) == ["no", "yes"]
+        first, second = (each.prompt.removesuffix(SHORT).rstrip("?").split() for each in asked)
+        assert 1 <= sum(a != b for a, b in zip_longest(first, second)) <= 3
+
+
+def test_a_reordered_choice_keeps_its_answer_not_its_letter() -> None:
+    rng = np.random.default_rng(5)
+    letters = set()
+    for _ in range(50):
+        asked = reordered(training_scene(rng), rng, 4)
+        options = {re.search(rf"\n{each.reply}\. (.*)", each.prompt).group(1) for each in asked}  # type: ignore[union-attr]
+        assert len(options) == 1
+        letters |= {each.reply for each in asked}
+    assert letters == set(LETTERS[:4])
 
 
 def test_visual_embeddings_start_at_the_size_of_text_embeddings(trained_tower: Path, processor: LlavaProcessor) -> None:
