@@ -24,7 +24,7 @@ from dpbench import registry
 from dpbench.decoder_view import DecoderView, Projected
 from dpbench.measure.timing import time_stages
 from dpbench.method import Budget, Method, VisualTokens
-from dpbench.pruning import reduces, resizes
+from dpbench.reducing import reduces, resizes
 
 GRIDS = {576: (24, 24), 1440: (36, 40), 2880: (24, 24)}
 WIDTHS = (1024, 4096)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dpbench import backbones, pruning, registry
+from dpbench import backbones, reducing, registry
 from dpbench.backbones.base import Backbone
 from dpbench.toy.scenes import draw, is_held_out, random_scene
 
@@ -28,8 +28,8 @@ def column(backbone: Backbone, image: np.ndarray, name: str) -> np.ndarray:
     """Return one scene with what a method drops darkened, framed in white."""
     method = registry.load(name).bind(backbone)
     (features,) = backbone.encode(backbone.prompt([Image.fromarray(image)], "").pixels, method.needs(backbone.provides))
-    visual = pruning.visual_tokens(features, "", pruning.image_generator(0, "picture", 0))
-    kept = pruning.reduce_image(method, visual, pruning.Rule(keep=KEEP), num_read=len(visual)).indices_K.numpy()
+    visual = reducing.visual_tokens(features, "", reducing.image_generator(0, "picture", 0))
+    kept = reducing.reduce_image(method, visual, reducing.Rule(keep=KEEP), num_read=len(visual)).indices_K.numpy()
     shown = np.isin(np.arange(144), kept).reshape(12, 12).repeat(8, 0).repeat(8, 1)
     shade = np.where(shown[..., None], image, image * 0.18).astype(np.uint8)
     return np.pad(shade, ((GAP // 2, GAP // 2), (GAP // 2, GAP // 2), (0, 0)), constant_values=255)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dpbench import pruning, registry
+from dpbench import pruning, reducing, registry
 from dpbench.journal import Answer, Journal, pack_indices
 from dpbench.manifest import Cell
 from dpbench.method import Budget, Method, num_kept
@@ -61,12 +61,12 @@ def answer(
         batch = requests[at : at + size]
         missing = {id(each): _unanswered(each, batch) for each in group}
         yield sum(len(batch) - len(todo) for todo in missing.values()), group[0].cell.task
-        sharing = [missing[id(each)] for each in group if not pruning.resizes(each.method)]
+        sharing = [missing[id(each)] for each in group if not reducing.resizes(each.method)]
         shared = _encode(backbone, built, [r for r in batch if any(r in todo for todo in sharing)], needs)
         for each in group:
             todo = missing[id(each)]
             if todo:
-                samples = _encode(backbone, built, todo, needs, each) if pruning.resizes(each.method) else shared
+                samples = _encode(backbone, built, todo, needs, each) if reducing.resizes(each.method) else shared
                 _answer_cell(backbone, each, built, [samples[request.doc_id] for request in todo])
                 yield len(todo), each.cell.label
 
@@ -95,11 +95,11 @@ def _encode(
     resizing: Running | None = None,
 ) -> dict[int, Sample]:
     """Decode and encode a batch's images, each different one once, at the size a cell's method wants if it does."""
-    method, rule = (resizing.method, rule_of(resizing.cell)) if resizing else (Method(), pruning.Rule())
+    method, rule = (resizing.method, rule_of(resizing.cell)) if resizing else (Method(), reducing.Rule())
     opened = {request.doc_id: _open(built, request) for request in requests}
     hashes = {doc_id: [_image_hash(image) for image in images or ()] for doc_id, images in opened.items()}
     prompts = {
-        r.doc_id: pruning.prompt_of(backbone, method, opened[r.doc_id] or (), r.text, rule)
+        r.doc_id: reducing.prompt_of(backbone, method, opened[r.doc_id] or (), r.text, rule)
         for r in requests
         if opened[r.doc_id] is not None
     }
@@ -189,14 +189,14 @@ def _splice(backbone: Backbone, running: Running, sample: Sample) -> pruning.Spl
     assert sample.prompt is not None
     cell, doc_id = running.cell, sample.request.doc_id
     generators = [
-        pruning.image_generator(cell.seed, f"{cell.task}/{doc_id}", image) for image in range(len(sample.features))
+        reducing.image_generator(cell.seed, f"{cell.task}/{doc_id}", image) for image in range(len(sample.features))
     ]
     return pruning.splice(backbone, running.method, sample.prompt, sample.features, generators, rule_of(cell))
 
 
-def rule_of(cell: Cell) -> pruning.Rule:
+def rule_of(cell: Cell) -> reducing.Rule:
     """Return what a cell says about budgets."""
-    return pruning.Rule(
+    return reducing.Rule(
         keep=cell.keep,
         prune_rate=cell.prune_rate,
         kind=cell.budget_kind,  # type: ignore[arg-type]

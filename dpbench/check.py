@@ -16,12 +16,13 @@ import torch
 from PIL import Image
 from tabulate import tabulate
 
-from dpbench import backbones, pruning, registry
+from dpbench import backbones, pruning, reducing, registry
 from dpbench.backbones import miniatures
 from dpbench.backbones.base import Backbone
 from dpbench.errors import ConfigError, DpbenchError, UnsupportedError
 from dpbench.method import Method, VisualTokens, num_kept
-from dpbench.pruning import Rule, Spliced
+from dpbench.pruning import Spliced
+from dpbench.reducing import Rule
 
 QUESTION = "Is there a red circle in the image?"
 SIZES = ((60, 100), (100, 60))
@@ -58,9 +59,9 @@ class Trial:
         """Return the pruned prompt about one of two images."""
         noise = np.random.default_rng(number).integers(0, 256, (*SIZES[number], 3), dtype=np.uint8)
         question = QUESTION if number == 0 else f"{QUESTION} And how many objects are there?"
-        prompt = pruning.prompt_of(self.backbone, self.method, [Image.fromarray(noise)], question, self.rule)
+        prompt = reducing.prompt_of(self.backbone, self.method, [Image.fromarray(noise)], question, self.rule)
         features = self.backbone.encode(prompt.pixels, self.method.needs(self.backbone.provides))
-        generators = [pruning.image_generator(0, f"check/{number}", 0)]
+        generators = [reducing.image_generator(0, f"check/{number}", 0)]
         return pruning.splice(self.backbone, self.method, prompt, features, generators, self.rule)
 
 
@@ -131,7 +132,7 @@ def _allowed(trial: Trial) -> int:
     """Return the budget: of what is read unpruned, or its share in every view where the method goes view by view."""
     whole = Trial(trial.backbone, Method(), Rule()).spliced(0)
     num = whole.num_visual
-    if pruning.reduces(trial.method) and trial.method.anyres != "global":
+    if reducing.reduces(trial.method) and trial.method.anyres != "global":
         num = len(whole.kept[0].indices_K)
     return num_kept(num, None, trial.rule.prune_rate)
 
@@ -181,12 +182,12 @@ def leaves_no_hooks(trial: Trial) -> str:
 
 def does_not_change_its_input(trial: Trial) -> str:
     """`reduce` leaves the features as they were: other methods read them too."""
-    prompt = pruning.prompt_of(trial.backbone, trial.method, [Image.new("RGB", (96, 96))], QUESTION, trial.rule)
+    prompt = reducing.prompt_of(trial.backbone, trial.method, [Image.new("RGB", (96, 96))], QUESTION, trial.rule)
     (features,) = trial.backbone.encode(prompt.pixels, trial.method.needs(trial.backbone.provides))
-    visual: VisualTokens = pruning.visual_tokens(features, QUESTION, pruning.image_generator(0, "check", 0))
+    visual: VisualTokens = reducing.visual_tokens(features, QUESTION, reducing.image_generator(0, "check", 0))
     before = [visual.embeds_ND.clone(), visual.hidden_NC.clone()]
     views = trial.backbone.max_views
-    pruning.reduce_image(trial.method, visual, trial.rule, num_read=features.num_read, max_views=views)
+    reducing.reduce_image(trial.method, visual, trial.rule, num_read=features.num_read, max_views=views)
     same = torch.equal(before[0], visual.embeds_ND) and torch.equal(before[1], visual.hidden_NC)
     return "" if same else "reduce changed the features it was given"
 

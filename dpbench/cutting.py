@@ -26,6 +26,7 @@ from dpbench.backbones.base import Backbone
 from dpbench.decoder_view import DecoderView, Projected
 from dpbench.errors import UnsupportedError
 from dpbench.method import Cut, Method, Reduction
+from dpbench.stage import Row, Stage, decode_mask, padded, prefill_mask, survivors
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,44 +47,6 @@ class Layout:
     def length(self) -> int:
         """Return the prompt's length."""
         return len(self.text_index) + len(self.visual_index_N)
-
-
-@dataclass(slots=True)
-class Row:
-    """One row of the batch at a stage, in the stage's own positions without padding.
-
-    Attributes:
-        text: positions of the text, generated tokens included.
-        visual: positions of the visual rows.
-        columns: which position of the padded prompt each one is; a merged row stands where its predecessor stood.
-        token: which of the prompt's visual rows each visual one is, -1 for a merged row.
-    """
-
-    text: Tensor
-    visual: Tensor
-    columns: Tensor
-    token: Tensor
-
-
-@dataclass(slots=True)
-class Stage:
-    """What the layers from one cut to the next read.
-
-    Attributes:
-        rows: the batch's rows.
-        columns_RL: position in the padded prompt of each column, left-padded.
-        valid_RL: which columns are no padding; None where there is none.
-        dropped_R: how many visual rows each row of the batch has lost so far.
-        angles: cosines and sines for this prefill.
-        mask: attention mask for this prefill, or None.
-    """
-
-    rows: list[Row]
-    columns_RL: Tensor
-    valid_RL: Tensor | None
-    dropped_R: list[int]
-    angles: tuple[Tensor, Tensor] | None = None
-    mask: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -217,7 +180,9 @@ def _before_layer(state: Cutting, stage: int, *, starts: bool) -> Any:
             now = state.stages[stage]
             changed = {"attention_mask": now.mask, "position_embeddings": now.angles}
         else:
-            mask = _decode_mask(state, state.stages[stage], mask, hidden)
+            num_queries = hidden.shape[1]
+            num_new = state.past + num_queries - state.length
+            mask = decode_mask(state.stages[stage], mask, length=state.length, num_new=num_new, num_queries=num_queries)
             changed = {"attention_mask": mask, "position_embeddings": _decode_angles(state, stage, hidden, angles)}
         return (hidden, *args[1:]), kwargs | changed | {"position_ids": None}
 
@@ -246,16 +211,16 @@ def _start_stage(
         view = _view(state, number, layout, r, row, pad, hidden, current)
         reduction = state.method.select(view)
         _check_selected(state.method, reduction, layout.cuts[number], len(row.visual))
-        chosen, rest = _survivors(row, reduction)
+        chosen, rest = survivors(row, reduction)
         states = hidden[r, pad:].index_select(0, chosen)
         if reduction.embeds_KD is not None:
             states = states.index_copy(0, rest.visual, reduction.embeds_KD.to(states.dtype))
         rows.append(rest)
         kept.append(states)
-    stage = _padded(rows, [len(layout.visual_index_N) for layout in state.layouts for _ in range(each)])
+    stage = padded(rows, [len(layout.visual_index_N) for layout in state.layouts for _ in range(each)])
     state.stages.append(stage)
     stage.angles = _prefill_angles(state, stage, hidden, angles)
-    stage.mask = _prefill_mask(stage, mask)
+    stage.mask = prefill_mask(stage, mask)
     return torch.stack([torch.nn.functional.pad(s, (0, 0, stage.columns_RL.shape[1] - len(s), 0)) for s in kept])
 
 
@@ -313,35 +278,6 @@ def _check_selected(method: Method, reduction: Reduction, wanted: Cut, num_visua
         raise ValueError(f"{type(method).__name__}.select: hidden_KC is tower space; inside the LLM give embeds_KD")
 
 
-def _survivors(row: Row, reduction: Reduction) -> tuple[Tensor, Row]:
-    """Return which positions stay, in order, and the row they make; a merged row follows its predecessor."""
-    indices = reduction.indices_K.to(row.text.device)
-    single = indices >= 0
-    order = torch.arange(len(indices), device=indices.device)
-    source = torch.where(single, order, -1).cummax(0).values.clamp(min=0) if len(indices) else order
-    slots = row.visual[indices[source].clamp(min=0)]
-    positions, order = torch.cat([row.text, slots]).sort(stable=True)
-    place = order.argsort()
-    num_text = len(row.text)
-    token = torch.where(single, row.token[indices.clamp(min=0)], -1)
-    return positions, Row(place[:num_text], place[num_text:], row.columns[positions], token)
-
-
-def _padded(rows: list[Row], num_visual: list[int]) -> Stage:
-    """Left-pad the rows to one length; padding repeats column 0, which is masked."""
-    longest = max(len(row.columns) for row in rows)
-    pads = [longest - len(row.columns) for row in rows]
-    columns = torch.stack([torch.nn.functional.pad(row.columns, (pad, 0)) for row, pad in zip(rows, pads, strict=True)])
-    first_whole = all(len(row.columns) == longest for row in rows)
-    valid = None if first_whole else _valid(pads, longest, columns.device)
-    return Stage(rows, columns, valid, [n - len(row.visual) for n, row in zip(num_visual, rows, strict=True)])
-
-
-def _valid(pads: list[int], length: int, device: torch.device) -> Tensor:
-    starts = torch.tensor(pads, device=device)
-    return torch.arange(length, device=device)[None] >= starts[:, None]
-
-
 def _renumbers(state: Cutting) -> bool:
     """Tell whether survivors are numbered without gaps; M-RoPE's three axes cannot be."""
     return state.method.positions == "compact" and not state.backbone.mrope
@@ -359,45 +295,6 @@ def _prefill_angles(
     index = stage.columns_RL[..., None].to(angles[0].device)
     cos, sin = (part.expand(len(stage.rows), -1, -1).gather(1, index.expand(-1, -1, part.shape[-1])) for part in angles)
     return cos, sin
-
-
-def _prefill_mask(stage: Stage, mask: Tensor | None) -> Tensor | None:
-    """Return rows and columns of the model's mask that are left, with the stage's padding hidden as well."""
-    columns = stage.columns_RL
-    if mask is None:
-        if stage.valid_RL is None:
-            return None
-        length = columns.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=columns.device).tril()
-        return causal & stage.valid_RL[:, None, None]
-    columns = columns.to(mask.device)
-    length = columns.shape[1]
-    whole = mask.expand(len(columns), -1, -1, -1)
-    rows = whole.gather(2, columns[:, None, :, None].expand(-1, whole.shape[1], -1, whole.shape[3]))
-    return _hide_padding(rows.gather(3, columns[:, None, None].expand(-1, whole.shape[1], length, -1)), stage.valid_RL)
-
-
-def _hide_padding(mask: Tensor, valid: Tensor | None) -> Tensor:
-    if valid is None:
-        return mask
-    hidden = ~valid.to(mask.device)[:, None, None]
-    return mask.masked_fill(hidden, False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
-
-
-def _decode_mask(state: Cutting, stage: Stage, mask: Tensor | None, hidden: Tensor) -> Tensor | None:
-    """Return the mask's columns of what these layers' caches hold, for the tokens after the prompt."""
-    num_new = state.past + hidden.shape[1] - state.length
-    if mask is None:
-        if stage.valid_RL is None:
-            return None
-        seen = torch.nn.functional.pad(stage.valid_RL, (0, num_new), value=True)
-        return seen[:, None, None].expand(-1, 1, hidden.shape[1], -1)
-    new = torch.arange(state.length, state.length + num_new, device=mask.device).expand(len(stage.rows), -1)
-    columns = torch.cat([stage.columns_RL.to(mask.device), new], dim=1)
-    whole = mask.expand(len(columns), -1, -1, -1)
-    part = whole.gather(3, columns[:, None, None].expand(-1, whole.shape[1], whole.shape[2], -1))
-    valid = None if stage.valid_RL is None else torch.nn.functional.pad(stage.valid_RL, (0, num_new), value=True)
-    return _hide_padding(part, valid)
 
 
 def _decode_angles(state: Cutting, number: int, hidden: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from dpbench import backbones, registry, tasks
 from dpbench.errors import MissingError
 from dpbench.manifest import Cell
 
-ENGINE = ("pruning", "cutting", "decoder_view", "method", "answering", "lmms")
+ENGINE = ("reducing", "pruning", "cutting", "stage", "decoder_view", "method", "answering", "lmms")
 """Modules of dpbench that decide what is asked, how it is pruned and what is made of the answer."""
 
 _BLOCK = 1 << 16

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dpbench import cutting, pruning
+from dpbench import cutting, pruning, reducing
 from dpbench.backbones.base import Backbone
 from dpbench.errors import UnsupportedError
 from dpbench.method import Budget, Cut, LayerView, Method, Reduction
@@ -51,8 +51,8 @@ def picture(seed: int, size: tuple[int, int] = (60, 100)) -> Image.Image:
 def spliced(model: Backbone, method: Method, *images: Image.Image, text: str = QUESTION) -> pruning.Spliced:
     prompt = model.prompt(images, text)
     features = model.encode(prompt.pixels) if images else []
-    generators = [pruning.image_generator(0, "test", n) for n in range(len(images))]
-    return pruning.splice(model, method, prompt, features, generators, pruning.Rule())
+    generators = [reducing.image_generator(0, "test", n) for n in range(len(images))]
+    return pruning.splice(model, method, prompt, features, generators, reducing.Rule())
 
 
 def run(model: Backbone, method: Method, prompts: list[pruning.Spliced], **options: Any) -> Any:

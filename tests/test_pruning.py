@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dpbench import pruning, registry
+from dpbench import pruning, reducing, registry
 from dpbench.backbones.base import Backbone, Prompt
 from dpbench.backbones.llava import Llava
 from dpbench.method import Method, Reduction, VisualTokens
@@ -30,8 +30,8 @@ class Chosen(Method):
 
 def spliced(tiny: Backbone, method: Method, prompt: Prompt, keep: int = 144, kind: Any = "mean") -> pruning.Spliced:
     features = tiny.encode(prompt.pixels, method.needs(tiny.provides)) if prompt.pixels else []
-    generators = [pruning.image_generator(0, "test", n) for n in range(len(features))]
-    return pruning.splice(tiny, method, prompt, features, generators, pruning.Rule(keep=keep, kind=kind))
+    generators = [reducing.image_generator(0, "test", n) for n in range(len(features))]
+    return pruning.splice(tiny, method, prompt, features, generators, reducing.Rule(keep=keep, kind=kind))
 
 
 def visual_of(prompt: Prompt) -> Tensor:
@@ -192,7 +192,7 @@ def test_rows_given_in_tower_space_are_projected(tiny: Llava, picture: Picture) 
 
 def test_a_smaller_grid_goes_through_the_tower_once_and_no_further(tiny: Llava, picture: Picture) -> None:
     """The tower reads 48x40 pixels with interpolated position codes; the LLM reads 6 x 5 tokens."""
-    prompt = pruning.prompt_of(tiny, registry.load("downsample"), [picture(1)], QUESTIONS[0], pruning.Rule(keep=32))
+    prompt = reducing.prompt_of(tiny, registry.load("downsample"), [picture(1)], QUESTIONS[0], reducing.Rule(keep=32))
     assert prompt.pixels[0].values.shape[1:] in ((48, 40), (40, 48))
     assert prompt.spans[0][1] - prompt.spans[0][0] == 30
     (features,) = tiny.encode(prompt.pixels)
@@ -208,7 +208,7 @@ def test_a_smaller_grid_goes_through_the_tower_once_and_no_further(tiny: Llava, 
 
 def test_randomness_depends_on_seed_sample_and_image_only() -> None:
     def first(seed: int, sample: str, image: int) -> float:
-        return float(torch.rand(1, generator=pruning.image_generator(seed, sample, image)))
+        return float(torch.rand(1, generator=reducing.image_generator(seed, sample, image)))
 
     assert first(0, "pope/1", 0) == first(0, "pope/1", 0)
     assert len({first(0, "pope/1", 0), first(1, "pope/1", 0), first(0, "pope/2", 0), first(0, "pope/1", 1)}) == 4
@@ -222,8 +222,8 @@ AT_MOST = ("pool", "downsample")
 @pytest.mark.parametrize("keep", [1, 16, 144])
 def test_every_method_meets_its_budget_and_answers(tiny: Llava, picture: Picture, name: str, keep: int) -> None:
     method = registry.load(name).bind(tiny)
-    rule = pruning.Rule(keep=keep, kind="final")
-    prompt = pruning.prompt_of(tiny, method, [picture(1)], QUESTIONS[0], rule)
+    rule = reducing.Rule(keep=keep, kind="final")
+    prompt = reducing.prompt_of(tiny, method, [picture(1)], QUESTIONS[0], rule)
     once, again = (spliced(tiny, method, prompt, keep, "final") for _ in range(2))
     read = once.per_layer(tiny.num_layers)[-1]
     assert read <= keep if name in AT_MOST else read == (keep if method.budgeted else 144)

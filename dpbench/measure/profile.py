@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from dpbench import backbones, pruning, record, registry
+from dpbench import backbones, pruning, record, reducing, registry
 from dpbench.answering import rule_of
 from dpbench.backbones.base import Backbone
 from dpbench.manifest import Cell, Manifest, cells
@@ -85,7 +85,7 @@ class OneQuestion:
     def __init__(self, backbone: Backbone, method: Method, cell: Cell) -> None:
         self.backbone, self.method, self.cell = backbone, method, cell
         noise = np.random.default_rng(0).integers(0, 256, (IMAGE_SIDE, IMAGE_SIDE, 3), dtype=np.uint8)
-        self.prompt = pruning.prompt_of(backbone, method, [Image.fromarray(noise)], QUESTION, rule_of(cell))
+        self.prompt = reducing.prompt_of(backbone, method, [Image.fromarray(noise)], QUESTION, rule_of(cell))
         self.needs = method.needs(backbone.provides)
         self.features: list[Any] = []
         self.spliced: pruning.Spliced
@@ -100,7 +100,7 @@ class OneQuestion:
 
     def reduce(self) -> None:
         """Let the method decide and build the shortened prompt."""
-        generators = [pruning.image_generator(0, "profile", n) for n in range(len(self.features))]
+        generators = [reducing.image_generator(0, "profile", n) for n in range(len(self.features))]
         self.spliced = pruning.splice(
             self.backbone, self.method, self.prompt, self.features, generators, rule_of(self.cell)
         )

@@ -43,6 +43,7 @@ from dpbench.toy.prompts import (
     random_exchange,
     random_list,
     reordered,
+    swapped,
 )
 from dpbench.toy.questions import KINDS, YES_NO_KINDS, caption, phrase_caption, place_caption, random_phrase
 from dpbench.toy.scenes import PLACES, Scene, draw, training_scene
@@ -53,6 +54,7 @@ NUM_VISUAL = 144
 VISUAL_RMS = 0.1
 SAVE_EVERY = 200
 LIST_EVERY = 3
+OPEN_KINDS = tuple(kind for kind in KINDS if kind not in YES_NO_KINDS)
 LATEST = "latest"
 IGNORE = -100
 
@@ -74,8 +76,8 @@ class LlavaStage:
         ("lists", 1000),
         ("descriptions", 300),
         ("contrasts", 400),
-        ("choices", 1300),
-        ("all", 1600),
+        ("choices", 800),
+        ("all", 2400),
     )
     lists: int = 64
     batch: int = 16
@@ -197,18 +199,21 @@ PHASES: dict[str, Callable[[Scene, np.random.Generator], list[Exchange]]] = {
     "choices": lambda scene, rng: [
         *questions(scene, rng, 1, 0),
         *contrasts(scene, rng, 1),
-        *reordered(scene, rng, 3),
+        *swapped(scene, rng),
+        *swapped(scene, rng),
         *reordered(scene, rng, 3),
     ],
     "all": lambda scene, rng: [
-        *questions(scene, rng, 4, 0),
-        *contrasts(scene, rng, 2),
+        *(random_exchange(scene, rng, "short", OPEN_KINDS) for _ in range(2)),
+        random_exchange(scene, rng, "vizwiz"),
+        *contrasts(scene, rng, 1),
         *reordered(scene, rng, 2),
         *reordered(scene, rng, 2),
     ],
 }
-"""What is said about a scene in each phase. One question about a scene teaches a bias; two that differ in one word, or in
-the order of their options, and have different answers teach to look."""
+"""What is said about a scene in each phase. One question about a scene teaches a bias; two that differ in one word, or
+in the order of their options, and have different answers teach to look.
+"""
 
 
 def image_head(tokenizer: PreTrainedTokenizerFast) -> list[int]:

@@ -166,12 +166,24 @@ def contrasts(scene: Scene, rng: np.random.Generator, num: int) -> list[Exchange
 
 def reordered(scene: Scene, rng: np.random.Generator, num: int) -> list[Exchange]:
     """Ask one multiple choice `num` times, its options each time in another random order."""
+    form, question, truth = _random_choice(scene, rng)
+    options = options_for(question, truth, form, rng)
+    orders = [[options[at] for at in rng.permutation(len(options))] for _ in range(num)]
+    return [_lettered(question, truth, form, order, rng) for order in orders]
+
+
+def swapped(scene: Scene, rng: np.random.Generator) -> list[Exchange]:
+    """Ask one choice between two options twice, once in each order."""
+    form, question, truth = _random_choice(scene, rng)
+    options = some_options(truth, question.kind, 2, rng)
+    return [_lettered(question, truth, form, order, rng) for order in (options, options[::-1])]
+
+
+def _random_choice(scene: Scene, rng: np.random.Generator) -> tuple[str, Question, str]:
+    """Draw a multiple-choice format, a question that suits it, and its answer."""
     form = str(rng.choice([form for form in FORMATS if form not in ("short", "vizwiz")]))
     while True:
         question = propose(str(rng.choice(WIDE_KINDS)), scene, rng)
         truth = answer(question, scene)
         if truth is not None and truth != UNANSWERABLE:
-            break
-    options = options_for(question, truth, form, rng)
-    orders = [[options[at] for at in rng.permutation(len(options))] for _ in range(num)]
-    return [_lettered(question, truth, form, order, rng) for order in orders]
+            return form, question, truth

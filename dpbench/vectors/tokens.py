@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dpbench.errors import ConfigError, MissingError
 from dpbench.method import Method, VisualTokens
-from dpbench.pruning import Rule, reduce_image
+from dpbench.reducing import Rule, reduce_image
 from dpbench.vectors.vector import Vector, configured, differences
 
 HAS_CLS = {"llava": True, "qwen": False}

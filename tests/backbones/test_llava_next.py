@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dpbench import pruning, registry
+from dpbench import pruning, reducing, registry
 from dpbench.backbones import architectures
 from dpbench.backbones.base import Features
 from dpbench.backbones.llava_next import MODEL, LlavaNext
@@ -49,11 +49,11 @@ def picture(seed: int, size: tuple[int, int]) -> Image.Image:
 
 
 def spliced(
-    model: LlavaNext, method: Method, *images: Image.Image, rule: pruning.Rule | None = None
+    model: LlavaNext, method: Method, *images: Image.Image, rule: reducing.Rule | None = None
 ) -> pruning.Spliced:
     prompt = model.prompt(images, QUESTION)
-    generators = [pruning.image_generator(0, "test", n) for n in range(len(images))]
-    return pruning.splice(model, method, prompt, model.encode(prompt.pixels), generators, rule or pruning.Rule())
+    generators = [reducing.image_generator(0, "test", n) for n in range(len(images))]
+    return pruning.splice(model, method, prompt, model.encode(prompt.pixels), generators, rule or reducing.Rule())
 
 
 @pytest.mark.parametrize("names", [*((name,) for name in SIZES), ("2x2", "1x3"), ("3x1", "1x2", "odd")], ids="+".join)
@@ -188,7 +188,7 @@ class OnItsOwn(Leading):
     anyres: ClassVar[Literal["per-view", "global", "own"]] = "own"
 
 
-def asked(method: type[Leading], size: tuple[int, int], rule: pruning.Rule) -> tuple[list[tuple[int, int]], list[int]]:
+def asked(method: type[Leading], size: tuple[int, int], rule: reducing.Rule) -> tuple[list[tuple[int, int]], list[int]]:
     """Return what a method was asked per call, and how many rows of each view the LLM reads; every count is checked."""
     model, calls = wide(), list[tuple[int, int]]()
     pixels = model.prompt([picture(1, size)], QUESTION).pixels
@@ -216,29 +216,29 @@ def asked(method: type[Leading], size: tuple[int, int], rule: pruning.Rule) -> t
 def test_320_are_64_in_each_view_however_many_there_are(
     size: tuple[int, int], read: list[int], budget: dict[str, float]
 ) -> None:
-    calls, counts = asked(Leading, size, pruning.Rule(**budget))  # type: ignore[arg-type]
+    calls, counts = asked(Leading, size, reducing.Rule(**budget))  # type: ignore[arg-type]
     assert calls == [(576, 64)] * len(read)
     assert counts == read
 
 
 def test_a_global_budget_is_shared_over_all_views() -> None:
-    rule = pruning.Rule(keep=320)
+    rule = reducing.Rule(keep=320)
     assert asked(OverAll, (672, 672), rule) == ([(2880, 320)], [320, 0, 0, 0, 0])
-    assert asked(Leading, (672, 672), pruning.Rule(keep=320, anyres="global"))[0] == [(2880, 320)]
-    assert asked(OnItsOwn, (336, 672), pruning.Rule(keep=320, anyres="global"))[0] == [(1728, 320)]
-    assert asked(OverAll, (672, 672), pruning.Rule(prune_rate=0.9))[0] == [(2880, 288)]
+    assert asked(Leading, (672, 672), reducing.Rule(keep=320, anyres="global"))[0] == [(2880, 320)]
+    assert asked(OnItsOwn, (336, 672), reducing.Rule(keep=320, anyres="global"))[0] == [(1728, 320)]
+    assert asked(OverAll, (672, 672), reducing.Rule(prune_rate=0.9))[0] == [(2880, 288)]
 
 
 def test_a_method_that_shares_out_itself_gets_the_views_budgets_together() -> None:
-    assert asked(OnItsOwn, (672, 672), pruning.Rule(keep=320))[0] == [(2880, 320)]
-    assert asked(OnItsOwn, (330, 1000), pruning.Rule(keep=320))[0] == [(2304, 256)]
-    assert asked(OnItsOwn, (336, 672), pruning.Rule(prune_rate=8 / 9))[0] == [(1728, 192)]
+    assert asked(OnItsOwn, (672, 672), reducing.Rule(keep=320))[0] == [(2880, 320)]
+    assert asked(OnItsOwn, (330, 1000), reducing.Rule(keep=320))[0] == [(2304, 256)]
+    assert asked(OnItsOwn, (336, 672), reducing.Rule(prune_rate=8 / 9))[0] == [(1728, 192)]
 
 
 def test_the_two_images_of_a_prompt_have_a_budget_each() -> None:
     calls: list[tuple[int, int]] = []
     images = [picture(1, SIZES["2x2"]), picture(2, SIZES["1x2"])]
-    prompt = spliced(tiny(), Leading(told=calls.append), *images, rule=pruning.Rule(keep=20))
+    prompt = spliced(tiny(), Leading(told=calls.append), *images, rule=reducing.Rule(keep=20))
     assert calls == [(16, 4)] * 8
     assert prompt.num_visual == 4 * 5 + 4 * 3
 
@@ -253,7 +253,7 @@ def test_newlines_kept_are_text_between_the_rows_in_placeholder_order(name: str)
     """Two tokens of each view are kept; the newlines stay where the map's rows end."""
     model, image, features = tiny(), picture(1, SIZES[name]), features_of(name)
     method = Leading(positions="original")
-    prompt = spliced(model, method, image, rule=pruning.Rule(keep=10, newline="keep"))
+    prompt = spliced(model, method, image, rule=reducing.Rule(keep=10, newline="keep"))
     start, stop = model.prompt([image], QUESTION).spans[0]
     layout = model.layout(SIZES[name])
     kept = set(prompt.kept[0].indices_K[features.read_N[prompt.kept[0].indices_K]].tolist())
@@ -269,7 +269,7 @@ def test_newlines_kept_are_text_between_the_rows_in_placeholder_order(name: str)
 @pytest.mark.parametrize("name", SIZES)
 def test_newlines_are_dropped_with_the_tokens_otherwise(name: str) -> None:
     model, image, features = tiny(), picture(1, SIZES[name]), features_of(name)
-    prompt = spliced(model, Leading(), image, rule=pruning.Rule(keep=10))
+    prompt = spliced(model, Leading(), image, rule=reducing.Rule(keep=10))
     kept = prompt.kept[0].indices_K
     start, stop = model.prompt([image], QUESTION).spans[0]
     text = len(model.prompt([image], QUESTION).ids_L) - (stop - start)
@@ -309,7 +309,7 @@ def test_dropping_before_the_llm_equals_masking_at_the_same_positions(
             return Reduction(chosen[visual.slot_N[chosen].argsort()])
 
     image = picture(1, SIZES[name])
-    prompt = spliced(tiny(), EveryThird(positions="original"), image, rule=pruning.Rule(newline=newline))
+    prompt = spliced(tiny(), EveryThird(positions="original"), image, rule=reducing.Rule(newline=newline))
     wanted = masked_logits(image, prompt.kept[0].indices_K.tolist(), newline)
     got = pruning.logits(tiny(), Method(), [prompt])[0]
     torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
@@ -330,7 +330,7 @@ def test_cuts_inside_the_llm_never_take_a_newline(name: str, newline: Literal["k
             return view.hidden_LD[view.visual_index_N, 0]
 
     model, image, features = tiny(), picture(1, SIZES[name]), features_of(name)
-    prompt = spliced(model, Cutter(), image, rule=pruning.Rule(newline=newline))
+    prompt = spliced(model, Cutter(), image, rule=reducing.Rule(newline=newline))
     num_newlines = int((model.layout(SIZES[name]) < 0).sum())
     assert prompt.per_layer(4) == (features.num_read, 6, 6, 0)
     pruning.logits(model, Cutter(), [prompt])
@@ -344,7 +344,7 @@ def test_cuts_inside_the_llm_never_take_a_newline(name: str, newline: Literal["k
 @pytest.mark.parametrize("newline", ["keep", "drop"])
 def test_none_reads_everything_and_every_newline(newline: Literal["keep", "drop"]) -> None:
     image = picture(1, SIZES["odd"])
-    prompt = spliced(tiny(), registry.load("none"), image, rule=pruning.Rule(newline=newline))
+    prompt = spliced(tiny(), registry.load("none"), image, rule=reducing.Rule(newline=newline))
     assert len(prompt.embeds_LD) == len(tiny().prompt([image], QUESTION).ids_L)
     assert prompt.num_visual == features_of("odd").num_read
 
@@ -360,7 +360,7 @@ def test_merged_rows_stand_behind_the_token_before_them(newline: Literal["keep",
             return Reduction(torch.tensor([5, -1]), hidden_KC=rows)
 
     model, image, features = tiny(), picture(1, SIZES["1x3"]), features_of("1x3")
-    prompt = spliced(model, Merging(), image, rule=pruning.Rule(keep=10, newline=newline))
+    prompt = spliced(model, Merging(), image, rule=reducing.Rule(keep=10, newline=newline))
     means = [features.hidden_NC[features.view_N == view].mean(0) for view in range(4)]
     single = [features.hidden_NC[5 + 16 * view] for view in range(4)]
     wanted = model.project(torch.stack([row for pair in zip(single, means, strict=True) for row in pair]))

@@ -16,7 +16,7 @@ from places import TOY_DATA
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from dpbench import backbones, pruning, record, runner
+from dpbench import backbones, pruning, record, reducing, runner
 from dpbench.backbones import architectures
 from dpbench.backbones.base import Backbone
 from dpbench.errors import ConfigError, MissingError
@@ -327,8 +327,8 @@ def picture(seed: int, size: tuple[int, int] = (90, 170)) -> Image.Image:
 
 def spliced(model: Backbone, *images: Image.Image) -> pruning.Spliced:
     prompt = model.prompt(images, QUESTION)
-    generators = [pruning.image_generator(0, "test", n) for n in range(len(images))]
-    return pruning.splice(model, Method(), prompt, model.encode(prompt.pixels), generators, pruning.Rule())
+    generators = [reducing.image_generator(0, "test", n) for n in range(len(images))]
+    return pruning.splice(model, Method(), prompt, model.encode(prompt.pixels), generators, reducing.Rule())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
-from dpbench import pruning
+from dpbench import pruning, reducing
 from dpbench.backbones.base import Features, Prompt
 from dpbench.backbones.qwen2_5_vl import Qwen25VL, column_mean
 from dpbench.errors import UnsupportedError
@@ -46,10 +46,10 @@ def encoded(prompt: Prompt, needs: frozenset[str] = frozenset()) -> list[Feature
     return tiny().encode(prompt.pixels, needs)
 
 
-def spliced(method: Method, images: Sequence[Image.Image], rule: pruning.Rule | None = None) -> pruning.Spliced:
+def spliced(method: Method, images: Sequence[Image.Image], rule: reducing.Rule | None = None) -> pruning.Spliced:
     prompt = tiny().prompt(images, QUESTION)
-    generators = [pruning.image_generator(0, "test", n) for n in range(len(images))]
-    return pruning.splice(tiny(), method, prompt, encoded(prompt), generators, rule or pruning.Rule())
+    generators = [reducing.image_generator(0, "test", n) for n in range(len(images))]
+    return pruning.splice(tiny(), method, prompt, encoded(prompt), generators, rule or reducing.Rule())
 
 
 def generated(prompts: list[pruning.Spliced]) -> Any:
@@ -220,6 +220,19 @@ def test_every_step_equals_masking_and_decoding_goes_on_after_the_unpruned_lengt
     torch.testing.assert_close(torch.cat(out.logits), logits[-5:].float(), rtol=1e-6, atol=1e-6)
 
 
+def test_gaps_in_mrope_positions_hide_nothing_where_transformers_makes_the_mask() -> None:
+    """Without mask and cache it takes a gap in the text axis for the start of another packed sequence."""
+    prompt = spliced(EveryThird(), pictures(2))
+    batch = pruning.collate([prompt])
+    with torch.no_grad():
+        bare = tiny().model(
+            inputs_embeds=batch.embeds_BLD,
+            position_ids=tiny().position_ids(batch.positions_PBL, batch.mask_BL),
+            use_cache=False,
+        )
+    torch.testing.assert_close(bare.logits, pruning.logits(tiny(), Method(), [prompt]), rtol=1e-9, atol=1e-9)
+
+
 def test_prompts_of_different_sizes_in_a_batch_equal_each_alone() -> None:
     prompts = [spliced(EveryThird(), pictures(2)), spliced(EveryThird(), [picture(3, (60, 56))])]
     together = generated(prompts)
@@ -239,8 +252,8 @@ def test_a_rate_is_of_each_images_own_tokens() -> None:
             counts.append(keep)
             return Reduction(torch.arange(keep))
 
-    assert spliced(Counting(), pictures(3), pruning.Rule(prune_rate=0.75)).num_visual == 12 + 8 + 1
-    assert spliced(Counting(), pictures(3), pruning.Rule(keep=10)).num_visual == 10 + 10 + 4
+    assert spliced(Counting(), pictures(3), reducing.Rule(prune_rate=0.75)).num_visual == 12 + 8 + 1
+    assert spliced(Counting(), pictures(3), reducing.Rule(keep=10)).num_visual == 10 + 10 + 4
     assert counts == [12, 8, 1, 10, 10, 4]
 
 

@@ -23,7 +23,7 @@ from dpbench.toy.llava import (
     questions,
     reply_loss,
 )
-from dpbench.toy.prompts import LETTERS, SHORT, Exchange, contrasts, random_list, reordered
+from dpbench.toy.prompts import LETTERS, SHORT, Exchange, contrasts, random_list, reordered, swapped
 from dpbench.toy.scenes import draw, training_scene
 from dpbench.toy.tower import TowerStage
 
@@ -117,6 +117,12 @@ def test_a_reordered_choice_keeps_its_answer_not_its_letter() -> None:
         assert len(options) == 1
         letters |= {each.reply for each in asked}
     assert letters == set(LETTERS[:4])
+
+
+def test_a_swapped_choice_has_both_letters() -> None:
+    rng = np.random.default_rng(6)
+    for _ in range(50):
+        assert sorted(each.reply for each in swapped(training_scene(rng), rng)) == ["A", "B"]
 
 
 def test_visual_embeddings_start_at_the_size_of_text_embeddings(trained_tower: Path, processor: LlavaProcessor) -> None:

@@ -1,0 +1,154 @@
+"""Ask a method for its decision on one image, before the LLM, and hold it to the contract.
+
+Shape letters: N visual tokens of one image, K rows kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from dpbench.backbones.base import Backbone, Features, Prompt
+from dpbench.method import Budget, Method, Reduction, VisualTokens, num_kept
+
+_PER_TOKEN = (
+    "embeds_ND",
+    "hidden_NC",
+    "view_N",
+    "row_N",
+    "col_N",
+    "read_N",
+    "slot_N",
+    "received_attention_N",
+    "keys_Nd",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """How a budget is meant, and what becomes of AnyRes's views and newlines.
+
+    Attributes:
+        keep: visual tokens per image, or None.
+        prune_rate: the share removed, or None; with neither, everything is kept.
+        kind: what the count means for methods that cut inside the LLM.
+        anyres: "per-view" leaves it to the method, "global" shares the budget over all views in any case.
+        newline: whether AnyRes's newlines stay where a method selects before the LLM.
+    """
+
+    keep: int | None = None
+    prune_rate: float | None = None
+    kind: Literal["mean", "final"] = "mean"
+    anyres: Literal["per-view", "global"] = "per-view"
+    newline: Literal["keep", "drop"] = "drop"
+
+
+def image_generator(seed: int, sample: str, image: int) -> torch.Generator:
+    """Return a CPU generator whose stream depends on cell seed, sample and image only, not on what ran before."""
+    digest = hashlib.sha256(f"{seed}/{sample}/{image}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def visual_tokens(features: Features, question: str, generator: torch.Generator) -> VisualTokens:
+    """Hand one image's features to a method."""
+    fields = {name: getattr(features, name) for name in (*_PER_TOKEN, "cls_hidden_VC", "cls_attention")}
+    fields["slot_N"] = features.slot_N.to(features.embeds_ND.device)
+    return VisualTokens(**fields, question=question, generator=generator)
+
+
+def view_of(visual: VisualTokens, view: int) -> VisualTokens:
+    """Return the tokens of one view, as if it were the image."""
+    size = len(visual) // (int(visual.view_N[-1]) + 1)
+    part = slice(view * size, (view + 1) * size)
+    fields = {name: value[part] for name in _PER_TOKEN if (value := getattr(visual, name)) is not None}
+    fields["view_N"] = torch.zeros_like(fields["view_N"])
+    rows = {layer: attention[:, part] for layer, attention in visual.cls_attention.items()}
+    cls_hidden = None if visual.cls_hidden_VC is None else visual.cls_hidden_VC[view : view + 1]
+    return replace(visual, **fields, cls_attention=rows, cls_hidden_VC=cls_hidden)
+
+
+def reduce_image(method: Method, visual: VisualTokens, rule: Rule, *, num_read: int, max_views: int = 1) -> Reduction:
+    """Ask a method for its decision on one image and check it; the indices come back on the CPU.
+
+    Args:
+        method: already bound to the backbone.
+        visual: the image's tokens.
+        rule: the budget and how it is shared over views.
+        num_read: how many of the tokens the unpruned LLM reads.
+        max_views: the most views an image has; a count is shared over so many, however many this one has.
+
+    Raises:
+        ValueError: the decision breaks the contract (a bug in the method).
+    """
+    num_views = int(visual.view_N[-1]) + 1 if max_views > 1 else 1
+    if num_views == 1 or method.anyres == "global" or rule.anyres == "global" or not reduces(method):
+        keep = num_kept(num_read, rule.keep, rule.prune_rate)
+        return _checked(method, method.reduce(visual, min(keep, len(visual))), visual)
+    size = len(visual) // num_views
+    keep = num_kept(size, None if rule.keep is None else max(1, rule.keep // max_views), rule.prune_rate)
+    if method.anyres == "own":
+        return _checked(method, method.reduce(visual, keep * num_views), visual)
+    views = [view_of(visual, view) for view in range(num_views)]
+    return _joined([_checked(method, method.reduce(each, keep), each) for each in views], size)
+
+
+def _checked(method: Method, reduction: Reduction, visual: VisualTokens) -> Reduction:
+    name, indices = type(method).__name__, reduction.indices_K
+    if indices.dtype != torch.int64 or indices.ndim != 1:
+        raise ValueError(f"{name}.reduce: indices_K must be 1-D int64, got {indices.dtype}")
+    indices = indices.cpu()
+    if bool(((indices < -1) | (indices >= len(visual))).any()):
+        raise ValueError(f"{name}.reduce: an index is outside -1..{len(visual) - 1}")
+    merges = bool((indices < 0).any())
+    if merges and method.positions == "original":
+        raise ValueError(f"{name}.reduce: rows without a token of their own need compact positions")
+    if merges and reduction.embeds_KD is None and reduction.hidden_KC is None:
+        raise ValueError(f"{name}.reduce: rows that are no single token must bring embeds_KD or hidden_KC")
+    return replace(reduction, indices_K=indices)
+
+
+def _joined(parts: Sequence[Reduction], size: int) -> Reduction:
+    """Put the views' decisions one after another, in the image's own numbers."""
+
+    def cat(name: str) -> Tensor | None:
+        found = [value for part in parts if (value := getattr(part, name)) is not None]
+        return torch.cat(found) if len(found) == len(parts) else None
+
+    indices = [torch.where(p.indices_K < 0, -1, p.indices_K + view * size) for view, p in enumerate(parts)]
+    return Reduction(torch.cat(indices), cat("embeds_KD"), cat("hidden_KC"), cat("scores_N"))
+
+
+def reduces(method: Method) -> bool:
+    """Tell whether a method decides before the LLM."""
+    return type(method).reduce is not Method.reduce
+
+
+def resizes(method: Method) -> bool:
+    """Tell whether a method has the image made smaller before the tower."""
+    return type(method).resize is not Method.resize
+
+
+def prompt_of(backbone: Backbone, method: Method, images: Sequence[Image], text: str, rule: Rule) -> Prompt:
+    """Return the unpruned prompt, its images at the size the method wants.
+
+    Args:
+        backbone: preprocesses and tokenises.
+        method: may resize.
+        images: in the order of the conversation.
+        text: what is asked.
+        rule: the budget per image.
+    """
+    if not resizes(method):
+        return backbone.prompt(images, text)
+    grids = []
+    for image in images:
+        grid = backbone.grid(image)
+        count = num_kept(grid[0] * grid[1], rule.keep, rule.prune_rate)
+        grids.append(method.resize(grid, Budget(count, rule.kind)))
+    return backbone.prompt(images, text, grids)

@@ -1,0 +1,123 @@
+"""What the decoder layers from one cut to the next read: which positions are left, and the mask over them.
+
+Shape letters: R rows of the batch (samples, times beams), L positions of a stage, N visual rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dpbench.method import Reduction
+
+
+@dataclass(slots=True)
+class Row:
+    """One row of the batch at a stage, in the stage's own positions without padding.
+
+    Attributes:
+        text: positions of the text, generated tokens included.
+        visual: positions of the visual rows.
+        columns: which position of the padded prompt each one is; a merged row stands where its predecessor stood.
+        token: which of the prompt's visual rows each visual one is, -1 for a merged row.
+    """
+
+    text: Tensor
+    visual: Tensor
+    columns: Tensor
+    token: Tensor
+
+
+@dataclass(slots=True)
+class Stage:
+    """What the layers from one cut to the next read.
+
+    Attributes:
+        rows: the batch's rows.
+        columns_RL: position in the padded prompt of each column, left-padded.
+        valid_RL: which columns are no padding; None where there is none.
+        dropped_R: how many visual rows each row of the batch has lost so far.
+        angles: cosines and sines for this prefill.
+        mask: attention mask for this prefill, or None.
+    """
+
+    rows: list[Row]
+    columns_RL: Tensor
+    valid_RL: Tensor | None
+    dropped_R: list[int]
+    angles: tuple[Tensor, Tensor] | None = None
+    mask: Tensor | None = None
+
+
+def survivors(row: Row, reduction: Reduction) -> tuple[Tensor, Row]:
+    """Return which positions stay, in order, and the row they make; a merged row follows its predecessor."""
+    indices = reduction.indices_K.to(row.text.device)
+    single = indices >= 0
+    order = torch.arange(len(indices), device=indices.device)
+    source = torch.where(single, order, -1).cummax(0).values.clamp(min=0) if len(indices) else order
+    slots = row.visual[indices[source].clamp(min=0)]
+    positions, order = torch.cat([row.text, slots]).sort(stable=True)
+    place = order.argsort()
+    num_text = len(row.text)
+    token = torch.where(single, row.token[indices.clamp(min=0)], -1)
+    return positions, Row(place[:num_text], place[num_text:], row.columns[positions], token)
+
+
+def padded(rows: list[Row], num_visual: list[int]) -> Stage:
+    """Left-pad the rows to one length; padding repeats column 0, which is masked."""
+    longest = max(len(row.columns) for row in rows)
+    pads = [longest - len(row.columns) for row in rows]
+    columns = torch.stack([nn.functional.pad(row.columns, (pad, 0)) for row, pad in zip(rows, pads, strict=True)])
+    first_whole = all(len(row.columns) == longest for row in rows)
+    valid = None if first_whole else _valid(pads, longest, columns.device)
+    return Stage(rows, columns, valid, [n - len(row.visual) for n, row in zip(num_visual, rows, strict=True)])
+
+
+def _valid(pads: list[int], length: int, device: torch.device) -> Tensor:
+    starts = torch.tensor(pads, device=device)
+    return torch.arange(length, device=device)[None] >= starts[:, None]
+
+
+def prefill_mask(stage: Stage, mask: Tensor | None) -> Tensor | None:
+    """Return rows and columns of the model's mask that are left, with the stage's padding hidden as well."""
+    columns = stage.columns_RL
+    if mask is None:
+        if stage.valid_RL is None:
+            return None
+        length = columns.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=columns.device).tril()
+        return causal & stage.valid_RL[:, None, None]
+    columns = columns.to(mask.device)
+    length = columns.shape[1]
+    whole = mask.expand(len(columns), -1, -1, -1)
+    rows = whole.gather(2, columns[:, None, :, None].expand(-1, whole.shape[1], -1, whole.shape[3]))
+    return _hide_padding(rows.gather(3, columns[:, None, None].expand(-1, whole.shape[1], length, -1)), stage.valid_RL)
+
+
+def _hide_padding(mask: Tensor, valid: Tensor | None) -> Tensor:
+    if valid is None:
+        return mask
+    hidden = ~valid.to(mask.device)[:, None, None]
+    return mask.masked_fill(hidden, False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
+
+
+def decode_mask(stage: Stage, mask: Tensor | None, *, length: int, num_new: int, num_queries: int) -> Tensor | None:
+    """Return the mask's columns of what the stage's caches hold, for tokens after the prompt.
+
+    Args:
+        stage: what the layers read of the prompt.
+        mask: the model's, or None.
+        length: of the padded prompt.
+        num_new: tokens behind it, the queries included.
+        num_queries: tokens that run now.
+    """
+    valid = None if stage.valid_RL is None else nn.functional.pad(stage.valid_RL, (0, num_new), value=True)
+    if mask is None:
+        return None if valid is None else valid[:, None, None].expand(-1, 1, num_queries, -1)
+    new = torch.arange(length, length + num_new, device=mask.device).expand(len(stage.rows), -1)
+    columns = torch.cat([stage.columns_RL.to(mask.device), new], dim=1)
+    whole = mask.expand(len(columns), -1, -1, -1)
+    part = whole.gather(3, columns[:, None, None].expand(-1, whole.shape[1], whole.shape[2], -1))
+    return _hide_padding(part, valid)
