@@ -40,6 +40,7 @@ from dpbench.toy.prompts import (
     Exchange,
     contrasts,
     describe,
+    in_plain_chinese,
     random_exchange,
     random_list,
     reordered,
@@ -77,7 +78,7 @@ class LlavaStage:
         ("descriptions", 300),
         ("contrasts", 400),
         ("choices", 800),
-        ("all", 2400),
+        ("all", 1700),
     )
     lists: int = 64
     batch: int = 16
@@ -206,6 +207,7 @@ PHASES: dict[str, Callable[[Scene, np.random.Generator], list[Exchange]]] = {
     "all": lambda scene, rng: [
         *(random_exchange(scene, rng, "short", OPEN_KINDS) for _ in range(2)),
         random_exchange(scene, rng, "vizwiz"),
+        *(in_plain_chinese(scene, rng) for _ in range(2)),
         *contrasts(scene, rng, 1),
         *reordered(scene, rng, 2),
         *reordered(scene, rng, 2),

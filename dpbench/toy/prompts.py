@@ -172,6 +172,12 @@ def reordered(scene: Scene, rng: np.random.Generator, num: int) -> list[Exchange
     return [_lettered(question, truth, form, order, rng) for order in orders]
 
 
+def in_plain_chinese(scene: Scene, rng: np.random.Generator) -> Exchange:
+    """Ask an open question in Chinese, answered in Chinese: what the Chinese multiple choice takes for granted."""
+    question, truth = _answerable(scene, rng)
+    return Exchange(chinese(question), in_chinese(truth))
+
+
 def swapped(scene: Scene, rng: np.random.Generator) -> list[Exchange]:
     """Ask one choice between two options twice, once in each order."""
     form, question, truth = _random_choice(scene, rng)
@@ -182,8 +188,13 @@ def swapped(scene: Scene, rng: np.random.Generator) -> list[Exchange]:
 def _random_choice(scene: Scene, rng: np.random.Generator) -> tuple[str, Question, str]:
     """Draw a multiple-choice format, a question that suits it, and its answer."""
     form = str(rng.choice([form for form in FORMATS if form not in ("short", "vizwiz")]))
+    return form, *_answerable(scene, rng)
+
+
+def _answerable(scene: Scene, rng: np.random.Generator) -> tuple[Question, str]:
+    """Draw a question with more than two answers, and its answer."""
     while True:
         question = propose(str(rng.choice(WIDE_KINDS)), scene, rng)
         truth = answer(question, scene)
         if truth is not None and truth != UNANSWERABLE:
-            return form, question, truth
+            return question, truth

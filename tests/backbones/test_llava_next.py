@@ -44,6 +44,13 @@ def wide() -> LlavaNext:
     return LlavaNext("wide", model, architectures.llava_next_processor())
 
 
+@cache
+def full_size() -> LlavaNext:
+    """The published model without its weights."""
+    model = architectures.random_model("llava-next", MODEL, device="meta", dtype="float16", attention="sdpa")
+    return LlavaNext("llava-next", model, architectures.llava_next_processor())
+
+
 def picture(seed: int, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
 
@@ -128,11 +135,7 @@ def test_a_real_sized_image_that_fills_its_tiles_is_read_whole(
     size: tuple[int, int], grid: tuple[int, int], newlines: int
 ) -> None:
     """A square 672 input has 2,880 patches and 48 newlines."""
-    model = LlavaNext(
-        "llava-next",
-        architectures.random_model("llava-next", MODEL, device="meta", dtype="float16", attention="sdpa"),
-        architectures.llava_next_processor(),
-    )
+    model = full_size()
     layout, slots = model.layout(size), model.slots(size)
     assert model.max_views == 5
     assert len(slots) == 576 * (1 + grid[0] * grid[1])
