@@ -200,9 +200,8 @@ def _full(item: SceneObject) -> Phrase:
 
 def contrast(scene: Scene, rng: np.random.Generator) -> tuple[Question, Question]:
     """Make up two yes-or-no questions about a scene that differ in one word; the first is true, the second false."""
-    kind = str(rng.choice(YES_NO_KINDS, p=(0.4, 0.15, 0.45)))
-    while True:
-        pair = _CONTRASTS[kind](scene, rng)
+    while True:  # a scene of one object has no relations: the kind is drawn again
+        pair = _CONTRASTS[str(rng.choice(YES_NO_KINDS, p=(0.4, 0.15, 0.45)))](scene, rng)
         if [answer(question, scene) for question in pair] == ["yes", "no"]:
             return pair
 
