@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tinies
 import torch
 from PIL import Image
 from torch import Tensor
 
 from dpbench import cutting, pruning, reducing
+from dpbench.backbones import miniatures as tinies
 from dpbench.backbones.base import Backbone
 from dpbench.errors import UnsupportedError
 from dpbench.method import Budget, Cut, LayerView, Method, Reduction

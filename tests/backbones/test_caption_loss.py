@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-import tinies
 import torch
 from PIL import Image
+
+from dpbench.backbones import miniatures as tinies
 
 CAPTIONS = ("a red circle", "nothing to see at the top left of this image")
 

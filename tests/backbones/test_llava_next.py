@@ -8,13 +8,13 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
-import tinies
 import torch
 from PIL import Image
 from torch import Tensor
 
 from dpbench import pruning, reducing, registry
 from dpbench.backbones import architectures
+from dpbench.backbones import miniatures as tinies
 from dpbench.backbones.base import Features
 from dpbench.backbones.llava_next import MODEL, LlavaNext
 from dpbench.method import Budget, Cut, LayerView, Method, Reduction, VisualTokens

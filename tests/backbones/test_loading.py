@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tinies
 import torch
 from PIL import Image
 from places import TOY_DATA
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from dpbench import backbones, pruning, record, reducing, runner
 from dpbench.backbones import architectures
+from dpbench.backbones import miniatures as tinies
 from dpbench.backbones.base import Backbone
 from dpbench.errors import ConfigError, MissingError
 from dpbench.journal import Journal

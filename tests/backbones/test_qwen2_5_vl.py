@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tinies
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
 from dpbench import pruning, reducing
+from dpbench.backbones import miniatures as tinies
 from dpbench.backbones.base import Features, Prompt
 from dpbench.backbones.qwen2_5_vl import Qwen25VL, column_mean
 from dpbench.errors import UnsupportedError
