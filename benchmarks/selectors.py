@@ -9,6 +9,10 @@ Features are random with a power-law spectrum; 2,880 tokens are five views of 57
 
 from __future__ import annotations
 
+import sys
+
+sys.path.pop(0)  # a script's folder comes first, where this file would hide the standard library's module of its name
+
 import argparse
 from collections.abc import Callable, Iterator
 from statistics import median
