@@ -87,7 +87,7 @@ def check(name: str, params: Mapping[str, object], names: tuple[str, ...] | None
         except UnsupportedError as error:
             yield Finding(CLAIM, backbone_name, True, f"no: {error}")
             continue
-        bound = method.bind(backbone)
+        bound = method.untrained().bind(backbone)
         for title, probe in CHECKS.items():
             yield Finding(title, backbone_name, *_outcome(probe, backbone, bound))
 

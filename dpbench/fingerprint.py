@@ -29,10 +29,11 @@ def fingerprints(cell: Cell, data_root: Path | None) -> dict[str, str]:
         MissingError: weights or data are not there.
     """
     return {
-        "weights": _weights(cell.backbone, cell.weights, cell.revision),
+        "weights": weights_hash(cell.backbone, cell.weights, cell.revision),
         "task": _task(cell.task),
         "data": _data(cell.task, data_root),
         "source": _source(cell.method),
+        **_method_files(cell),
         "torch": version("torch"),
         "transformers": version("transformers"),
         "lmms_eval": version("lmms-eval"),
@@ -62,7 +63,12 @@ def _file_hash(path: Path, size: int, _mtime_ns: int) -> bytes:
 
 
 @cache
-def _weights(backbone: str, weights: str | None, revision: str | None) -> str:
+def weights_hash(backbone: str, weights: str | None, revision: str | None) -> str:
+    """Hash a backbone's weights and configuration.
+
+    Raises:
+        MissingError: they are not there.
+    """
     folder = backbones.locate(backbone, weights, revision)
     found = sorted(path for pattern in ("*.safetensors", "*.json", "*.jinja") for path in folder.glob(pattern))
     if not any(path.suffix == ".safetensors" for path in found):
@@ -83,8 +89,14 @@ def _data(task: str, data_root: Path | None) -> str:
     return files_hash([*paths, *(tasks.data_files(task, data_root, images) if images else ())])
 
 
+def _method_files(cell: Cell) -> dict[str, str]:
+    """Hash the weights of a method's own, where it has any."""
+    paths = registry.load(cell.method, cell.params).files(cell.backbone)
+    return {"method_files": files_hash(paths)} if paths else {}
+
+
 @cache
 def _source(method: str) -> str:
     package = Path(str(files("dpbench")))
     engine = [package / f"{name}.py" for name in ENGINE] + sorted((package / "backbones").glob("*.py"))
-    return files_hash([registry.source_path(method), *engine])
+    return files_hash([*registry.sources(method), *engine])

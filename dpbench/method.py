@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import torch
@@ -190,6 +191,18 @@ class Method:
             UnsupportedError: none of what is provided will do.
         """
         return frozenset()
+
+    def files(self, backbone: str) -> tuple[Path, ...]:
+        """Return the files this method reads its weights from on a backbone; their content is part of a cell's id.
+
+        Raises:
+            MissingError: they are not there.
+        """
+        return ()
+
+    def untrained(self) -> Method:
+        """Return a copy that takes fresh weights where it would read files: for conformance checks and timing only."""
+        return self
 
     def bind(self, backbone: Backbone) -> Method:
         """Return a copy that holds what it derives from the backbone; called once per backbone, before timing."""

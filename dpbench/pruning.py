@@ -96,7 +96,7 @@ def splice(
     text, length = backbone.embed(prompt.ids_L), len(prompt.ids_L)
     parts, slots, visual_flags, at = [], [], [], 0
     for (start, stop), (each, reduction) in zip(prompt.spans, images, strict=True):
-        rows, places, flags = _image_rows(backbone, each, reduction, keeps_newlines=_keeps_newlines(method, rule))
+        rows, places, flags = _image_rows(backbone, method, each, reduction, rule)
         parts += [text[at:start], rows.to(text.dtype)]
         slots += [torch.arange(at, start), start + places]
         visual_flags += [torch.zeros(start - at, dtype=torch.bool), flags]
@@ -110,17 +110,13 @@ def splice(
     return Spliced(embeds, positions.to(embeds.device), visual_L, tuple(r for _, r in images), cuts)
 
 
-def _keeps_newlines(method: Method, rule: Rule) -> bool:
-    return not reduces(method) or rule.newline == "keep"
-
-
 def _image_rows(
-    backbone: Backbone, features: Features, reduction: Reduction, *, keeps_newlines: bool
+    backbone: Backbone, method: Method, features: Features, reduction: Reduction, rule: Rule
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the rows the LLM reads for one image (K, D), the placeholder of each, and which are visual.
 
     Tokens that unpadding drops are left out. A row that is no single token stands where its predecessor stands. With
-    newlines, rows are in the order of their placeholders.
+    newlines or original positions, rows are in the order of their placeholders.
     """
     indices = reduction.indices_K
     slots = torch.where(indices < 0, -2, features.slot_N[indices.clamp(min=0)])
@@ -129,8 +125,11 @@ def _image_rows(
     if len(read) < len(slots):
         rows, slots = rows[read.to(rows.device)], slots[read]
     slots = _filled(slots)
+    if method.positions == "original":
+        slots, order = slots.sort(stable=True)
+        rows = rows[order.to(rows.device)]
     flags = torch.ones(len(slots), dtype=torch.bool)
-    if features.newline_D is None or not keeps_newlines:
+    if features.newline_D is None or (reduces(method) and rule.newline == "drop"):
         return rows, slots, flags
     filled = torch.zeros(features.num_read + _num_newlines(features), dtype=torch.bool)
     filled[features.slot_N[features.slot_N >= 0]] = True

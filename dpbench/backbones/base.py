@@ -82,7 +82,7 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class Captioned:
-    """One prompt with its image and a caption behind it: what `caption_loss` is taken on.
+    """One prompt with its image and a caption behind it: what `caption_losses` are taken on.
 
     Attributes:
         embeds_LD: prompt and caption.
@@ -207,25 +207,26 @@ class Backbone(ABC):
         )
         return [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
 
-    def caption_loss(
+    def caption_losses(
         self,
         prompts: Sequence[Prompt],
         features: Sequence[Features],
         visual: Sequence[Tensor],
         captions: Sequence[str],
+        kept: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        """Return the mean cross-entropy over the captions' tokens, differentiable in the visual embeddings.
+        """Return the cross-entropy of every caption token, (T,), differentiable in the visual embeddings.
 
         Args:
             prompts: B prompts of one image each.
             features: B images, for where each token goes.
             visual: per image (N, D), in tower order, in place of `Features.embeds_ND`.
             captions: the B replies.
+            kept: per image the int64 indices, on the CPU, of the tokens that stay, at their original positions and
+                without newlines; by default all stay.
         """
-        rows = [
-            self._captioned(prompt, feature, embeds, caption)
-            for prompt, feature, embeds, caption in zip(prompts, features, visual, captions, strict=True)
-        ]
+        stays = kept if kept is not None else [None] * len(prompts)
+        rows = [self._captioned(*each) for each in zip(prompts, features, visual, captions, stays, strict=True)]
         sizes = torch.tensor([len(row.embeds_LD) for row in rows])
         embeds = nn.utils.rnn.pad_sequence([row.embeds_LD for row in rows], batch_first=True)
         positions = nn.utils.rnn.pad_sequence([row.positions_PL.T for row in rows], batch_first=True).permute(2, 0, 1)
@@ -241,23 +242,33 @@ class Backbone(ABC):
             [hidden[i, len(r.embeds_LD) - len(r.reply) - 1 :][: len(r.reply)] for i, r in enumerate(rows)]
         )
         labels = torch.cat([row.reply for row in rows]).to(self.device)
-        return nn.functional.cross_entropy(self.model.lm_head(wanted).float(), labels)
+        scores = self.model.lm_head(wanted)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        return nn.functional.cross_entropy(scores, labels, reduction="none")
 
-    def _captioned(self, prompt: Prompt, features: Features, visual_ND: Tensor, caption: str) -> Captioned:
-        """Put an image's embeddings into its prompt and the caption behind it."""
-        tokenizer = self.processor.tokenizer
-        reply = tokenizer(f" {caption}", add_special_tokens=False, return_tensors="pt")["input_ids"][0]
-        reply = torch.cat([reply, torch.tensor([tokenizer.eos_token_id])])
+    def _captioned(
+        self, prompt: Prompt, features: Features, visual_ND: Tensor, caption: str, kept: Tensor | None
+    ) -> Captioned:
+        """Put an image's embeddings, or those kept of them, into its prompt and the caption behind it."""
+        reply = self._reply(caption)
         (start, stop), slots = prompt.spans[0], features.slot_N
         text = self.embed(torch.cat([prompt.ids_L, reply]))
-        read = (slots >= 0).nonzero()[:, 0]
-        image = text[start:stop] if features.newline_D is None else features.newline_D.expand(stop - start, -1)
-        rows = visual_ND.to(text.dtype)[read.to(text.device)]
-        image = image.index_copy(0, slots[read].to(text.device), rows)
+        read = (slots >= 0).nonzero()[:, 0] if kept is None else kept[slots[kept] >= 0]
+        read = read[slots[read].argsort()]
+        rows, places = visual_ND.to(text.dtype)[read.to(text.device)], slots[read]
+        if kept is None and features.newline_D is not None:
+            newlines = features.newline_D.to(text.dtype).expand(stop - start, -1)
+            rows, places = newlines.index_copy(0, places.to(text.device), rows), torch.arange(stop - start)
         positions = prompt.positions_PL if prompt.positions_PL is not None else torch.arange(len(prompt.ids_L))[None]
         later = positions[:, -1:] + torch.arange(1, len(reply) + 1)
-        embeds = torch.cat([text[:start], image, text[stop:]])
-        return Captioned(embeds, torch.cat([positions, later], 1), reply)
+        positions = torch.cat([positions[:, :start], positions[:, start + places], positions[:, stop:], later], 1)
+        return Captioned(torch.cat([text[:start], rows, text[stop:]]), positions, reply)
+
+    def _reply(self, caption: str) -> Tensor:
+        """Return the ids of a caption as an answer, with the end token."""
+        tokenizer = self.processor.tokenizer
+        ids = tokenizer(f" {caption}", add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+        return torch.cat([ids, torch.tensor([tokenizer.eos_token_id])])
 
 
 def centre_square(image: Image) -> Image:

@@ -60,7 +60,8 @@ def _once_each(manifest: Manifest) -> list[Cell]:
 
 
 def _profile(backbone: Backbone, cell: Cell, found: dict[str, Any], *, repeats: int, warmups: int) -> Profile:
-    method = registry.load(cell.method, cell.params).bind(backbone)
+    method = registry.load(cell.method, cell.params)
+    method = (method.untrained() if cell.weights == backbones.RANDOM else method).bind(backbone)
     first = OneQuestion(backbone, method, cell)
     flops = {name: count_flops(call) for name, call in first.stages().items()}
     times = time_stages(first.stages(), backbone.device, repeats=repeats, warmups=warmups)
