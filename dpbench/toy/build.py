@@ -14,7 +14,7 @@ from dpbench.toy.tower import TowerStage, train_tower
 
 SCALES = {
     "small": (TowerStage(steps=1000), LlavaStage()),
-    "full": (TowerStage(steps=4000), LlavaStage(phases=(*LlavaStage().phases[:-1], ("all", 12000)), batch=32)),
+    "full": (TowerStage(steps=4000), LlavaStage(phases=(*LlavaStage().phases[:-1], ("everything", 12000)), batch=32)),
 }
 _MODEL = "model.safetensors"
 

@@ -74,11 +74,12 @@ class LlavaStage:
         ("captions", 400),
         ("mixed", 400),
         ("questions", 900),
-        ("lists", 1000),
+        ("lists", 600),
         ("descriptions", 300),
         ("contrasts", 400),
         ("choices", 800),
-        ("all", 1700),
+        ("chinese", 900),
+        ("everything", 2300),
     )
     lists: int = 64
     batch: int = 16
@@ -204,12 +205,25 @@ PHASES: dict[str, Callable[[Scene, np.random.Generator], list[Exchange]]] = {
         *swapped(scene, rng),
         *reordered(scene, rng, 3),
     ],
-    "all": lambda scene, rng: [
-        *(random_exchange(scene, rng, "short", OPEN_KINDS) for _ in range(2)),
+    "chinese": lambda scene, rng: [
+        *captions(scene, rng, 0),
+        random_exchange(scene, rng, "vizwiz"),
+        *contrasts(scene, rng, 1),
+        *swapped(scene, rng, ["mmbench_cn"]),
+        *swapped(scene, rng, ["mmbench_cn"]),
+        *reordered(scene, rng, 3, ["mmbench_cn"]),
+        *reordered(scene, rng, 2),
+    ],
+    "everything": lambda scene, rng: [
+        *captions(scene, rng, 1),
+        *descriptions(scene, rng, 1),
+        *questions(scene, rng, 1, 0),
+        random_exchange(scene, rng, "short", OPEN_KINDS),
         random_exchange(scene, rng, "vizwiz"),
         *(in_plain_chinese(scene, rng) for _ in range(2)),
         *contrasts(scene, rng, 1),
-        *reordered(scene, rng, 2),
+        *swapped(scene, rng, ["mmbench_cn"]),
+        *reordered(scene, rng, 2, ["mmbench_cn"]),
         *reordered(scene, rng, 2),
     ],
 }

@@ -30,7 +30,8 @@ OPTIONS = "There are several options:"
 HINT = "Look at the picture."
 DESCRIBE = "Describe the image."
 LETTERS = "ABCDE"
-FORMATS = ("short", "vizwiz", "mmbench_en", "mmbench_cn", "seedbench", "scienceqa")
+CHOICE_FORMATS = ("mmbench_en", "mmbench_cn", "seedbench", "scienceqa")
+FORMATS = ("short", "vizwiz", *CHOICE_FORMATS)
 WIDE_KINDS = ("colour", "shape", "place", "glyph", "count")
 _KINDS = {
     "short": tuple(CHOICES),
@@ -164,9 +165,11 @@ def contrasts(scene: Scene, rng: np.random.Generator, num: int) -> list[Exchange
     return [asked[at] for at in rng.permutation(len(asked))]
 
 
-def reordered(scene: Scene, rng: np.random.Generator, num: int) -> list[Exchange]:
+def reordered(
+    scene: Scene, rng: np.random.Generator, num: int, forms: Sequence[str] = CHOICE_FORMATS
+) -> list[Exchange]:
     """Ask one multiple choice `num` times, its options each time in another random order."""
-    form, question, truth = _random_choice(scene, rng)
+    form, (question, truth) = str(rng.choice(forms)), _answerable(scene, rng)
     options = options_for(question, truth, form, rng)
     orders = [[options[at] for at in rng.permutation(len(options))] for _ in range(num)]
     return [_lettered(question, truth, form, order, rng) for order in orders]
@@ -178,17 +181,11 @@ def in_plain_chinese(scene: Scene, rng: np.random.Generator) -> Exchange:
     return Exchange(chinese(question), in_chinese(truth))
 
 
-def swapped(scene: Scene, rng: np.random.Generator) -> list[Exchange]:
+def swapped(scene: Scene, rng: np.random.Generator, forms: Sequence[str] = CHOICE_FORMATS) -> list[Exchange]:
     """Ask one choice between two options twice, once in each order."""
-    form, question, truth = _random_choice(scene, rng)
+    form, (question, truth) = str(rng.choice(forms)), _answerable(scene, rng)
     options = some_options(truth, question.kind, 2, rng)
     return [_lettered(question, truth, form, order, rng) for order in (options, options[::-1])]
-
-
-def _random_choice(scene: Scene, rng: np.random.Generator) -> tuple[str, Question, str]:
-    """Draw a multiple-choice format, a question that suits it, and its answer."""
-    form = str(rng.choice([form for form in FORMATS if form not in ("short", "vizwiz")]))
-    return form, *_answerable(scene, rng)
 
 
 def _answerable(scene: Scene, rng: np.random.Generator) -> tuple[Question, str]:
