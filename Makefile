@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 .PHONY: quickstart test check clean
 
-quickstart: $(VENV)/.installed  ## install and compare four methods on the embedded backbone
+quickstart: $(VENV)/.installed  ## install and compare eleven methods on the embedded backbone
 	$(BIN)/dpbench run manifests/quickstart.yaml
 	$(BIN)/dpbench report --run results/quickstart
 

@@ -16,6 +16,8 @@ from dpbench.errors import ConfigError
 from dpbench.manifest import Manifest, load_manifest, make_manifest
 
 if TYPE_CHECKING:
+    from dpbench.diffprune.recipe import Recipe
+    from dpbench.diffprune.train import Ended
     from dpbench.runner import Outcome, Plan
 
 
@@ -199,3 +201,36 @@ def conformance(name: str, params: list[str], names: tuple[str, ...], goldens: P
 def first_comment(path: Path) -> str:
     """Return what a manifest's first line says of it."""
     return path.read_text(encoding="utf-8").split("\n")[0].removeprefix("#").strip()
+
+
+def recipe(options: Mapping[str, Any]) -> Recipe:
+    """Return the training that a command's options describe; `--param` sets what has no flag of its own.
+
+    Raises:
+        ConfigError: an unknown setting, or a value it cannot take.
+    """
+    from dpbench.diffprune.recipe import Recipe
+    from dpbench.diffprune.recipe import recipe as checked
+
+    settings = {name: options[name] for name in Recipe.model_fields if options.get(name) is not None}
+    settings = {name: str(value) if isinstance(value, str) else value for name, value in settings.items()}
+    backbones.find(settings.pop("backbone"))
+    return checked(options["backbone"], settings | registry.parse_params(options["param"] or []))
+
+
+def scorer_folder(wanted: Recipe, out: Path | None) -> Path:
+    """Return where a training writes: `out`, or a folder under scorers/ named after what is trained."""
+    variant = "" if wanted.variant == "diffprune" else f"-{wanted.variant}"
+    return out or Path("scorers") / f"{wanted.backbone}{variant}"
+
+
+def trained(wanted: Recipe, ended: Ended) -> str:
+    """Return what a finished training says of itself."""
+    keep = wanted.keep.split(",")[0]
+    budget = f"--keep {keep}" if keep.isdigit() else f"--prune-rate {1 - float(keep.split('-')[0]):g}"
+    skipped = f"{ended.num_broken} broken examples were left out, see broken.jsonl\n" if ended.num_broken else ""
+    return (
+        f"{skipped}{ended.folder}: {ended.step} steps, loss per caption token {ended.best:.3f} under hard top-k, "
+        f"{ended.full:.3f} unpruned; try it with:\n"
+        f"dpbench run --method diffprune --backbone {wanted.backbone} {budget} --param checkpoint={ended.folder}"
+    )

@@ -118,6 +118,30 @@ def test_resumed_answers_equal_those_of_one_run(wanted: Manifest, tmp_path: Path
     assert journalled(tmp_path / "b") == whole
 
 
+@pytest.mark.parametrize(
+    ("method", "module", "function"),
+    [
+        ("fastv", "fastv", "FastV.rank"),
+        ("pyramiddrop", "pyramiddrop", "PyramidDrop.rank"),
+        ("holov", "holov", "crop_quotas"),
+        ("prunesid", "prunesid", "semantic_groups"),
+        ("cls-attention", "cls_attention", "top_indices"),
+    ],
+)
+def test_the_selection_that_is_tested_is_the_one_that_runs(
+    wanted: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, module: str, function: str
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("the selection is broken")
+
+    settings = {"methods": ["none", method], "budgets": {"keep": [5], "kind": "final"}, "tasks": ["pope"]}
+    asked = make_manifest(wanted.model_dump() | settings, source="test")
+    assert run(asked, tmp_path / "whole").num_failed == 0
+    monkeypatch.setattr(f"dpbench_baselines.{module}.{function}", broken)
+    with pytest.raises(RuntimeError, match="the selection is broken"):
+        run(asked, tmp_path / "broken")
+
+
 def test_a_change_to_the_methods_source_runs_its_cells_again(
     wanted: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

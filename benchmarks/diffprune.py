@@ -1,0 +1,244 @@
+"""What DiffPrune costs: soft top-k, the deployed pruner beside prefill, a training step beside the frozen model's.
+
+    python benchmarks/diffprune.py                          # CPU, one thread: toy-llava, and LLaVA-1.5-7B's shapes
+    python benchmarks/diffprune.py --device cuda --dtype bfloat16
+    python benchmarks/diffprune.py --device cuda --training # images/s and peak memory of llava-1.5, random weights
+
+At 7B shapes one decoder layer is measured and counted 32 times. All numbers are medians.
+"""
+
+import sys
+
+sys.path.pop(0)  # a script's folder comes first, where selectors.py hides the standard library's module
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaModel
+
+from dpbench import backbones
+from dpbench.diffprune.denoiser import Denoiser
+from dpbench.diffprune.method import Graphed
+from dpbench.diffprune.objective import Objective, generator_of
+from dpbench.diffprune.scorer import Scorer, ScorerSize
+from dpbench.diffprune.soft_topk import hard_topk_mask, soft_topk
+from dpbench.diffprune.sources import ToySource
+from dpbench.diffprune.throttler import Gate, throttle
+from dpbench.measure.timing import time_stages
+from dpbench.method import top_indices
+
+WIDTH, LAYERS, TEXT = 4096, 32, 64
+KEEP = 64
+GB_LIMIT = 48
+
+
+def ms(call: Callable[[], object], device: torch.device, repeats: int = 15) -> float:
+    """Return the median milliseconds of a call."""
+    return median(time_stages({"call": call}, device, repeats=repeats, warmups=3)["call"])
+
+
+def differentiated(function: Callable[[Tensor], Tensor], scores: Tensor) -> None:
+    """Run forward and backward."""
+    scores.grad = None
+    function(scores).square().sum().backward()
+
+
+def bisected(scores: Tensor, k: float, tau: float) -> Tensor:
+    """Soft top-k by 64 bisections, differentiated by one Newton step: what the closed form is measured against."""
+
+    def weights(theta: Tensor) -> Tensor:
+        offset = (scores.double() - theta) / tau
+        tail = (-offset.abs()).exp() / 2
+        return torch.where(offset <= 0, tail, 1 - tail)
+
+    with torch.no_grad():
+        low, high = scores.double().amin(-1, keepdim=True) - 20 * tau, scores.double().amax(-1, keepdim=True) + 20 * tau
+        for _ in range(64):
+            middle = (low + high) / 2
+            above = weights(middle).sum(-1, keepdim=True) > k
+            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+        theta = (low + high) / 2
+        found = weights(theta)
+        slope = torch.minimum(found, 1 - found).sum(-1, keepdim=True)
+    theta = theta + tau * (weights(theta).sum(-1, keepdim=True) - k) / slope
+    return weights(theta).float()
+
+
+def soft_topk_rows(device: torch.device) -> list[list[object]]:
+    """Time forward and backward for 16 rows."""
+    rows = []
+    for size in (576, 2880):
+        scores = torch.randn(16, size, device=device, requires_grad=True)
+        ways = {
+            "closed form (Laplace)": partial(soft_topk, k=KEEP, tau=0.1),
+            "sigmoid kernel (bisection)": partial(soft_topk, k=KEEP, tau=0.1, kernel="sigmoid"),
+            "64 bisections (Laplace)": partial(bisected, k=KEEP, tau=0.1),
+        }
+        times = {name: ms(partial(differentiated, way, scores), device) for name, way in ways.items()}
+        times["hard mask (a sort, no gradient)"] = ms(partial(hard_topk_mask, scores.detach(), KEEP), device)
+        base = times["closed form (Laplace)"]
+        rows += [[size, name, time, time / base] for name, time in times.items()]
+    return rows
+
+
+class SevenB:
+    """One decoder layer of LLaVA-1.5-7B's shape, and what DiffPrune puts before the decoder."""
+
+    def __init__(self, num_visual: int, device: torch.device, dtype: torch.dtype) -> None:
+        config = LlamaConfig(
+            hidden_size=WIDTH, intermediate_size=11008, num_attention_heads=32, num_hidden_layers=1, vocab_size=32
+        )
+        self.device, self.num_visual = device, num_visual
+        self.decoder = LlamaModel(config).to(device, dtype).requires_grad_(False).eval()
+        self.size = ScorerSize(width=WIDTH)
+        side = round(num_visual**0.5)
+        index = torch.arange(num_visual, device=device)[None]
+        self.places = index // side, index % side
+        self.tokens = torch.randn(1, num_visual, WIDTH, device=device, dtype=dtype)
+        self.text = torch.randn(1, TEXT, WIDTH, device=device, dtype=dtype)
+
+    @torch.inference_mode()
+    def prefill(self, keep: int) -> float:
+        """Return the milliseconds of all decoder layers on `keep` visual tokens and the text."""
+        embeds = torch.cat([self.tokens[:, :keep], self.text], 1)
+        return LAYERS * ms(lambda: self.decoder(inputs_embeds=embeds, use_cache=False), self.device)
+
+    @torch.inference_mode()
+    def pruner(self, way: str) -> float:
+        """Return the milliseconds of scorer, top-k and gather."""
+        scorer: nn.Module | Graphed = Scorer(self.size).deployed(self.device, self.tokens.dtype)
+        if way == "compiled":
+            scorer = torch.compile(scorer, mode="max-autotune-no-cudagraphs")
+        if way == "graph":
+            scorer = Graphed(scorer)
+
+        def prune() -> Tensor:
+            return self.tokens[0][top_indices(scorer(self.tokens, *self.places)[0], KEEP)]
+
+        return ms(prune, self.device)
+
+    def training(self) -> tuple[float, float]:
+        """Return milliseconds of forward and backward through the frozen decoder, and of what DiffPrune adds."""
+        scorer, denoiser = Scorer(self.size).to(self.device), Denoiser(self.size).to(self.device)
+        gate = Gate(
+            k_R=torch.full((1,), float(KEEP), dtype=torch.float64, device=self.device),
+            tau=0.3,
+            valid_RN=torch.ones(1, self.num_visual, dtype=torch.bool, device=self.device),
+            noise_RND=torch.randn(1, self.num_visual, WIDTH, device=self.device),
+            gumbel_RN=torch.zeros(1, self.num_visual, device=self.device),
+        )
+        embeds = torch.cat([self.tokens, self.text], 1).requires_grad_()
+
+        def frozen() -> None:
+            self.decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state.float().square().mean().backward()
+
+        def added() -> None:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.tokens.dtype == torch.bfloat16):
+                logits = scorer(self.tokens, *self.places)
+                tokens = denoiser(throttle(logits, self.tokens.float(), gate))
+            tokens.float().square().mean().backward()
+
+        return LAYERS * ms(frozen, self.device, 7), ms(added, self.device, 7)
+
+
+def seven_b_rows(device: torch.device, dtype: torch.dtype) -> tuple[list[list[object]], list[list[object]]]:
+    """Time the deployed pruner beside prefill, and a training step beside the frozen model's, at 7B shapes."""
+    pruned, trained = [], []
+    for size in (576, 2880):
+        shapes = SevenB(size, device, dtype)
+        full, cut = shapes.prefill(size), shapes.prefill(KEEP)
+        for way in ("eager", "compiled", "graph") if device.type == "cuda" else ("eager",):
+            spent = shapes.pruner(way)
+            pruned.append([size, way, spent, full, cut, 100 * spent / full, 100 * spent / cut])
+        frozen, added = shapes.training()
+        trained.append([f"7B shapes, N={size}", frozen, added, (frozen + added) / frozen])
+    return pruned, trained
+
+
+def toy_row(device: torch.device) -> list[object]:
+    """Time a training step of toy-llava beside forward and backward of the frozen model on the same batch."""
+    backbone = backbones.load("toy-llava", device=str(device))
+    backbone.model.requires_grad_(False)
+    size = ScorerSize(width=128, hidden=96, heads=4)
+    objective = Objective(backbone, Scorer(size), Denoiser(size), "diffprune", "Describe the image.")
+    objective.scorer.to(device), objective.denoiser.to(device)
+    batch = objective.read([ToySource(0)[index] for index in range(16)])
+    gate = objective.gate(batch, 16, 0.3, [generator_of(device, place) for place in range(16)])
+    visual = [each.clone().requires_grad_() for each in batch.embeds]
+
+    def frozen() -> None:
+        backbone.caption_losses(batch.prompts, batch.features, visual, batch.captions).sum().backward()
+
+    def step() -> None:
+        objective.soft_losses(objective.logits(batch), batch, gate).sum().backward()
+
+    times = ms(frozen, device), ms(step, device)
+    return ["toy-llava, 16 images", times[0], times[1] - times[0], times[1] / times[0]]
+
+
+def training_rows() -> list[list[object]]:
+    """Train llava-1.5 of random weights for a few steps per micro-batch, within 48 GB."""
+    import json
+
+    from dpbench.diffprune.recipe import recipe
+    from dpbench.diffprune.train import train
+
+    total = torch.cuda.get_device_properties(0).total_memory / 2**30
+    torch.cuda.set_per_process_memory_fraction(min(1.0, GB_LIMIT / total))
+    rows = []
+    for micro in (1, 2, 4, 8, 16):
+        settings = {"weights": "random", "data": "toy", "steps": 4, "num_validation": 16, "micro_batch": micro}
+        torch.cuda.reset_peak_memory_stats()
+        with tempfile.TemporaryDirectory() as folder:
+            train(recipe("llava-1.5", settings), Path(folder) / "out", device="cuda")
+            lines = (Path(folder) / "out" / "log.jsonl").read_text().splitlines()
+        speed = median(row["images_per_s"] for row in map(json.loads, lines) if "images_per_s" in row)
+        rows.append([micro, speed, torch.cuda.max_memory_allocated() / 2**30])
+    return rows
+
+
+def show(title: str, rows: list[list[object]], headers: list[str]) -> None:
+    """Print a table under a title."""
+    print(f"\n## {title}\n\n{tabulate(rows, headers, tablefmt='github', floatfmt='.2f')}", flush=True)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--training", action="store_true", help="only train llava-1.5 of random weights")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    device, dtype = torch.device(given.device), getattr(torch, given.dtype)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {given.threads} thread(s)"
+    print(f"{name}, torch {torch.__version__}, {given.dtype}")
+    if given.training:
+        show("Training llava-1.5, random weights", training_rows(), ["micro-batch", "images/s", "peak GiB"])
+        return
+    show("Soft top-k, 16 rows, forward and backward", soft_topk_rows(device), ["N", "way", "ms", "to closed form"])
+    pruned, trained = seven_b_rows(device, dtype)
+    headers = [
+        "N",
+        "way",
+        "pruner ms",
+        "prefill ms",
+        f"prefill ms, {KEEP} kept",
+        "% of prefill",
+        f"% of prefill, {KEEP}",
+    ]
+    show("The deployed pruner at 7B shapes (a layer, 32 times)", pruned, headers)
+    headers = ["what", "frozen model ms", "added ms", "step / frozen model"]
+    show("A training step", [toy_row(device), *trained], headers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""A trained scorer on disk: `scorer.safetensors` and `card.json`, which says what it was trained for and how."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+import safetensors
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import load_file, save_file
+
+from dpbench.diffprune.scorer import Scorer, ScorerSize
+from dpbench.errors import ConfigError, MissingError
+
+WEIGHTS, CARD = "scorer.safetensors", "card.json"
+
+
+class Card(BaseModel):
+    """What there is to know about a scorer.
+
+    Attributes:
+        backbone: as on the command line; a scorer serves no other.
+        backbone_weights: hash of the backbone's weights it was trained on.
+        size: shape of the scorer.
+        variant: throttler and denoiser it was trained with.
+        keep: budgets it was trained for.
+        tau: temperature at the first and the last step.
+        data: image-caption pairs it was trained on.
+        seed: of weights, order of data and noise.
+        step: training step of these weights.
+        losses: validation losses per caption token, of the unpruned backbone ("full") and under hard top-k ("hard").
+        hours: training time up to these weights.
+        versions: of the libraries.
+        sha256: of the weights file.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1] = 1
+    backbone: str
+    backbone_weights: str
+    size: ScorerSize
+    variant: str
+    keep: str
+    tau: tuple[float, float]
+    data: str
+    seed: int
+    step: int
+    losses: dict[str, float]
+    hours: float
+    versions: dict[str, str]
+    sha256: str = ""
+
+
+def save(folder: Path, scorer: Scorer, card: Card) -> None:
+    """Write a scorer; each file is replaced as a whole, and the card, written last, knows the weights' hash."""
+    folder.mkdir(parents=True, exist_ok=True)
+    half = folder / f"{WEIGHTS}.part"
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in scorer.state_dict().items()}, half)
+    card = card.model_copy(update={"sha256": sha256(half.read_bytes()).hexdigest()})
+    half.replace(folder / WEIGHTS)
+    half_card = folder / f"{CARD}.part"
+    half_card.write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    half_card.replace(folder / CARD)
+
+
+def find(checkpoint: str | None, backbone: str) -> Path:
+    """Return the folder of a scorer: the one that is named, or the one that ships for a backbone.
+
+    Raises:
+        MissingError: there is none.
+    """
+    if checkpoint is None:
+        shipped = Path(str(files("dpbench"))) / "diffprune" / "scorers" / backbone
+        if not (shipped / CARD).is_file():
+            raise MissingError(
+                f"--method diffprune: no scorer for {backbone} ships with dpbench; train one with: dpbench train "
+                f"--backbone {backbone} --out scorers/{backbone}, then add --param checkpoint=scorers/{backbone}"
+            )
+        return shipped
+    folder = Path(checkpoint).expanduser()
+    absent = [name for name in (WEIGHTS, CARD) if not (folder / name).is_file()]
+    if absent:
+        raise MissingError(
+            f"--param checkpoint={checkpoint}: {folder} lacks {' and '.join(absent)}; give a folder that "
+            f"`dpbench train --backbone {backbone} --out` wrote"
+        )
+    return folder
+
+
+def read_card(folder: Path, backbone: str) -> Card:
+    """Return a scorer's card.
+
+    Raises:
+        ConfigError: it cannot be read, or the scorer was trained for another backbone.
+    """
+    try:
+        card = Card.model_validate_json((folder / CARD).read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{folder / CARD} is no card of a scorer: {str(error).splitlines()[0]}; train again"
+        ) from None
+    if card.backbone != backbone:
+        raise ConfigError(
+            f"{folder}: this scorer was trained for {card.backbone}, not for {backbone}; train one with: "
+            f"dpbench train --backbone {backbone} --out scorers/{backbone}"
+        )
+    return card
+
+
+def load(folder: Path, backbone: str, width: int) -> Scorer:
+    """Return a trained scorer on the CPU, in float32.
+
+    Args:
+        folder: from `find`.
+        backbone: the name of the backbone it will serve.
+        width: that backbone's D.
+
+    Raises:
+        ConfigError: the scorer is for another backbone or width, or its files do not belong together.
+    """
+    card = read_card(folder, backbone)
+    if card.size.width != width:
+        raise ConfigError(
+            f"{folder}: this scorer reads tokens of width {card.size.width}, the {backbone} loaded here has "
+            f"{width}; train one on these weights"
+        )
+    content = (folder / WEIGHTS).read_bytes()
+    if sha256(content).hexdigest() != card.sha256:
+        raise ConfigError(f"{folder}: {WEIGHTS} is not the file that {CARD} describes; copy both again, or train again")
+    scorer = Scorer(card.size)
+    try:
+        scorer.load_state_dict(load_file(folder / WEIGHTS))
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{folder / WEIGHTS} does not hold the scorer of its card: {reason}; train again") from None
+    return scorer

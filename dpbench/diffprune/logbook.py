@@ -1,0 +1,82 @@
+"""Where a training is seen: a progress bar, JSON lines and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+LOG, BOARD = "log.jsonl", "tensorboard"
+
+
+class Logbook:
+    """One training's numbers, shown and written as they come."""
+
+    def __init__(self, progress: Progress, log: Any, board: Any, *, title: str, num_steps: int, step: int) -> None:
+        self.progress, self.log, self.board = progress, log, board
+        self.task = progress.add_task(title, total=num_steps, completed=step, numbers="validating")
+        self.hard = float("nan")
+        self.clock = time.perf_counter()
+
+    def stepped(self, row: Mapping[str, float], num_images: int) -> None:
+        """Show and log a step on so many images."""
+        now = time.perf_counter()
+        speed, self.clock = num_images / (now - self.clock), now
+        self._write({**row, "images_per_s": round(speed, 2)})
+        numbers = f"loss {row['loss']:.3f} hard {self.hard:.3f} tau {row['tau']:.2f} "
+        numbers += f"mass {row['mass_on_top_k']:.0%} {speed:.1f} images/s"
+        self.progress.update(self.task, completed=row["step"], numbers=numbers)
+
+    def validated(self, row: Mapping[str, float]) -> None:
+        """Log a validation; its time is not counted in images per second."""
+        self.hard = row["hard"]
+        self._write(row)
+        self.clock = time.perf_counter()
+
+    def _write(self, row: Mapping[str, float]) -> None:
+        print(json.dumps({name: round(value, 6) for name, value in row.items()}), file=self.log, flush=True)
+        for name, value in row.items() if self.board else ():
+            self.board.add_scalar(name, value, row["step"])
+
+
+@contextmanager
+def logbook(
+    folder: Path, console: Console, *, title: str, num_steps: int, step: int, shown: bool = True
+) -> Iterator[Logbook]:
+    """Open a training's log, board and bar.
+
+    Args:
+        folder: of the log and the board.
+        console: where the bar goes.
+        title: before the bar.
+        num_steps: of the whole training.
+        step: where it begins.
+        shown: False in all processes but the main one, which then show and write nothing.
+    """
+    columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"), TimeRemainingColumn())
+    with ExitStack() as stack:
+        path = folder / LOG if shown else Path(os.devnull)
+        log = stack.enter_context(path.open("a", encoding="utf-8"))
+        board = stack.enter_context(_board(folder, console)) if shown else None
+        bar = Progress(TextColumn("{task.description}"), *columns, console=console, disable=not shown)
+        yield Logbook(stack.enter_context(bar), log, board, title=title, num_steps=num_steps, step=step)
+
+
+@contextmanager
+def _board(folder: Path, console: Console) -> Iterator[Any]:
+    """Open a TensorBoard log, or say that there is none."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        console.print(f"no TensorBoard log: pip install tensorboardX; the same numbers are in {LOG}")
+        yield None
+        return
+    with SummaryWriter(str(folder / BOARD)) as writer:
+        yield writer

@@ -1,0 +1,117 @@
+"""DiffPrune as it is deployed: one scorer pass, hard top-k, a gather. Throttler and denoiser are not even imported."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from dpbench.diffprune import checkpoint as checkpoints
+from dpbench.diffprune.scorer import Scorer, ScorerSize
+from dpbench.errors import ConfigError
+from dpbench.method import Method, Reduction, VisualTokens, top_indices
+
+if TYPE_CHECKING:
+    from dpbench.backbones.base import Backbone
+
+UNTRAINED = "untrained"
+"""In place of a checkpoint: fresh weights, for timing and conformance checks."""
+WARM_UP = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffPrune(Method):
+    """Keep the tokens that a trained scorer ranks highest (DiffPrune).
+
+    checkpoint: folder that `dpbench train` wrote; by default the scorer that ships for the backbone.
+    graph: on a GPU, replay the scorer as a CUDA graph, one per number of tokens.
+    """
+
+    budgeted = True
+
+    positions: Literal["compact", "original"] = "original"
+    checkpoint: str | None = None
+    graph: bool = False
+    scorer: Any = field(default=None, init=False, repr=False, compare=False)
+    num_views: int | None = field(default=None, init=False, repr=False, compare=False)
+
+    def files(self, backbone: str) -> tuple[Path, ...]:
+        """Return the scorer's weights and card."""
+        if self.checkpoint == UNTRAINED:
+            raise ConfigError(
+                "--param checkpoint=untrained: its answers mean nothing, it is for profile and check only"
+            )
+        folder = checkpoints.find(self.checkpoint, backbone)
+        checkpoints.read_card(folder, backbone)
+        return folder / checkpoints.WEIGHTS, folder / checkpoints.CARD
+
+    def untrained(self) -> DiffPrune:
+        """Return a copy whose scorer has fresh weights, where no checkpoint was named."""
+        return self if self.checkpoint else replace(self, checkpoint=UNTRAINED)
+
+    def bind(self, backbone: Backbone) -> DiffPrune:
+        """Return a copy that holds the scorer, on the backbone's device and in its type."""
+        width = backbone.decoder.config.hidden_size
+        if self.checkpoint == UNTRAINED:
+            scorer = _fresh(ScorerSize(width=width))
+        else:
+            scorer = checkpoints.load(checkpoints.find(self.checkpoint, backbone.name), backbone.name, width)
+        scorer = scorer.deployed(backbone.device, backbone.dtype)
+        bound = copy.copy(self)
+        graphed = self.graph and backbone.device.type == "cuda"
+        object.__setattr__(bound, "scorer", Graphed(scorer) if graphed else scorer)
+        object.__setattr__(bound, "num_views", 1 if backbone.max_views == 1 else None)
+        return bound
+
+    @torch.inference_mode()
+    def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
+        """Score the tokens, view by view, and keep the highest, in their order (equation 3)."""
+        views = self.num_views or int(visual.view_N[-1]) + 1
+        scores = self.scorer(*(_by_view(each, views) for each in (visual.embeds_ND, visual.row_N, visual.col_N)))
+        scores = scores.flatten().masked_fill(~visual.read_N, torch.finfo(scores.dtype).min)
+        return Reduction(top_indices(scores, keep), scores_N=scores)
+
+
+def _by_view(values_N: Tensor, num_views: int) -> Tensor:
+    return values_N.view(num_views, -1, *values_N.shape[1:])
+
+
+def _fresh(size: ScorerSize) -> Scorer:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Scorer(size)
+
+
+class Graphed:
+    """A scorer recorded as CUDA graphs, one per shape of its input: one launch in place of some fifty."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+        self.recorded: dict[torch.Size, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Tensor]] = {}
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Return the scorer's logits; they are overwritten by the next call of the same shape."""
+        shape = inputs[0].shape
+        if shape not in self.recorded:
+            self.recorded[shape] = self._record(*(each.clone() for each in inputs))
+        graph, held, logits = self.recorded[shape]
+        for mine, given in zip(held, inputs, strict=True):
+            mine.copy_(given)
+        graph.replay()
+        return logits
+
+    def _record(self, *held: Tensor) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Tensor]:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                self.scorer(*held)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            logits = self.scorer(*held)
+        return graph, held, logits

@@ -1,0 +1,129 @@
+"""What a training is made of: every constant, with its default. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dpbench.errors import ConfigError, did_you_mean
+
+Variant = Literal["diffprune", "gumbel-ste", "scale-gate", "global-denoiser"]
+
+
+class Recipe(BaseModel):
+    """One training of a scorer. The paper's text lost its constants: all defaults are ours.
+
+    Attributes:
+        backbone: as on the command line.
+        weights: folder or hub repository in place of the default one, or "random" for timing.
+        revision: commit, tag or branch of a hub repository.
+        dtype: of the frozen backbone; scorer and denoiser are float32, under autocast with bfloat16.
+        variant: throttler and denoiser: the paper's, or one of its Table 5's.
+        keep: budgets, as `KeepRule.parse` reads them.
+        data: "toy", a folder, files, shards, or a hub repository of image-caption pairs.
+        fraction: share of the data to train on, a seeded subset.
+        instruction: what the frozen backbone is asked of each image.
+        num_validation: images held out for the validation loss.
+        steps: optimiser steps; None is one epoch over the subset.
+        batch_size: images a step, over all processes.
+        micro_batch: images run at once, halved when memory runs out; None begins with the whole batch.
+        lr: peak learning rate of AdamW.
+        warmup: share of the steps in which the rate rises.
+        weight_decay: of AdamW.
+        clip: largest norm of the gradient.
+        tau: temperature of the soft top-k at the first and the last step, cosine between.
+        hidden: width of scorer and denoiser.
+        heads: their attention heads.
+        layers: Transformer blocks of the scorer.
+        ffn: feed-forward width over hidden width.
+        gradient_checkpointing: run decoder layers again in the backward pass instead of keeping their insides.
+        validate_every: steps between validation losses.
+        patience: validations without an improvement after which training ends.
+        save_minutes: minutes between checkpoints to resume from.
+        num_workers: processes that read and decode images.
+        seed: of weights, order of data, budgets and noise.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    backbone: str
+    weights: str | None = None
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    variant: Variant = "diffprune"
+    keep: str = "64,128,192"
+    data: str
+    fraction: float = Field(1.0, gt=0, le=1)
+    instruction: str = "Describe the image."
+    num_validation: int = Field(256, ge=1)
+    steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(16, ge=1)
+    micro_batch: int | None = Field(None, ge=1)
+    lr: float = Field(2e-4, gt=0)
+    warmup: float = Field(0.03, ge=0, lt=1)
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float = Field(1.0, gt=0)
+    tau: tuple[float, float] = (0.03, 0.003)
+    hidden: int = Field(512, ge=4, multiple_of=4)
+    heads: int = Field(8, ge=1)
+    layers: int = Field(2, ge=1)
+    ffn: int = Field(4, ge=1)
+    gradient_checkpointing: bool = True
+    validate_every: int = Field(500, ge=1)
+    patience: int = Field(5, ge=1)
+    save_minutes: float = Field(10.0, ge=0)
+    num_workers: int = Field(4, ge=0)
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Recipe:
+        if min(self.tau) <= 0:
+            raise ValueError(f"tau: both temperatures must be above 0, got {self.tau}")
+        if self.hidden % self.heads:
+            raise ValueError(f"heads: {self.heads} heads do not divide a hidden width of {self.hidden}")
+        return self
+
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "toy-llava": {
+        "data": "toy",
+        "keep": "16,32,48",
+        "steps": 400,
+        "num_validation": 128,
+        "lr": 1e-3,
+        "hidden": 96,
+        "heads": 4,
+        "gradient_checkpointing": False,
+        "validate_every": 100,
+        "save_minutes": 1.0,
+        "num_workers": 0,
+    },
+}
+"""What a backbone changes of the defaults above."""
+
+
+def recipe(backbone: str, settings: Mapping[str, Any]) -> Recipe:
+    """Return the recipe for a backbone, with what the user set.
+
+    Raises:
+        ConfigError: an unknown setting, or a value it cannot take.
+    """
+    for name in settings:
+        if name not in Recipe.model_fields:
+            raise ConfigError(f"--param: training has no setting {name!r}; {did_you_mean(name, Recipe.model_fields)}")
+    merged = {**DEFAULTS.get(backbone, {}), **settings, "backbone": backbone}
+    if "data" not in merged:
+        raise ConfigError(
+            f"--data: {backbone} trains on image-caption pairs of yours; give a folder, *.parquet, *.tar, or a hub "
+            "repository such as visual-layer/imagenet-1k-vl-enriched"
+        )
+    try:
+        return Recipe.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(
+            f"--param {where}: {first['msg']}, got {first['input']!r}".replace("--param :", "--param")
+        ) from None

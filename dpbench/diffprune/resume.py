@@ -1,0 +1,85 @@
+"""What a stopped training goes on from: weights, optimiser state and how far it was, in one safetensors file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+STATE = "training.safetensors"
+_ADAM = ("step", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(slots=True)
+class Progressed:
+    """How far a training is.
+
+    Attributes:
+        step: steps done.
+        micro_batch: images run at once.
+        best: the lowest validation loss so far; None before the first.
+        waited: validations since.
+        finished: it ended, by its last step or by patience.
+        seconds: time spent, all sittings together.
+        full: validation loss of the unpruned backbone; None before the first.
+        num_broken: examples that could not be read.
+    """
+
+    step: int
+    micro_batch: int
+    best: float | None = None
+    waited: int = 0
+    finished: bool = False
+    seconds: float = 0.0
+    full: float | None = None
+    num_broken: int = 0
+
+
+def write(
+    folder: Path, modules: Mapping[str, nn.Module], optimizer: AdamW, state: Progressed, recipe: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint; the file is replaced as a whole."""
+    tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+    for number, parameter in enumerate(_parameters(optimizer)):
+        adam = optimizer.state.get(parameter, {})
+        tensors |= {f"adam.{number}.{name}": adam[name] for name in _ADAM if name in adam}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    half = folder / f"{STATE}.part"
+    save_file(tensors, half, {"recipe": json.dumps(recipe), "state": json.dumps(asdict(state))})
+    half.replace(folder / STATE)
+
+
+def read(folder: Path, modules: Mapping[str, nn.Module], optimizer: AdamW) -> Progressed:
+    """Load a checkpoint into modules and optimiser, and return how far it was."""
+    with safe_open(folder / STATE, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        state = Progressed(**json.loads(file.metadata()["state"]))
+    for name, module in modules.items():
+        module.load_state_dict(_under(tensors, name))
+    adam = {number: _under(tensors, f"adam.{number}") for number in range(len(_parameters(optimizer)))}
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": {n: each for n, each in adam.items() if each}, "param_groups": groups})
+    return state
+
+
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """Return the recipe of the training that a folder holds."""
+    with safe_open(folder / STATE, "pt") as file:
+        recipe: dict[str, Any] = json.loads(file.metadata()["recipe"])
+    return recipe
+
+
+def _parameters(optimizer: AdamW) -> Sequence[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}

@@ -1,0 +1,92 @@
+"""Information throttlers: how much of a token gets through to the LLM, as a function of its retention weight.
+
+VP-Noise (DiffPrune section 4.3) is the paper's; the scale gate and the Gumbel straight-through mask are its controls
+(Table 5). All take scorer logits, so that the path from logits to loss is one function per variant.
+
+Shape letters: R rows (one view each), N visual tokens of a view, D the LLM's width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpbench.diffprune.soft_topk import hard_topk_mask, soft_topk, straight_through
+
+LEAST_WEIGHT = 1e-9
+"""Weights are held this far from 0 and 1, where the square roots of VP-Noise have no finite slope."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """What a throttler is given besides logits and tokens.
+
+    Attributes:
+        k_R: float64, the budget of each row.
+        tau: temperature of the soft top-k.
+        valid_RN: bool, False for padding and for tokens the LLM never reads.
+        noise_RND: standard normal, in the tokens' type.
+        gumbel_RN: standard Gumbel.
+    """
+
+    k_R: Tensor
+    tau: float
+    valid_RN: Tensor
+    noise_RND: Tensor
+    gumbel_RN: Tensor
+
+
+def vp_noise(tokens_RND: Tensor, weights_RN: Tensor, noise_RND: Tensor) -> Tensor:
+    """Return sqrt(p) x + sqrt(1 - p) eps on tokens of unit root mean square, at their own scale again.
+
+    A token is divided by its root mean square over D, mixed with the noise, and multiplied by it again: content and
+    noise have equal power in every token, and only the token's size is let through.
+    """
+    share = weights_RN.double().clamp(LEAST_WEIGHT, 1 - LEAST_WEIGHT)[..., None]
+    scale = tokens_RND.square().mean(-1, keepdim=True).sqrt()
+    content, noise = (part.sqrt().to(tokens_RND.dtype) for part in (share, 1 - share))
+    return content * tokens_RND + noise * (scale * noise_RND)
+
+
+def throttle(logits_RN: Tensor, tokens_RND: Tensor, gate: Gate) -> Tensor:
+    """Throttle by VP-Noise under soft top-k weights: the paper's."""
+    return vp_noise(tokens_RND, _weights(logits_RN, gate), gate.noise_RND)
+
+
+def scale_gate(logits_RN: Tensor, tokens_RND: Tensor, gate: Gate) -> Tensor:
+    """Multiply tokens by their soft top-k weight: differentiable, but the direction of a token gets through."""
+    return _weights(logits_RN, gate).to(tokens_RND.dtype)[..., None] * tokens_RND
+
+
+def gumbel_ste(logits_RN: Tensor, tokens_RND: Tensor, gate: Gate) -> Tensor:
+    """Drop all but the hard top-k of Gumbel-perturbed logits; the gradient is that of the soft top-k instead.
+
+    The top-k of s/tau + g is a sample without replacement from softmax(s/tau); written here in the units of s, so that
+    the noise fades with the temperature as the softness does.
+    """
+    perturbed = logits_RN + gate.tau * gate.gumbel_RN
+    hard = hard_topk_mask(perturbed, gate.k_R.round().clamp(min=1), gate.valid_RN)
+    mask = straight_through(hard, _weights(perturbed, gate))
+    return mask.to(tokens_RND.dtype)[..., None] * tokens_RND
+
+
+def _weights(logits_RN: Tensor, gate: Gate) -> Tensor:
+    return soft_topk(logits_RN, gate.k_R, gate.tau, mask=gate.valid_RN, out_dtype=torch.float64)
+
+
+THROTTLERS: dict[str, Callable[[Tensor, Tensor, Gate], Tensor]] = {
+    "diffprune": throttle,
+    "global-denoiser": throttle,
+    "scale-gate": scale_gate,
+    "gumbel-ste": gumbel_ste,
+}
+"""Variant -> its throttler; "global-denoiser" differs in the denoiser only."""
+
+
+def gumbel_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw standard Gumbel noise, float64, on the generator's device."""
+    uniform = torch.rand(shape, generator=generator, dtype=torch.float64, device=generator.device)
+    return -(-uniform.clamp(min=torch.finfo(torch.float64).tiny).log()).log()
