@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-import safetensors
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dpbench.diffprune.scorer import Scorer, ScorerSize
@@ -58,7 +60,8 @@ def save(folder: Path, scorer: Scorer, card: Card) -> None:
     """Write a scorer; each file is replaced as a whole, and the card, written last, knows the weights' hash."""
     folder.mkdir(parents=True, exist_ok=True)
     half = folder / f"{WEIGHTS}.part"
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in scorer.state_dict().items()}, half)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in scorer.state_dict().items()}
+    save_file(tensors, half, {"size": json.dumps(asdict(scorer.size))})
     card = card.model_copy(update={"sha256": sha256(half.read_bytes()).hexdigest()})
     half.replace(folder / WEIGHTS)
     half_card = folder / f"{CARD}.part"
@@ -128,12 +131,15 @@ def load(folder: Path, backbone: str, width: int) -> Scorer:
             f"{width}; train one on these weights"
         )
     content = (folder / WEIGHTS).read_bytes()
-    if sha256(content).hexdigest() != card.sha256:
+    if sha256(content).hexdigest() != card.sha256 or _stored_size(folder / WEIGHTS) != asdict(card.size):
         raise ConfigError(f"{folder}: {WEIGHTS} is not the file that {CARD} describes; copy both again, or train again")
     scorer = Scorer(card.size)
-    try:
-        scorer.load_state_dict(load_file(folder / WEIGHTS))
-    except (RuntimeError, safetensors.SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{folder / WEIGHTS} does not hold the scorer of its card: {reason}; train again") from None
+    scorer.load_state_dict(load_file(folder / WEIGHTS))
     return scorer
+
+
+def _stored_size(path: Path) -> dict[str, int]:
+    """Return the shape of the scorer whose weights a file holds, as its header says; the file's hash covers it."""
+    with safe_open(path, "pt") as file:
+        size: dict[str, int] = json.loads((file.metadata() or {}).get("size", "{}"))
+    return size

@@ -30,8 +30,8 @@ class Logbook:
         now = time.perf_counter()
         speed, self.clock = num_images / (now - self.clock), now
         self._write({**row, "images_per_s": round(speed, 2)})
-        numbers = f"loss {row['loss']:.3f} hard {self.hard:.3f} tau {row['tau']:.2f} "
-        numbers += f"mass {row['mass_on_top_k']:.0%} {speed:.1f} images/s"
+        numbers = f"loss {row['loss']:.3f} hard {self.hard:.3f} tau {row['tau']:.3f} "
+        numbers += f"mass {row['mass_on_top_k']:.0%} {speed:.0f} img/s"
         self.progress.update(self.task, completed=row["step"], numbers=numbers)
 
     def validated(self, row: Mapping[str, float]) -> None:
@@ -60,7 +60,7 @@ def logbook(
         step: where it begins.
         shown: False in all processes but the main one, which then show and write nothing.
     """
-    columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"), TimeRemainingColumn())
+    columns = (BarColumn(8), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"), TimeRemainingColumn())
     with ExitStack() as stack:
         path = folder / LOG if shown else Path(os.devnull)
         log = stack.enter_context(path.open("a", encoding="utf-8"))

@@ -57,7 +57,7 @@ class KeepRule:
         except ValueError:
             pass
         raise ConfigError(
-            f"--keep: {text!r} is no budget; give a count (64), counts (64,128,192) or a range of shares (0.05-0.4)"
+            f"--keep: {text!r} is no budget; give counts (64 or 64,128), shares (0.1,0.2) or a range (0.05-0.4)"
         )
 
     def drawn(self, rng: np.random.Generator) -> Budget:

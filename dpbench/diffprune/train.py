@@ -79,8 +79,7 @@ def train(
         MissingError: weights or data are not there.
     """
     _check_folder(recipe, out, resume)
-    mixed = "bf16" if recipe.dtype == "bfloat16" else "no"
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=mixed)
+    accelerator = Accelerator(cpu=device == "cpu")
     if device == "cuda" and accelerator.device.type != "cuda":
         raise ConfigError("--device cuda: torch sees no GPU here; leave --device out, or say cpu")
     training = Training(recipe, out, accelerator, console or Console(stderr=True))
@@ -166,7 +165,7 @@ class Training:
             self.console.print(f"{self.out}: this training is finished, there is nothing to go on with")
             return
         self.out.mkdir(parents=True, exist_ok=True)
-        title, shown = f"{self.recipe.variant} on {self.recipe.backbone}", self.accelerator.is_main_process
+        title, shown = self.recipe.variant, self.accelerator.is_main_process
         sizes = {"num_steps": self.num_steps, "step": self.state.step}
         with logbook(self.out, self.console, title=title, shown=shown, **sizes) as book:
             if self.state.full is None:
@@ -218,6 +217,10 @@ class Training:
         lr, tau = self.recipe.lr * warm * cosine(1, 0, done), cosine(*self.recipe.tau, done)
         self.optimizer.param_groups[0]["lr"] = lr
         loss, hard = self._accumulated(examples, tau)
+        if not math.isfinite(loss):
+            raise DpbenchError(
+                f"the loss is {loss} at step {self.state.step + 1}; lower --param lr, or --dtype float32"
+            )
         self.optimizer.step()
         self.state.step += 1
         return {"step": self.state.step, "loss": loss, "tau": tau, "lr": lr, "mass_on_top_k": hard}
@@ -249,7 +252,7 @@ class Training:
             part = examples[at : at + size]
             places = range(at, at + len(part))
             noise = [generator_of(device, seed, step, self.accelerator.process_index, place) for place in places]
-            with self.accelerator.autocast():
+            with self._autocast():
                 batch = self.objective.read(part)
                 logits = self.objective.logits(batch)
                 gate = self.objective.gate(batch, budget, tau, noise)
@@ -258,6 +261,11 @@ class Training:
             hard = hardness(logits, gate) * len(part) / len(examples)
             sums += torch.tensor([float(losses.detach().sum()), len(losses), hard], dtype=torch.float64)
         return sums.to(device)
+
+    def _autocast(self) -> torch.autocast:
+        """Run scorer and denoiser, whose weights are float32, in the backbone's type."""
+        mixed = self.recipe.dtype == "bfloat16"
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=mixed)
 
     def _halve(self) -> None:
         if self.state.micro_batch == 1:
@@ -290,7 +298,7 @@ class Training:
         for examples in self._validation_batches():
             if not examples:
                 continue
-            with self.accelerator.autocast():
+            with self._autocast():
                 batch = self.objective.read(examples)
                 found = [self.objective.hard_losses(batch, budget) for budget in budgets]
                 if self.state.full is None:
@@ -371,7 +379,8 @@ def _frozen(recipe: Recipe, device: torch.device) -> Backbone:
     )
     backbone.model.requires_grad_(False)
     if recipe.gradient_checkpointing:
-        backbone.decoder.gradient_checkpointing_enable({"use_reentrant": False})
+        enable = getattr(backbone.decoder, "activation_checkpointing_enable", None)  # the name since transformers 5.2x
+        (enable or backbone.decoder.gradient_checkpointing_enable)({"use_reentrant": False})
         backbone.decoder.train()
     return backbone
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -218,3 +219,9 @@ def test_a_loaded_scorer_does_not_hold_on_to_its_file(folder: Path) -> None:
         folder, {name: torch.zeros_like(tensor) for name, tensor in load_file(folder / "scorer.safetensors").items()}
     )
     assert torch.equal(back.head.weight, scorer().head.weight)
+
+
+@pytest.mark.parametrize("change", [{"heads": 7}, {"heads": 0}, {"hidden": -4}, {"heads": 2}])
+def test_a_card_with_the_size_of_another_scorer_is_refused(folder: Path, change: dict[str, int]) -> None:
+    rewrite(folder, size=asdict(SIZE) | change)
+    refused(load(folder))

@@ -21,7 +21,15 @@ from dpbench.diffprune.resume import STATE
 from dpbench.diffprune.train import Training, cosine, train
 from dpbench.errors import ConfigError, DpbenchError
 
-SMALL = {"steps": 4, "batch_size": 4, "num_validation": 4, "validate_every": 2, "keep": "16,32", "hidden": 16}
+SMALL = {
+    "dtype": "float32",
+    "steps": 4,
+    "batch_size": 4,
+    "num_validation": 4,
+    "validate_every": 2,
+    "keep": "16,32",
+    "hidden": 16,
+}
 
 
 def small(**changes: object) -> Recipe:
@@ -124,9 +132,19 @@ def test_out_of_memory_halves_the_micro_batch(tmp_path: Path, monkeypatch: pytes
     monkeypatch.undo()
     train(small(micro_batch=2), tmp_path / "twos")
     assert_same(tmp_path / "hungry", tmp_path / "twos")
-    monkeypatch.setattr(Objective, "soft_losses", lambda *_: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError("out")))
+
+    def starving(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Objective, "soft_losses", starving)
     with pytest.raises(DpbenchError, match="does not hold one image"):
         train(small(), tmp_path / "starved")
+
+
+def test_a_loss_that_is_not_finite_ends_training_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Objective, "soft_losses", lambda self, logits, *_: logits.flatten() * float("nan"))
+    with pytest.raises(DpbenchError, match="the loss is nan at step 1"):
+        train(small(), tmp_path / "nan")
 
 
 def test_training_ends_when_validation_no_longer_improves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
