@@ -1,4 +1,4 @@
-"""Draw the README's picture: one toy scene and what three methods keep of its 144 visual tokens."""
+"""Draw the README's picture: one toy scene and what four methods keep of its 144 visual tokens."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from dpbench.backbones.base import Backbone
 from dpbench.toy.scenes import draw, is_held_out, random_scene
 
 KEEP, SCALE, GAP = 16, 3, 12
-METHODS = ("none", "random", "grid", "cls-attention")
+METHODS = ("none", "random", "cls-attention", "holov", "diffprune")
 
 
 def main() -> None:
