@@ -16,6 +16,10 @@ CELL_FLAGS = {
 }  # fmt: skip
 COMMANDS = {
     "run": CELL_FLAGS | {"--tasks", "--limit", "--batch-size", "--data-root", "--dry-run"},
+    "train": {
+        "--backbone", "--variant", "--keep", "--data", "--out", "--steps", "--batch-size", "--seed", "--weights",
+        "--revision", "--dtype", "--device", "--param", "--resume",
+    },
     "profile": CELL_FLAGS | {"--repeats", "--warmups"},
     "report": {"--run", "--format"},
     "check": {"--param", "--backbone", "--goldens"},

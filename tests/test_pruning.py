@@ -221,7 +221,7 @@ AT_MOST = ("pool", "downsample")
 @pytest.mark.parametrize("name", sorted(registry.methods()))
 @pytest.mark.parametrize("keep", [1, 16, 144])
 def test_every_method_meets_its_budget_and_answers(tiny: Llava, picture: Picture, name: str, keep: int) -> None:
-    method = registry.load(name).bind(tiny)
+    method = registry.load(name).untrained().bind(tiny)
     rule = reducing.Rule(keep=keep, kind="final")
     prompt = reducing.prompt_of(tiny, method, [picture(1)], QUESTIONS[0], rule)
     once, again = (spliced(tiny, method, prompt, keep, "final") for _ in range(2))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from dpbench.diffprune.scorer import Scorer, ScorerSize
@@ -130,11 +130,17 @@ def load(folder: Path, backbone: str, width: int) -> Scorer:
             f"{folder}: this scorer reads tokens of width {card.size.width}, the {backbone} loaded here has "
             f"{width}; train one on these weights"
         )
-    content = (folder / WEIGHTS).read_bytes()
-    if sha256(content).hexdigest() != card.sha256 or _stored_size(folder / WEIGHTS) != asdict(card.size):
+    path = folder / WEIGHTS
+    if sha256(path.read_bytes()).hexdigest() != card.sha256:
         raise ConfigError(f"{folder}: {WEIGHTS} is not the file that {CARD} describes; copy both again, or train again")
-    scorer = Scorer(card.size)
-    scorer.load_state_dict(load_file(folder / WEIGHTS))
+    try:
+        if _stored_size(path) != asdict(card.size):
+            raise ConfigError(f"{path} does not hold the scorer of its card: its size is another; train again")
+        scorer = Scorer(card.size)
+        scorer.load_state_dict(load_file(path))
+    except (RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{path} does not hold the scorer of its card: {reason}; train again") from None
     return scorer
 
 

@@ -68,7 +68,7 @@ def rewrite(folder: Path, **changes: object) -> None:
 
 def resave(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Write other weights, and their hash into the card."""
-    save_file(tensors, folder / "scorer.safetensors")
+    save_file(tensors, folder / "scorer.safetensors", {"size": json.dumps(asdict(SIZE))})
     rewrite(folder, sha256=sha256((folder / "scorer.safetensors").read_bytes()).hexdigest())
 
 

@@ -119,7 +119,7 @@ def test_what_is_no_budget_is_refused_in_one_sentence(text: str) -> None:
     with pytest.raises(ConfigError) as raised:
         KeepRule.parse(text)
     assert str(raised.value) == (
-        f"--keep: {text!r} is no budget; give a count (64), counts (64,128,192) or a range of shares (0.05-0.4)"
+        f"--keep: {text!r} is no budget; give counts (64 or 64,128), shares (0.1,0.2) or a range (0.05-0.4)"
     )
 
 
