@@ -41,7 +41,7 @@ GB_LIMIT = 48
 
 def ms(call: Callable[[], object], device: torch.device, repeats: int = 15) -> float:
     """Return the median milliseconds of a call."""
-    return median(time_stages({"call": call}, device, repeats=repeats, warmups=3)["call"])
+    return median(time_stages({"call": call}, device, repeats=repeats, warmups=min(3, repeats // 3))["call"])
 
 
 def differentiated(function: Callable[[Tensor], Tensor], scores: Tensor) -> None:
@@ -96,6 +96,7 @@ class SevenB:
             hidden_size=WIDTH, intermediate_size=11008, num_attention_heads=32, num_hidden_layers=1, vocab_size=32
         )
         self.device, self.num_visual = device, num_visual
+        self.repeats = 15 if device.type == "cuda" else 3  # seconds each on a CPU
         self.decoder = LlamaModel(config).to(device, dtype).requires_grad_(False).eval()
         self.size = ScorerSize(width=WIDTH)
         side = round(num_visual**0.5)
@@ -108,7 +109,7 @@ class SevenB:
     def prefill(self, keep: int) -> float:
         """Return the milliseconds of all decoder layers on `keep` visual tokens and the text."""
         embeds = torch.cat([self.tokens[:, :keep], self.text], 1)
-        return LAYERS * ms(lambda: self.decoder(inputs_embeds=embeds, use_cache=False), self.device)
+        return LAYERS * ms(lambda: self.decoder(inputs_embeds=embeds, use_cache=False), self.device, self.repeats)
 
     @torch.inference_mode()
     def pruner(self, way: str) -> float:
@@ -122,7 +123,7 @@ class SevenB:
         def prune() -> Tensor:
             return self.tokens[0][top_indices(scorer(self.tokens, *self.places)[0], KEEP)]
 
-        return ms(prune, self.device)
+        return ms(prune, self.device, self.repeats)
 
     def training(self) -> tuple[float, float]:
         """Return milliseconds of forward and backward through the frozen decoder, and of what DiffPrune adds."""
@@ -145,13 +146,13 @@ class SevenB:
                 tokens = denoiser(throttle(logits, self.tokens.float(), gate))
             tokens.float().square().mean().backward()
 
-        return LAYERS * ms(frozen, self.device, 7), ms(added, self.device, 7)
+        return LAYERS * ms(frozen, self.device, self.repeats), ms(added, self.device, self.repeats)
 
 
 def seven_b_rows(device: torch.device, dtype: torch.dtype) -> tuple[list[list[object]], list[list[object]]]:
     """Time the deployed pruner beside prefill, and a training step beside the frozen model's, at 7B shapes."""
     pruned, trained = [], []
-    for size in (576, 2880):
+    for size in (576, 2880) if device.type == "cuda" else (576,):
         shapes = SevenB(size, device, dtype)
         full, cut = shapes.prefill(size), shapes.prefill(KEEP)
         for way in ("eager", "compiled", "graph") if device.type == "cuda" else ("eager",):

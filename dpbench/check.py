@@ -107,7 +107,7 @@ def _outcome(probe: Callable[[Trial], str], backbone: Backbone, method: Method) 
 def _frozen(method: Method) -> tuple[bool, str]:
     if not is_dataclass(method) or not type(method).__dataclass_params__.frozen:  # type: ignore[attr-defined]
         return False, f"{type(method).__name__} is no frozen dataclass"
-    return True, ", ".join(f"{each.name}={getattr(method, each.name)!r}" for each in fields(method))
+    return True, ", ".join(f"{each.name}={getattr(method, each.name)!r}" for each in fields(method) if each.init)
 
 
 def asks_for_what_exists(trial: Trial) -> str:
