@@ -131,7 +131,8 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     device = torch.device(given.device)
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    methods = {name: registry.load(name) for name in registry.methods()}
+    loaded = {name: registry.load(name) for name in registry.methods()}
+    methods = {name: each for name, each in loaded.items() if each.untrained() == each}  # diffprune.py times scorers
     rows = []
     with torch.inference_mode():
         for width in WIDTHS:
