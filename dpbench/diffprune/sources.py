@@ -55,20 +55,19 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
 
-def open_source(data: str, *, seed: int, validation: bool = False) -> Source:
+def open_source(data: str, *, seed: int) -> Source:
     """Open what `--data` names.
 
     Args:
         data: "toy"; a file, folder or pattern whose files' suffix decides (parquet, jsonl, tar); or a hub dataset.
         seed: of the toy scenes.
-        validation: draw other toy scenes than those to train on; every other source is divided by `split`.
 
     Raises:
         ConfigError: it is none of these, is empty, mixes forms, or has a file that cannot be used.
         MissingError: the hub has or gives no such dataset.
     """
     if data == TOY:
-        return ToySource(seed, validation)
+        return ToySource(seed)
     source = _SOURCES[_form_of(data, found_files(data))](data)
     if not len(source):
         raise ConfigError(f"--data {data}: {_EMPTY}")
@@ -131,16 +130,16 @@ def _in_range(pattern: str) -> list[str]:
 
 
 class ToySource:
-    """Scenes that no toy benchmark has, each a function of (seed, validation, index)."""
+    """Scenes that no toy benchmark has, each a function of (seed, index)."""
 
-    def __init__(self, seed: int, validation: bool = False) -> None:
-        self._seed = [seed, int(validation)]
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
 
     def __len__(self) -> int:
         return TOY_LENGTH
 
     def __getitem__(self, index: int) -> Example:
-        rng = np.random.default_rng([*self._seed, index])
+        rng = np.random.default_rng([self._seed, 0, index])
         scene = training_scene(rng)
         return Example(Image.fromarray(draw([scene], rng)[0]), caption(scene))
 

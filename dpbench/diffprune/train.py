@@ -328,14 +328,12 @@ class Training:
         )
 
     def _card(self, losses: dict[str, float]) -> Card:
-        recipe = self.recipe
-        weights = recipe.weights or ""
-        random = weights == backbones.RANDOM
+        recipe, weights = self.recipe, backbones.RANDOM
+        if recipe.weights != backbones.RANDOM:
+            weights = fingerprint.weights_hash(recipe.backbone, recipe.weights, recipe.revision)
         return Card(
             backbone=recipe.backbone,
-            backbone_weights=weights
-            if random
-            else fingerprint.weights_hash(recipe.backbone, recipe.weights, recipe.revision),
+            backbone_weights=weights,
             size=self.objective.scorer.size,
             variant=recipe.variant,
             keep=recipe.keep,

@@ -18,6 +18,7 @@ from dpbench.diffprune.method import DiffPrune
 from dpbench.diffprune.scorer import Scorer, ScorerSize
 from dpbench.errors import ConfigError, MissingError
 from dpbench.method import Method, Reduction
+from scorers import bare_card
 
 QUESTION = "Is there a red circle in the image?"
 backbone = cache(tinies.backbone)
@@ -63,21 +64,7 @@ def saved(folder: Path, backbone_name: str = "llava", width: int = 32) -> Scorer
     with torch.random.fork_rng([]):
         torch.manual_seed(1)
         scorer = Scorer(ScorerSize(width=width, hidden=16, heads=2))
-    card = checkpoint.Card(
-        backbone=backbone_name,
-        backbone_weights="random",
-        size=scorer.size,
-        variant="diffprune",
-        keep="4",
-        tau=(1.0, 0.1),
-        data="toy",
-        seed=0,
-        step=1,
-        losses={},
-        hours=0.0,
-        versions={},
-    )
-    checkpoint.save(folder, scorer, card)
+    checkpoint.save(folder, scorer, bare_card(backbone_name, scorer.size))
     return scorer
 
 

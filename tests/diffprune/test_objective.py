@@ -25,6 +25,7 @@ from dpbench.diffprune.sources import Example
 from dpbench.diffprune.throttler import THROTTLERS
 from dpbench.errors import ConfigError
 from dpbench.method import Method
+from scorers import bare_card
 
 ASKED = "Describe ."
 SIZES = ((60, 100), (60, 60), (40, 200))
@@ -189,7 +190,7 @@ def test_what_is_read_is_the_towers_and_needs_no_gradient(family: str) -> None:
 def test_hard_losses_are_those_of_the_deployed_method(family: str, budget: float, tmp_path: Path) -> None:
     model, given = backbone(family), examples()
     scorer, denoiser = parts(model)
-    checkpoint.save(tmp_path, scorer, card(family, scorer.size))
+    checkpoint.save(tmp_path, scorer, bare_card(family, scorer.size))
     method = registry.load("diffprune", {"checkpoint": str(tmp_path)}).bind(model)
     made = Objective(model, scorer.double(), denoiser.double(), "diffprune", ASKED)
     rule = reducing.Rule(keep=budget) if isinstance(budget, int) else reducing.Rule(prune_rate=1 - budget)
@@ -198,23 +199,6 @@ def test_hard_losses_are_those_of_the_deployed_method(family: str, budget: float
     close(made.hard_losses(batch, budget), torch.cat(wanted))
     if budget < 4:  # or everything may be kept
         assert (torch.cat(wanted) - made.full_losses(batch)).abs().mean() > 1e-3
-
-
-def card(name: str, size: ScorerSize) -> checkpoint.Card:
-    return checkpoint.Card(
-        backbone=name,
-        backbone_weights="random",
-        size=size,
-        variant="diffprune",
-        keep="4",
-        tau=(1.0, 0.1),
-        data="toy",
-        seed=0,
-        step=1,
-        losses={},
-        hours=0.0,
-        versions={},
-    )
 
 
 @pytest.mark.parametrize("family", tinies.FAMILIES)
