@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cards import bare_card
 from PIL import Image
 from torch import Tensor
 
@@ -18,7 +19,6 @@ from dpbench.diffprune.method import DiffPrune
 from dpbench.diffprune.scorer import Scorer, ScorerSize
 from dpbench.errors import ConfigError, MissingError
 from dpbench.method import Method, Reduction
-from scorers import bare_card
 
 QUESTION = "Is there a red circle in the image?"
 backbone = cache(tinies.backbone)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cards import bare_card
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, rms_norm
@@ -25,7 +26,6 @@ from dpbench.diffprune.sources import Example
 from dpbench.diffprune.throttler import THROTTLERS
 from dpbench.errors import ConfigError
 from dpbench.method import Method
-from scorers import bare_card
 
 ASKED = "Describe ."
 SIZES = ((60, 100), (60, 60), (40, 200))
