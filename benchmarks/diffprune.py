@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
 from dpbench import backbones
+from dpbench.cuda_graph import Graphed
 from dpbench.diffprune.denoiser import Denoiser
-from dpbench.diffprune.method import Graphed
 from dpbench.diffprune.objective import Objective, generator_of
 from dpbench.diffprune.scorer import Scorer, ScorerSize
 from dpbench.diffprune.soft_topk import hard_topk_mask, soft_topk

@@ -15,6 +15,7 @@ sys.path.pop(0)  # a script's folder comes first, where this file would hide the
 
 import argparse
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -27,12 +28,14 @@ from transformers.models.llama.modeling_llama import LlamaModel
 from dpbench import registry
 from dpbench.decoder_view import DecoderView, Projected
 from dpbench.measure.timing import time_stages
-from dpbench.method import Budget, Method, VisualTokens
+from dpbench.method import Budget, DecoderInput, Method, VisualTokens
 from dpbench.reducing import reduces, resizes
 
 GRIDS = {576: (24, 24), 1440: (36, 40), 2880: (24, 24)}
 WIDTHS = (1024, 4096)
 TOWER, HEADS, TEXT, KEEP, DEPTH = 1024, 16, 64, 64, 32
+SETTINGS = {"cdpruner": {"relevance": "none"}}
+"""Where a method needs a backbone: what runs without one (of CDPruner all but its text tower)."""
 
 
 def features(num: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -56,7 +59,7 @@ def image(num: int, width: int, device: torch.device, dtype: torch.dtype) -> Vis
         slot_N=index,
         generator=torch.Generator().manual_seed(0),
         cls_hidden_VC=features(num // (rows * columns), TOWER, device, dtype),
-        cls_attention={22: (torch.randn(HEADS, num, device=device) * 2).softmax(-1)},
+        cls_attention={layer: (torch.randn(HEADS, num, device=device) * 2).softmax(-1) for layer in (0, 22)},
         received_attention_N=torch.rand(num, device=device),
         keys_Nd=features(num, TOWER // HEADS, device, dtype),
     )
@@ -81,6 +84,9 @@ def selections(
     """Yield one call per cut: the ranking and choice among the tokens that are left there."""
     width, left = llama.config.hidden_size, num
     budget = Budget(num // 4)
+    before, behind = torch.arange(35, device=device), torch.arange(35 + num, num + TEXT, device=device)
+    whole = features(num + TEXT, width, device, dtype)
+    prompt = DecoderInput(whole, torch.arange(35, 35 + num, device=device), torch.cat([before, behind]))
     for stage, cut in enumerate(method.cuts(num, DEPTH, budget)):
         length = left + TEXT
         hidden = features(length, width, device, dtype)
@@ -88,12 +94,13 @@ def selections(
         layer = llama.layers[0]
         ran = cut.probe < cut.layer
         view = DecoderView(
-            cut=type(cut)(1, cut.keep, 0),
+            cut=replace(cut, layer=1, probe=0),
             stage=stage,
             hidden_LD=hidden,
             visual_index_N=torch.arange(35, 35 + left, device=device),
             text_index=torch.cat([torch.arange(35), torch.arange(35 + left, length)]).to(device),
             embeds_LD=hidden,
+            prompt=prompt,
             decoder=llama,
             angles=(angles[0][0], angles[1][0]),
             kept=Projected(layer.self_attn.q_proj(hidden), layer.self_attn.k_proj(hidden)) if ran else None,
@@ -104,8 +111,7 @@ def selections(
 
 def _fresh(view: DecoderView) -> DecoderView:
     """Return the view with nothing computed yet: it remembers what it was asked for."""
-    fields = ("cut", "stage", "hidden_LD", "visual_index_N", "text_index", "embeds_LD", "decoder", "angles", "kept")
-    return DecoderView(**{name: getattr(view, name) for name in fields})
+    return replace(view)
 
 
 def median_ms(calls: list[Callable[[], Any]], device: torch.device, repeats: int) -> float:
@@ -131,7 +137,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     device = torch.device(given.device)
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    loaded = {name: registry.load(name) for name in registry.methods()}
+    loaded = {name: registry.load(name, SETTINGS.get(name)) for name in registry.methods()}
     methods = {name: each for name, each in loaded.items() if each.untrained() == each}  # diffprune.py times scorers
     rows = []
     with torch.inference_mode():

@@ -1,41 +1,67 @@
-"""Answer one task's samples for many cells: encode a batch's images once, prune them for each cell, journal."""
+"""Answer one task's samples for many cells, image by image: encode once, prune for each cell, generate, journal."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from dpbench import pruning, reducing, registry
+from dpbench import prefix, pruning, reducing, registry
+from dpbench.encoding import Encoder, Sample
+from dpbench.feature_cache import FeatureCache
 from dpbench.journal import Answer, Journal, pack_indices
 from dpbench.manifest import Cell
 from dpbench.method import Budget, Method, num_kept
+from dpbench.room import NO_ROOM, Room
+from dpbench.sharding import WHOLE, Shard
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from dpbench.backbones.base import Backbone, Features, Prompt
+    from dpbench.backbones.base import Backbone
     from dpbench.lmms import BuiltTask, Request
 
-AUTO_BATCH = 32
-NO_IMAGE = "image could not be decoded"
+AUTO_BATCH = {"cuda": 32, "cpu": 16}
+"""Samples answered at once where nothing is said; a CPU's caches hold fewer."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Running:
-    """A pending cell with its method bound and its journal open."""
+    """A pending cell with its method bound, its journal open, and how many of its samples fit at once.
+
+    `only` are the numbers of its samples, where they are not all of the task's.
+    """
 
     cell: Cell
     method: Method
     journal: Journal
+    room: Room
+    shard: Shard = WHOLE
+    only: frozenset[int] | None = None
+
+    @property
+    def rule(self) -> reducing.Rule:
+        """Return what the cell says about budgets."""
+        return rule_of(self.cell)
+
+    def unanswered(self, requests: Iterable[Request]) -> list[Request]:
+        """Return the cell's requests that the journal holds no answer to."""
+        known = self.journal.answers
+        return [each for each in self.samples(requests) if (each.task, each.doc_id, each.prompt_hash) not in known]
+
+    def samples(self, requests: Iterable[Request]) -> list[Request]:
+        """Return the requests that are the cell's samples."""
+        return [each for each in requests if self.only is None or each.doc_id in self.only]
 
 
-def start(cell: Cell, backbone: Backbone, folder: Path) -> Running:
+def start(
+    cell: Cell,
+    backbone: Backbone,
+    folder: Path,
+    cache: FeatureCache,
+    shard: Shard = WHOLE,
+    only: frozenset[int] | None = None,
+) -> Running:
     """Bind a cell's method and open its journal.
 
     Raises:
@@ -47,118 +73,142 @@ def start(cell: Cell, backbone: Backbone, folder: Path) -> Running:
     if backbone.num_visual is not None:
         budget = Budget(num_kept(backbone.num_visual, cell.keep, cell.prune_rate), rule_of(cell).kind)
         pruning.checked_cuts(method, backbone.num_visual, backbone.num_layers, budget)
-    return Running(cell, method, Journal(folder / "samples" / f"{cell.id}.jsonl"))
+    return Running(cell, method, shard.journal(folder, cell.id), Room(cache.clear), shard, only)
+
+
+def needs_of(backbone: Backbone, running: Iterable[Running]) -> frozenset[str]:
+    """Return the optional signals that any of the methods reads."""
+    return frozenset().union(*(each.method.needs(backbone.provides) for each in running))
 
 
 def answer(
-    backbone: Backbone, group: Sequence[Running], built: BuiltTask, batch_size: int | str
+    backbone: Backbone,
+    group: Sequence[Running],
+    built: BuiltTask,
+    requests: Sequence[Request],
+    batch_size: int | str,
+    encoder: Encoder,
 ) -> Iterator[tuple[int, str]]:
-    """Answer one task's samples for all its cells, batch by batch; yields how many were done and what is next."""
-    size = AUTO_BATCH if batch_size == "auto" else int(batch_size)
-    needs = frozenset().union(*(each.method.needs(backbone.provides) for each in group))
-    requests = sorted(built.requests, key=lambda request: len(request.text))
-    for at in range(0, len(requests), size):
-        batch = requests[at : at + size]
-        missing = {id(each): _unanswered(each, batch) for each in group}
-        yield sum(len(batch) - len(todo) for todo in missing.values()), group[0].cell.task
-        sharing = [missing[id(each)] for each in group if not reducing.resizes(each.method)]
-        shared = _encode(backbone, built, [r for r in batch if any(r in todo for todo in sharing)], needs)
+    """Answer one task's samples for all its cells, batch by batch; yields how many were done and what is next.
+
+    Args:
+        backbone: answers.
+        group: the task's pending cells.
+        built: scores single answers.
+        requests: what this process answers of the task.
+        batch_size: samples at once, or "auto".
+        encoder: of the task's images.
+    """
+    size = AUTO_BATCH.get(backbone.device.type, 32) if batch_size == "auto" else int(batch_size)
+    for batch in batches(built, requests, size):
+        encoder.start_batch()
         for each in group:
-            todo = missing[id(each)]
+            todo = each.unanswered(batch)
+            yield len(each.samples(batch)) - len(todo), each.cell.label
             if todo:
-                samples = _encode(backbone, built, todo, needs, each) if reducing.resizes(each.method) else shared
-                _answer_cell(backbone, each, built, [samples[request.doc_id] for request in todo])
+                _answer_cell(backbone, each, built, encoder.samples(todo, each.method, each.rule))
                 yield len(todo), each.cell.label
 
 
-def _unanswered(running: Running, batch: Sequence[Request]) -> list[Request]:
-    known = running.journal.answers
-    return [r for r in batch if (r.task, r.doc_id, r.prompt_hash) not in known]
+def batches(built: BuiltTask, requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
+    """Split requests into batches: questions about one image side by side, images by their longest question.
 
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One request with its images encoded; `failure` says why it has none."""
-
-    request: Request
-    prompt: Prompt | None
-    features: tuple[Features, ...]
-    image_hash: str
-    failure: str | None = None
-
-
-def _encode(
-    backbone: Backbone,
-    built: BuiltTask,
-    requests: Sequence[Request],
-    needs: frozenset[str],
-    resizing: Running | None = None,
-) -> dict[int, Sample]:
-    """Decode and encode a batch's images, each different one once, at the size a cell's method wants if it does."""
-    method, rule = (resizing.method, rule_of(resizing.cell)) if resizing else (Method(), reducing.Rule())
-    opened = {request.doc_id: _open(built, request) for request in requests}
-    hashes = {doc_id: [_image_hash(image) for image in images or ()] for doc_id, images in opened.items()}
-    prompts = {
-        r.doc_id: reducing.prompt_of(backbone, method, opened[r.doc_id] or (), r.text, rule)
-        for r in requests
-        if opened[r.doc_id] is not None
-    }
-    pixels = {h: p for doc_id, prompt in prompts.items() for h, p in zip(hashes[doc_id], prompt.pixels, strict=True)}
-    features = dict(zip(pixels, backbone.encode(list(pixels.values()), needs), strict=True)) if pixels else {}
-    return {
-        request.doc_id: Sample(
-            request,
-            prompts.get(request.doc_id),
-            tuple(features[h] for h in hashes[request.doc_id]),
-            sha256("".join(hashes[request.doc_id]).encode()).hexdigest()[:16],
-            NO_IMAGE if opened[request.doc_id] is None else None,
-        )
-        for request in requests
-    }
-
-
-def _open(built: BuiltTask, request: Request) -> list[Image] | None:
-    """Decode a sample's images, or return None if the bytes are no image."""
-    try:
-        return built.images(request)
-    except OSError:
-        return None
-
-
-def _image_hash(image: Image) -> str:
-    return sha256(repr(image.size).encode() + image.tobytes()).hexdigest()[:16]
+    A batch has one limit on the answer's length.
+    """
+    images: dict[tuple[int, str], list[Request]] = {}
+    for request in requests:
+        images.setdefault((request.max_new_tokens, built.image_group(request)), []).append(request)
+    limits: dict[int, list[list[Request]]] = {}
+    for (limit, _), together in images.items():
+        limits.setdefault(limit, []).append(sorted(together, key=lambda request: len(request.text)))
+    for groups in limits.values():
+        groups.sort(key=lambda together: len(together[-1].text))
+        ordered = [request for together in groups for request in together]
+        for at in range(0, len(ordered), size):
+            yield ordered[at : at + size]
 
 
 def _answer_cell(backbone: Backbone, running: Running, built: BuiltTask, samples: Sequence[Sample]) -> None:
     """Prune and answer a batch under one cell, and journal it."""
     start = time.perf_counter()
-    cell, good = running.cell, [sample for sample in samples if sample.prompt is not None]
-    spliced = [_splice(backbone, running, sample) for sample in good]
-    told = _generate(backbone, running.method, spliced, good[0].request.max_new_tokens) if good else []
-    elapsed = time.perf_counter() - start
-    done = {s.request.doc_id: (said, cut) for s, said, cut in zip(good, told, spliced, strict=True)}
-    answers = []
-    for sample in samples:
-        said, cut = done.get(sample.request.doc_id, (None, None))
-        text = until(said.text if said else "", sample.request.until)
-        answers.append(
-            Answer(
-                task=cell.task,
-                doc_id=sample.request.doc_id,
-                image_hash=sample.image_hash,
-                prompt_hash=sample.request.prompt_hash,
-                image_group=sample.image_hash,
-                answer=text,
-                scores=plain(built.scores(sample.request, text)),
-                visual_tokens=cut.per_layer(backbone.num_layers) if cut else (),
-                kept=_kept(sample, cut, said) if cut and said else (),
-                failure=sample.failure,
-                seed=cell.seed,
-                shard=0,
-                ms=1000 * elapsed / len(samples),
-            )
-        )
-    running.journal.append(answers)
+    said = _say(backbone, running, built, samples)
+    ms = 1000 * (time.perf_counter() - start) / len(samples)
+    running.journal.append(
+        _journalled(backbone, running, built, sample, each, ms) for sample, each in zip(samples, said, strict=True)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What the model said to one sample and on what, or why it did not."""
+
+    spliced: pruning.Spliced | None = None
+    generated: pruning.Generated | None = None
+    failure: str | None = None
+
+
+def _say(backbone: Backbone, running: Running, built: BuiltTask, samples: Sequence[Sample]) -> list[_Said]:
+    """Answer the samples that can be, in batches that fit."""
+    refused = {id(each): reason for each in samples if (reason := each.failure)}
+    good = [each for each in samples if id(each) not in refused]
+
+    def work(part: Sequence[Sample]) -> list[_Said]:
+        spliced = [_splice(backbone, running, each) for each in part]
+        failures = [too_long(backbone, each) for each in spliced]
+        fits = [number for number, failure in enumerate(failures) if failure is None]
+        prompts, images = [spliced[n] for n in fits], [built.image_group(part[n].request) for n in fits]
+        limit = part[0].request.max_new_tokens
+        told = iter(prefix.generate(backbone, running.method, prompts, images, max_new_tokens=limit) if fits else ())
+        return [
+            _Said(failure=failure) if failure else _Said(each, next(told))
+            for each, failure in zip(spliced, failures, strict=True)
+        ]
+
+    done = iter(running.room.map(good, work))
+    return [
+        _Said(failure=refused[id(each)]) if id(each) in refused else next(done) or _Said(failure=NO_ROOM)
+        for each in samples
+    ]
+
+
+def too_long(backbone: Backbone, spliced: pruning.Spliced) -> str | None:
+    """Say that a prompt leaves no position for an answer within the model's context, or return None."""
+    context = backbone.decoder.config.max_position_embeddings
+    length = int(spliced.positions_PL.max()) + 1
+    return None if length < context else f"too long: {length} positions, the model's context is {context}"
+
+
+def _splice(backbone: Backbone, running: Running, sample: Sample) -> pruning.Spliced:
+    assert sample.prompt is not None
+    cell, doc_id = running.cell, sample.request.doc_id
+    generators = [
+        reducing.image_generator(cell.seed, f"{cell.task}/{doc_id}", image) for image in range(len(sample.features))
+    ]
+    return pruning.splice(backbone, running.method, sample.prompt, sample.features, generators, running.rule)
+
+
+def _journalled(
+    backbone: Backbone, running: Running, built: BuiltTask, sample: Sample, said: _Said, ms: float
+) -> Answer:
+    cell, request, group = running.cell, sample.request, built.image_group(sample.request)
+    text = until(said.generated.text if said.generated else "", request.until)
+    return Answer(
+        task=cell.task,
+        doc_id=request.doc_id,
+        image_hash=group,
+        prompt_hash=request.prompt_hash,
+        image_group=group,
+        answer=text,
+        scores=plain(built.scores(request, text)),
+        visual_tokens=said.spliced.per_layer(backbone.num_layers) if said.spliced else (),
+        kept=_kept(sample, said.spliced, said.generated) if said.spliced and said.generated else (),
+        failure=said.failure,
+        seed=cell.seed,
+        shard=running.shard.number,
+        cache_hits=sample.cache_hits,
+        encoded=sample.encoded,
+        ms=ms,
+    )
 
 
 def _kept(sample: Sample, cut: pruning.Spliced, said: pruning.Generated) -> tuple[str | None, ...]:
@@ -168,30 +218,6 @@ def _kept(sample: Sample, cut: pruning.Spliced, said: pruning.Generated) -> tupl
         pack_indices(indices.tolist(), len(feature.embeds_ND))
         for indices, feature in zip(alive, sample.features, strict=True)
     )
-
-
-def _generate(
-    backbone: Backbone, method: Method, spliced: Sequence[pruning.Spliced], max_new_tokens: int
-) -> list[pruning.Generated]:
-    """Answer a batch; where it does not fit the GPU's memory, answer its halves."""
-    try:
-        return pruning.generate(backbone, method, spliced, max_new_tokens=max_new_tokens)
-    except torch.OutOfMemoryError:
-        if len(spliced) == 1:
-            raise
-    torch.cuda.empty_cache()
-    middle = len(spliced) // 2
-    halves = (spliced[:middle], spliced[middle:])
-    return [said for half in halves for said in _generate(backbone, method, half, max_new_tokens)]
-
-
-def _splice(backbone: Backbone, running: Running, sample: Sample) -> pruning.Spliced:
-    assert sample.prompt is not None
-    cell, doc_id = running.cell, sample.request.doc_id
-    generators = [
-        reducing.image_generator(cell.seed, f"{cell.task}/{doc_id}", image) for image in range(len(sample.features))
-    ]
-    return pruning.splice(backbone, running.method, sample.prompt, sample.features, generators, rule_of(cell))
 
 
 def rule_of(cell: Cell) -> reducing.Rule:

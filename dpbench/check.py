@@ -28,7 +28,7 @@ QUESTION = "Is there a red circle in the image?"
 SIZES = ((60, 100), (100, 60))
 CLOSE = 1e-6
 FIELDS, CLAIM = "hyper-parameters", "claims this backbone"
-_OPTIONAL = frozenset({"cls_attention", "cls_hidden_VC", "received_attention_N", "keys_Nd"})
+_OPTIONAL = frozenset({"cls_attention", "cls_attention[0]", "cls_hidden_VC", "received_attention_N", "keys_Nd"})
 
 
 @dataclass(frozen=True, slots=True)

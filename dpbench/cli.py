@@ -3,13 +3,54 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dpbench.errors import DpbenchError
+from dpbench.options import (
+    BackboneName,
+    BatchSize,
+    Beside,
+    Conversation,
+    DataRoot,
+    Device,
+    Dtype,
+    FeatureCache,
+    Format,
+    HardSubset,
+    Keep,
+    Kernel,
+    Kind,
+    Limit,
+    Manifest,
+    MaxPixels,
+    MethodName,
+    MinPixels,
+    Newlines,
+    NumShards,
+    Out,
+    Params,
+    Placed,
+    PruneRate,
+    Quantized,
+    Revision,
+    RunFolders,
+    Runs,
+    Scale,
+    Several,
+    ShardNumber,
+    Subset,
+    Sweep,
+    Table,
+    TaskNames,
+    Tasks,
+    TrainDtype,
+    Variant,
+    Views,
+    Weights,
+)
 
 app = typer.Typer(
     name="dpbench",
@@ -21,130 +62,12 @@ app = typer.Typer(
 list_app = typer.Typer(help="List what can be named on the command line.", no_args_is_help=True)
 toy_app = typer.Typer(help="Build the embedded backbone and its benchmarks.", no_args_is_help=True)
 app.add_typer(list_app, name="list")
+data_app = typer.Typer(help="Fetch the benchmarks' data and check it.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 app.add_typer(toy_app, name="toy")
 
 
 INTERRUPTED = 130
-
-
-class Device(StrEnum):
-    """Where the model runs."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Dtype(StrEnum):
-    """Floating-point type of the weights."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class Quantize(StrEnum):
-    """How weights are packed, by bitsandbytes."""
-
-    four = "4bit"
-    eight = "8bit"
-
-
-class DeviceMap(StrEnum):
-    """How layers are placed."""
-
-    auto = "auto"
-
-
-class TrainDtype(StrEnum):
-    """Floating-point type of a frozen backbone under training."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-class Variant(StrEnum):
-    """Throttler and denoiser a scorer is trained with."""
-
-    diffprune = "diffprune"
-    gumbel_ste = "gumbel-ste"
-    scale_gate = "scale-gate"
-    global_denoiser = "global-denoiser"
-
-
-class Attention(StrEnum):
-    """Attention kernel."""
-
-    sdpa = "sdpa"
-    eager = "eager"
-
-
-class Prompt(StrEnum):
-    """Conversation a question is put into."""
-
-    default = "default"
-    template = "template"
-    vicuna_v1 = "vicuna_v1"
-
-
-class Anyres(StrEnum):
-    """How a budget is shared over AnyRes's views."""
-
-    per_view = "per-view"
-    whole = "global"
-
-
-class Newline(StrEnum):
-    """What becomes of AnyRes's newlines where a method selects before the LLM."""
-
-    keep = "keep"
-    drop = "drop"
-
-
-class BudgetKind(StrEnum):
-    """What a budget counts for methods that cut inside the LLM."""
-
-    mean = "mean"
-    final = "final"
-
-
-class Format(StrEnum):
-    """How tables are written."""
-
-    markdown = "markdown"
-    csv = "csv"
-
-
-class Scale(StrEnum):
-    """How long the toy recipe trains."""
-
-    small = "small"
-    full = "full"
-
-
-Manifest = Annotated[Path | None, typer.Argument(help="A manifest file, or the name of a shipped one.")]
-MethodName = Annotated[str | None, typer.Option("--method", help="Method to run; see `dpbench list methods`.")]
-Params = Annotated[list[str] | None, typer.Option("--param", help="Hyper-parameter of the method, as name=value.")]
-BackboneName = Annotated[str | None, typer.Option("--backbone", help="Backbone; see `dpbench list backbones`.")]
-Weights = Annotated[str | None, typer.Option(help="Folder or hub repository in place of the default; or random.")]
-Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub repository.")]
-Quantized = Annotated[Quantize | None, typer.Option("--quantize", help="Pack weights, to fit a smaller GPU.")]
-Placed = Annotated[DeviceMap | None, typer.Option("--device-map", help="auto: spread layers over GPUs and CPU.")]
-Keep = Annotated[int | None, typer.Option(help="Visual tokens to keep per image.")]
-PruneRate = Annotated[float | None, typer.Option(help="Share of the visual tokens to remove, 0 to 1.")]
-Kind = Annotated[BudgetKind | None, typer.Option("--budget-kind", help="In-LLM budgets: layer mean, or what is left.")]
-Kernel = Annotated[Attention | None, typer.Option("--attention", help="Attention kernel.")]
-Conversation = Annotated[Prompt | None, typer.Option("--prompt", help="Conversation; by default the backbone's own.")]
-Views = Annotated[Anyres | None, typer.Option("--anyres", help="LLaVA-NeXT: budget per view, or over all views.")]
-Newlines = Annotated[Newline | None, typer.Option("--newline", help="LLaVA-NeXT: newlines beside selected tokens.")]
-MinPixels = Annotated[int | None, typer.Option(help="Qwen2.5-VL: smaller images are enlarged.")]
-MaxPixels = Annotated[int | None, typer.Option(help="Qwen2.5-VL: larger images are shrunk.")]
-Tasks = Annotated[list[str] | None, typer.Option("--tasks", help="Benchmarks, comma-separated; all ten by default.")]
-Limit = Annotated[int | None, typer.Option(help="Answer at least so many samples a task, in whole groups.")]
-BatchSize = Annotated[str | None, typer.Option(help="Samples answered at once: a number, or auto.")]
-DataRoot = Annotated[Path | None, typer.Option(help="Folder with the benchmarks' data; DPBENCH_DATA by default.")]
-Out = Annotated[Path, typer.Option(help="Folder for results.")]
-Runs = Annotated[list[Path] | None, typer.Option("--run", help="Run folder to report; all under results/ by default.")]
 
 
 @app.command()
@@ -162,7 +85,11 @@ def run(
     budget_kind: Kind = None,
     tasks: Tasks = None,
     limit: Limit = None,
+    subset: HardSubset = None,
     batch_size: BatchSize = None,
+    feature_cache: FeatureCache = "4GiB",
+    num_shards: NumShards = None,
+    shard: ShardNumber = None,
     device: Device = Device.auto,
     dtype: Annotated[Dtype | None, typer.Option(help="Type of the weights.")] = None,
     attention: Kernel = None,
@@ -175,18 +102,31 @@ def run(
     out: Out = Path("results"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and run nothing.")] = False,
 ) -> None:
-    """Answer and score every cell that has no record yet."""
-    from dpbench import flags, runner
+    """Answer and score every cell that has no record yet; `accelerate launch -m dpbench run ...` uses several GPUs."""
+    from dpbench import flags, merging, runner, sharding
 
     given = flags.given(locals())
-    wanted = flags.manifest(manifest, given)
-    root = flags.data_root(wanted, data_root)
+    wanted, mine = flags.manifest(manifest, given), sharding.chosen(num_shards, shard)
+    root, size = flags.data_root(wanted, data_root), flags.num_bytes(feature_cache)
     if dry_run:
         typer.echo(flags.describe(runner.plan(wanted, out, root)))
         return
-    outcome = runner.run(wanted, out, root, device=device)
-    typer.echo(flags.summary(outcome, out / wanted.name), err=True)
-    raise typer.Exit(1 if outcome.num_failed else 0)
+    outcome = merging.run(wanted, out, root, mine, device=device, feature_cache=size)
+    typer.echo(flags.summary(outcome, out / wanted.name, mine), err=True)
+    raise typer.Exit(1 if outcome.failed else 0)
+
+
+@app.command()
+def merge(
+    run: Annotated[Path, typer.Argument(help="Folder of the run: results/<its name>.")],
+    data_root: DataRoot = None,
+) -> None:
+    """Join what `dpbench run --num-shards S --shard I` left; score and record what is complete."""
+    from dpbench import flags, merging
+
+    outcome = merging.merge(run, flags.data_root(merging.manifest_of(run), data_root))
+    typer.echo(flags.summary(outcome, run), err=True)
+    raise typer.Exit(1 if outcome.failed else 0)
 
 
 @app.command()
@@ -220,15 +160,15 @@ def train(
 @app.command()
 def profile(
     manifest: Manifest = None,
-    method: MethodName = None,
+    method: Several = None,
     param: Params = None,
     backbone: BackboneName = None,
     weights: Weights = None,
     revision: Revision = None,
     quantize: Quantized = None,
     device_map: Placed = None,
-    keep: Keep = None,
-    prune_rate: PruneRate = None,
+    keep: Annotated[list[str] | None, typer.Option(help="Visual tokens to keep; several with commas.")] = None,
+    prune_rate: Annotated[list[str] | None, typer.Option(help="Share to remove; several with commas.")] = None,
     budget_kind: Kind = None,
     device: Device = Device.auto,
     dtype: Annotated[Dtype | None, typer.Option(help="Type of the weights.")] = None,
@@ -238,31 +178,99 @@ def profile(
     newline: Newlines = None,
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Repetitions kept.")] = 30,
-    warmups: Annotated[int, typer.Option(min=0, help="Repetitions run before and not kept.")] = 5,
+    batch_size: Annotated[
+        list[str] | None, typer.Option(help="Prompts at once; several with commas. [default: 1]")
+    ] = None,
+    image_size: Annotated[str | None, typer.Option(help="Pixels: 336 or HEIGHTxWIDTH.")] = None,
+    text_tokens: Annotated[int, typer.Option(min=1, help="Positions of the prompt outside its images.")] = 66,
+    repetitions: Annotated[
+        int | None, typer.Option(min=1, help="Repetitions kept, at least. [default: 50; 5 in a sweep]")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0, help="Spent in each method, at least. [default: 10; 2 for toy-llava]")
+    ] = None,
+    warmups: Annotated[int, typer.Option(min=0, help="Repetitions before, at least, until times are stable.")] = 5,
+    answers: Annotated[int, typer.Option(min=0, help="Whole answers decoded by each method; 0: none.")] = 3,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Also with torch.compile, as a table of its own.")
+    ] = False,
+    cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="Also with CUDA graphs, likewise.")] = False,
+    sweep: Annotated[Sweep | None, typer.Option(help="Vary the number of images in a prompt.")] = None,
+    flops_only: Annotated[
+        bool, typer.Option("--flops-only", help="Count FLOPs from shapes; no weights, no times.")
+    ] = False,
     out: Out = Path("results"),
 ) -> None:
-    """Time encode, reduce and prefill of each method on one question, and count FLOPs."""
-    from dpbench import flags
-    from dpbench.measure.profile import profile_manifest
-    from dpbench.report import tables
+    """Measure encode, reduce, splice and prefill of each method, decoding, memory and energy, and count FLOPs."""
+    from dpbench.measure import settings
 
-    given = flags.given(locals())
-    wanted = flags.manifest(manifest, given)
-    profiles = profile_manifest(wanted, out, device=device, repeats=repeats, warmups=warmups)
-    for section in tables.profile_sections(profiles):
-        typer.echo(tables.render(section, "markdown"))
+    typer.echo(settings.profile(locals()))
 
 
 @app.command()
 def report(
+    runs: RunFolders = None,
     run: Runs = None,
+    table: Annotated[Table, typer.Option(help="As the paper numbers them: 4 efficiency, 5 ablation.")] = Table.all,
     format: Annotated[Format, typer.Option("--format", help="How tables are written.")] = Format.markdown,
+    out: Annotated[Path | None, typer.Option(help="File to write; the terminal by default.")] = None,
+    compare: Annotated[Beside | None, typer.Option(help="Set the paper's numbers beside ours.")] = None,
+    paper: Annotated[bool, typer.Option("--paper", help="The paper's tables alone, averages recomputed.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="What changed from a first RUN to a second.")] = False,
+    subset: Annotated[Subset | None, typer.Option(help="Questions scored apart, beside the whole.")] = None,
+    figures: Annotated[Path | None, typer.Option(help="Folder for the figures, as PDF, SVG and PNG.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Zip file for page, tables, records and hashes.")] = None,
+    max_mb: Annotated[float, typer.Option(min=1, help="Most that a page may take; samples are left out first.")] = 20,
+    data_root: DataRoot = None,
 ) -> None:
-    """Print the comparison tables of finished runs, then the profiles."""
+    """Print the tables of finished runs: scores, intervals, efficiency; or a page, or a file to send."""
     from dpbench.report import tables
 
-    typer.echo(tables.report(run or tables.runs_under(Path("results")), format.value))
+    text = tables.from_options(locals())
+    if out is None:
+        typer.echo(text)
+    else:
+        tables.save(out, text)
+    if figures is not None:
+        from dpbench.report import figures as drawing
+
+        drawn = drawing.write([*(runs or ()), *(run or ())] or tables.runs_under(tables.RESULTS), figures)
+        typer.echo(f"{figures}: {len(drawn)} files", err=True)
+
+
+@app.command()
+def visualize(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
+    method: Annotated[list[str], typer.Option("--method", help="Methods, comma-separated.")],
+    backbone: Annotated[str, typer.Option("--backbone", help="Backbone; see `dpbench list backbones`.")] = "toy-llava",
+    keep: Keep = None,
+    prune_rate: PruneRate = None,
+    question: Annotated[str, typer.Option(help="What methods that read it are asked.")] = "Describe the image.",
+    show: Annotated[list[str] | None, typer.Option(help="Rows: kept, lowest, scores, similarity.")] = None,
+    weights: Weights = None,
+    revision: Revision = None,
+    device: Device = Device.auto,
+    dtype: Annotated[Dtype, typer.Option(help="Type of the weights.")] = Dtype.float32,
+    out: Annotated[Path, typer.Option(help="Picture to write: .png, .pdf or .svg.")] = Path("kept.png"),
+) -> None:
+    """Draw what methods keep of an image, side by side."""
+    from dpbench import visualize as kept
+
+    drawn = kept.picture(
+        image,
+        method,
+        backbone,
+        out,
+        keep=keep,
+        prune_rate=prune_rate,
+        question=question,
+        show=show,
+        weights=weights,
+        revision=revision,
+        device=device.value,
+        dtype=dtype.value,
+    )
+    typer.echo(drawn, err=True)
 
 
 @app.command()
@@ -280,12 +288,28 @@ def check(
     raise typer.Exit(0 if passed else 1)
 
 
+@app.command()
+def doctor(data_root: DataRoot = None) -> None:
+    """Print what this machine can do, and what is missing for each command."""
+    from dpbench import doctor as examination
+    from dpbench import flags
+
+    typer.echo(examination.report(flags.given_root(data_root)))
+
+
 @list_app.command("methods")
-def list_methods() -> None:
+def list_methods(
+    cited: Annotated[bool, typer.Option("--cited", help="Systems that are cited and not run, and why.")] = False,
+) -> None:
     """List the installed methods."""
+    from dpbench import cited as papers
     from dpbench import flags, registry
 
-    typer.echo(flags.two_columns((name, registry.summary(name)) for name in registry.methods()))
+    if cited:
+        rows = [(name, f"{each.reason} ({each.paper})") for name, each in papers.cited().items()]
+    else:
+        rows = [(name, registry.summary(name)) for name in registry.methods()]
+    typer.echo(flags.two_columns(rows))
 
 
 @list_app.command("backbones")
@@ -297,15 +321,11 @@ def list_backbones() -> None:
 
 
 @list_app.command("tasks")
-def list_tasks() -> None:
-    """List the benchmarks, with the data they read."""
-    from dpbench import flags, tasks
+def list_tasks(data_root: DataRoot = None) -> None:
+    """List the benchmarks: data and whether it is there, size, metric, and what a score may be compared to."""
+    from dpbench import flags
 
-    typer.echo(
-        flags.two_columns(
-            (name, f"{t.repository}/{t.config}, {t.split}: {t.metric}") for name, t in tasks.TASKS.items()
-        )
-    )
+    typer.echo(flags.task_table(flags.given_root(data_root)))
 
 
 @list_app.command("manifests")
@@ -314,6 +334,37 @@ def list_manifests() -> None:
     from dpbench import flags, manifest
 
     typer.echo(flags.two_columns((name, flags.first_comment(path)) for name, path in manifest.shipped().items()))
+
+
+@data_app.command("pull")
+def data_pull(
+    task: TaskNames = None,
+    to: Annotated[
+        Path | None, typer.Option(envvar="DPBENCH_DATA", help="Data root to fill; the hub's cache by default.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch; the hub's main by default.")] = None,
+) -> None:
+    """Fetch the files that the benchmarks read from the hub; a broken download goes on."""
+    from dpbench.data.pull import pull
+
+    for pulled in pull(task or (), to, revision):
+        typer.echo(f"{pulled.origin.label}: {len(pulled.origin.files)} files, {pulled.size}, in {pulled.folder}")
+
+
+@data_app.command("verify")
+def data_verify(
+    task: TaskNames = None,
+    data_root: DataRoot = None,
+    revision: Annotated[str | None, typer.Option(help="Commit that the data must be of.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Decode a few images of each file instead of all.")] = False,
+) -> None:
+    """Check files, revision, hashes, columns, rows and images of the benchmarks' data."""
+    from dpbench import flags
+    from dpbench.data.verify import render, verify
+
+    verdicts = verify(task or (), flags.given_root(data_root), revision=revision, quick=quick)
+    typer.echo(render(verdicts))
+    raise typer.Exit(1 if any(each.problems for each in verdicts) else 0)
 
 
 @toy_app.command("build")

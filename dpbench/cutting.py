@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from dpbench import ranges
 from dpbench.backbones.base import Backbone
 from dpbench.decoder_view import DecoderView, Projected
 from dpbench.errors import UnsupportedError
-from dpbench.method import Cut, Method, Reduction
+from dpbench.method import Cut, DecoderInput, Method, Reduction
 from dpbench.stage import Row, Stage, decode_mask, padded, prefill_mask, survivors
 
 
@@ -176,7 +177,8 @@ def _before_layer(state: Cutting, stage: int, *, starts: bool) -> Any:
         _check_causal(state, mask, hidden)
         if state.past == 0:
             if starts:
-                hidden = _start_stage(state, stage, hidden, mask, angles)
+                with ranges.marked("rank"):
+                    hidden = _start_stage(state, stage, hidden, mask, angles)
             now = state.stages[stage]
             changed = {"attention_mask": now.mask, "position_embeddings": now.angles}
         else:
@@ -256,6 +258,7 @@ def _view(
     seen = state.projected.get(wanted.probe) if wanted.probe < wanted.layer else None
     cos, sin = (part[r if len(part) > 1 else 0, pad:stop].to(hidden.device) for part in angles)
     embeds = state.embeds[r].to(hidden.device)
+    text_index, visual_index_N = layout.text_index.to(hidden.device), layout.visual_index_N.to(hidden.device)
     return DecoderView(
         cut=wanted,
         stage=number,
@@ -263,6 +266,7 @@ def _view(
         visual_index_N=row.visual,
         text_index=row.text[: len(row.text) - num_generated],
         embeds_LD=embeds.index_select(0, row.columns[: stop - pad]),
+        prompt=DecoderInput(embeds[state.length - layout.length : state.length], visual_index_N, text_index),
         decoder=state.backbone.decoder,
         angles=(cos, sin),
         kept=Projected(seen["q_proj"][r, pad:stop], seen["k_proj"][r, pad:stop]) if seen else None,

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpbench.method import LAST, Cut
+from dpbench.method import LAST, Cut, DecoderInput
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class DecoderView:
         visual_index_N: int64, positions of the visual tokens still there, rising.
         text_index: int64, positions of the text, rising.
         embeds_LD: the decoder's input embeddings at the positions still there.
+        prompt: the whole prompt.
     """
 
     cut: Cut
@@ -46,6 +47,7 @@ class DecoderView:
     visual_index_N: Tensor
     text_index: Tensor
     embeds_LD: Tensor
+    prompt: DecoderInput
     decoder: Any
     angles: tuple[Tensor, Tensor]
     """Cosines and sines of the positions, (L, d) each."""

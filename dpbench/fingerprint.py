@@ -11,10 +11,14 @@ from importlib.resources import files
 from pathlib import Path
 
 from dpbench import backbones, registry, tasks
+from dpbench.data.root import data_files
 from dpbench.errors import MissingError
 from dpbench.manifest import Cell
 
-ENGINE = ("reducing", "pruning", "cutting", "stage", "decoder_view", "method", "answering", "lmms")
+ENGINE = (
+    *("reducing", "pruning", "cutting", "stage", "decoder_view", "method", "schedule"),
+    *("answering", "encoding", "prefix", "lmms"),
+)
 """Modules of dpbench that decide what is asked, how it is pruned and what is made of the answer."""
 
 _BLOCK = 1 << 16
@@ -84,9 +88,9 @@ def _task(task: str) -> str:
 
 @cache
 def _data(task: str, data_root: Path | None) -> str:
-    paths = tasks.data_files(task, data_root)
+    paths = data_files(task, data_root)
     images = tasks.find(task).images
-    return files_hash([*paths, *(tasks.data_files(task, data_root, images) if images else ())])
+    return files_hash([*paths, *(data_files(task, data_root, images) if images else ())])
 
 
 def _method_files(cell: Cell) -> dict[str, str]:

@@ -9,11 +9,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ByteSize, TypeAdapter, ValidationError
 from tabulate import tabulate
 
-from dpbench import backbones, registry
-from dpbench.errors import ConfigError
+from dpbench import backbones, registry, tasks
+from dpbench.data.root import data_files
+from dpbench.errors import ConfigError, MissingError
 from dpbench.manifest import Manifest, load_manifest, make_manifest
+from dpbench.sharding import WHOLE, Shard
 
 if TYPE_CHECKING:
     from dpbench.diffprune.recipe import Recipe
@@ -22,7 +25,18 @@ if TYPE_CHECKING:
 
 
 _BACKBONE = ("weights", "revision", "quantize", "device_map")
-_PROTOCOL = ("limit", "batch_size", "dtype", "attention", "prompt", "anyres", "newline", "min_pixels", "max_pixels")
+_PROTOCOL = (
+    "limit",
+    "subset",
+    "batch_size",
+    "dtype",
+    "attention",
+    "prompt",
+    "anyres",
+    "newline",
+    "min_pixels",
+    "max_pixels",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +55,7 @@ class Flags:
     budget_kind: str | None = None
     tasks: list[str] | None = None
     limit: int | None = None
+    subset: str | None = None
     batch_size: str | None = None
     dtype: str | None = None
     attention: str | None = None
@@ -74,10 +89,12 @@ def given(options: Mapping[str, Any]) -> Flags:
 def manifest(path: Path | None, flags: Flags) -> Manifest:
     """Return the manifest that a file, or flags alone, describe; flags override a file's weights, tasks and protocol.
 
+    With `--backbone` the file is run on another backbone; see `_on`.
+
     Raises:
         ConfigError: neither was given, or flags that only describe a cell came with a file.
     """
-    cell_flags: dict[str, object] = {"--method": flags.method, "--backbone": flags.backbone, "--keep": flags.keep}
+    cell_flags: dict[str, object] = {"--method": flags.method, "--keep": flags.keep}
     cell_flags |= {"--prune-rate": flags.prune_rate, "--param": flags.params or None}
     cell_flags |= {"--budget-kind": flags.budget_kind}
     given = [name for name, value in cell_flags.items() if value is not None]
@@ -87,9 +104,29 @@ def manifest(path: Path | None, flags: Flags) -> Manifest:
         raise ConfigError(f"{given[0]} describes one cell and cannot be combined with the manifest {path}; drop one")
     loaded = load_manifest(path)
     data = loaded.model_dump(exclude_none=True)
+    if flags.backbone is not None and flags.backbone != loaded.backbone.name:
+        data |= _on(flags.backbone, loaded)
     data["protocol"] |= flags.protocol()
     data["backbone"] |= flags.placement()
     return make_manifest(data | _tasks(flags), source=str(path))
+
+
+def _on(backbone: str, loaded: Manifest) -> dict[str, Any]:
+    """Return what changes where a manifest is run on another backbone than its own.
+
+    Budgets that are counts become the same share of the other's visual tokens, where both have a fixed number of them;
+    scorers belong to a backbone, so the one that ships for the other is taken; of weights, the default ones.
+    """
+    old, new = backbones.find(loaded.backbone.name).num_visual, backbones.find(backbone).num_visual
+    methods = [
+        {"name": each.name, "params": {name: value for name, value in each.params.items() if name != "checkpoint"}}
+        for each in loaded.methods
+    ]
+    changed: dict[str, Any] = {"backbone": {"name": backbone}, "methods": methods}
+    if loaded.budgets and loaded.budgets.keep and old and new:
+        budgets = loaded.budgets.model_dump(exclude_none=True)
+        changed["budgets"] = budgets | {"keep": [max(1, round(keep * new / old)) for keep in budgets["keep"]]}
+    return changed
 
 
 def _from_flags(flags: Flags) -> Manifest:
@@ -135,6 +172,15 @@ def data_root(wanted: Manifest, given: Path | None) -> Path | None:
     """
     if given is None and wanted.backbone.name == "toy-llava":
         return toy_data_root()
+    return given_root(given)
+
+
+def given_root(given: Path | None) -> Path | None:
+    """Return the data root that was given, else what DPBENCH_DATA says, or None for the hub's cache.
+
+    Raises:
+        ConfigError: the folder is not there.
+    """
     if given is None and "DPBENCH_DATA" in os.environ:
         given = Path(os.environ["DPBENCH_DATA"])
     if given is not None and not given.is_dir():
@@ -154,15 +200,33 @@ def describe(planned: Plan) -> str:
     return "\n".join([*lines, f"{len(planned.pending)} cells to run, {len(planned.done)} done, in {planned.folder}"])
 
 
-def summary(outcome: Outcome, folder: Path) -> str:
-    """Say what a run added, which samples failed, and how to see the table."""
+def summary(outcome: Outcome, folder: Path, shard: Shard = WHOLE) -> str:
+    """Say what a run added, which samples failed, what the feature cache saved, and what to do next."""
     lines = [
         f"{each.num_failed} of {each.num_samples} samples failed: {each.cell['method']} on {each.cell['task']} "
         f"(reasons in {folder}/samples/{each.cell_id}.jsonl)"
         for each in (*outcome.added, *outcome.found)
         if each.num_failed
     ]
+    lines += [f"not finished: {label}, {done} of {total} answered" for label, done, total in outcome.unfinished]
+    counts = outcome.feature_cache
+    if any(counts.values()):
+        lines.append(f"feature cache: {counts['encoded']} images encoded, {counts['hits']} times found again")
+    if shard != WHOLE and not outcome.added:
+        return "\n".join([*lines, f"shard {shard.label} is done; once all are: dpbench merge {folder}"])
     return "\n".join([*lines, f"{len(outcome.added)} records added; see: dpbench report --run {folder}"])
+
+
+def num_bytes(text: str) -> int:
+    """Return how many bytes a size is, as "4GiB", "500MB" or "0".
+
+    Raises:
+        ConfigError: it is no size.
+    """
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        raise ConfigError(f"--feature-cache: {text!r} is no size; give one as 4GiB, 500MB or 0") from None
 
 
 def two_columns(rows: Iterable[tuple[str, str]]) -> str:
@@ -180,6 +244,33 @@ def backbone_table() -> str:
         for name, each in backbones.FAMILIES.items()
     ]
     return tabulate(rows, heads, "plain", disable_numparse=True)
+
+
+def task_table(data_root: Path | None) -> str:
+    """Return the benchmarks and their variants as a table, with where their data is looked for and whether it is there.
+
+    Args:
+        data_root: a folder with one sub-folder per repository, or None for the hub's cache.
+    """
+    heads = ("task", "data", "there", "split", "questions", "images", "metric", "scale", "protocol")
+    rows = [
+        (k, t.repository, _there(k, data_root), t.split, t.num_asked, t.num_images, t.measure, t.scale, t.protocol)
+        for k, t in tasks.ALL.items()
+    ]
+    table = tabulate(rows, heads, "simple", missingval="", maxcolwidths=[None] * (len(heads) - 1) + [46])
+    place = f"{data_root}/DATA" if data_root else f"the hub's cache, as {tasks.ORGANISATIONS[0]}/DATA"
+    return f"{table}\n\nData is looked for in {place}; fetch what is not there with: dpbench data pull TASK"
+
+
+def _there(name: str, data_root: Path | None) -> str:
+    """Say whether a benchmark's data is there, images that lie apart included."""
+    images = tasks.find(name).images
+    try:
+        for config in (None, images) if images else (None,):
+            data_files(name, data_root, config)
+    except MissingError:
+        return "no"
+    return "yes"
 
 
 def conformance(name: str, params: list[str], names: tuple[str, ...], goldens: Path | None) -> tuple[list[str], bool]:

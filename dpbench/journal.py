@@ -1,4 +1,4 @@
-"""The journal of a cell: every answer as it comes, appended and synced, so that a run resumes after any kill. No torch.
+"""The journal of a cell: every answer as it comes, appended, so that a run resumes after any kill. No torch.
 
 One JSON line per answered sample. The schema is complete from the first day; a journal of another schema is refused.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
@@ -16,7 +17,9 @@ from typing import Any
 
 from dpbench.errors import RecordError
 
-SCHEMA = 1
+SCHEMA = 2
+SYNC_S = 1.0
+"""Seconds between two syncs of a journal to the disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +30,7 @@ class Answer:
         schema: version of this format.
         task: as in `dpbench.tasks.TASKS`.
         doc_id: the sample's number in its split.
-        image_hash: SHA-256 prefix over the sample's images.
+        image_hash: SHA-256 prefix over the sample's image files.
         prompt_hash: SHA-256 prefix over the text the model was asked.
         image_group: what samples of the same image share, for clustered intervals.
         answer: what the model said; empty where it failed.
@@ -37,6 +40,8 @@ class Answer:
         failure: why there is no answer, else None.
         seed: the cell's.
         shard: which process of several answered.
+        cache_hits: how many of its images had been encoded before, for another question or cell.
+        encoded: how many of its images were encoded for it.
         ms: milliseconds, the batch's time shared evenly among its samples.
     """
 
@@ -53,6 +58,8 @@ class Answer:
     failure: str | None
     seed: int
     shard: int
+    cache_hits: int
+    encoded: int
     ms: float
 
     @property
@@ -79,31 +86,46 @@ def unpack_indices(packed: str) -> list[int]:
 
 
 class Journal:
-    """The answers of one cell, in a file that is only ever appended to."""
+    """The answers of one cell, in a file that is only ever appended to.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file.
+        others: journals of the same cell that other processes write: read once, never changed.
+    """
+
+    def __init__(self, path: Path, others: Iterable[Path] = ()) -> None:
         self.path = path
-        self.answers = {answer.key: answer for answer in _read(path)}
+        self._synced = float("-inf")
+        self.answers = {answer.key: answer for other in others for answer in _read(other, mend=False)}
+        self.answers |= {answer.key: answer for answer in _read(path, mend=True)}
 
     def append(self, answers: Iterable[Answer]) -> None:
-        """Add answers and sync them to disk before returning."""
+        """Add answers: on return a kill loses none of them; the disk is waited for at most once a second."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         answers = list(answers)
         with self.path.open("a", encoding="utf-8") as stream:
             stream.writelines(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
             stream.flush()
-            os.fsync(stream.fileno())
+            if time.monotonic() - self._synced > SYNC_S:
+                os.fsync(stream.fileno())
+                self._synced = time.monotonic()
         self.answers |= {answer.key: answer for answer in answers}
 
+    def sync(self) -> None:
+        """Wait until the disk has everything."""
+        if self.path.is_file():
+            with self.path.open("a") as stream:
+                os.fsync(stream.fileno())
 
-def _read(path: Path) -> Iterator[Answer]:
-    """Yield a journal's answers; the last line may have been cut off by a kill, and is then cut from the file."""
+
+def _read(path: Path, *, mend: bool) -> Iterator[Answer]:
+    """Yield a journal's answers; a last line that a kill cut off is left out, and cut from the file to mend it."""
     if not path.is_file():
         return
     names = {field.name for field in fields(Answer)}
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
+    if mend and len(whole) < len(data):
         with path.open("r+b") as stream:
             stream.truncate(len(whole))
     for number, line in enumerate(whole.decode().split("\n")[:-1], start=1):

@@ -11,17 +11,19 @@ import contextlib
 import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import datasets
+from datasets import Image as ImageColumn
 from loguru import logger as eval_logger
 from PIL.Image import Image
 from tenacity import RetryError
 
 from dpbench import tasks
+from dpbench.data.root import data_files
 from dpbench.errors import ConfigError, DpbenchError
 
 eval_logger.disable("lmms_eval")
@@ -31,10 +33,7 @@ from lmms_eval.api.model import lmms  # noqa: E402
 from lmms_eval.api.task import ConfigurableTask  # noqa: E402
 from lmms_eval.evaluator import simple_evaluate  # noqa: E402
 from lmms_eval.tasks import TaskManager  # noqa: E402
-from lmms_eval.tasks.mme.utils import eval_type_dict  # noqa: E402
 from lmms_eval.utils import load_yaml_config  # noqa: E402
-
-PERCEPTION = frozenset(eval_type_dict["Perception"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +67,20 @@ class BuiltTask:
     name: str
     task: ConfigurableTask
     requests: tuple[Request, ...]
+    files: Callable[[int], list[bytes]]
+    hashes: dict[int, tuple[str, ...]] = field(default_factory=dict)
+
+    def image_hashes(self, request: Request) -> tuple[str, ...]:
+        """Return a SHA-256 prefix over the file of each of a sample's images; nothing is decoded."""
+        if request.doc_id not in self.hashes:
+            found = self.files(request.doc_id)
+            self.hashes[request.doc_id] = tuple(sha256(each).hexdigest()[:16] for each in found)
+        return self.hashes[request.doc_id]
+
+    def image_group(self, request: Request) -> str:
+        """Return what samples of the same image, or the same images, share."""
+        hashes = self.image_hashes(request)
+        return hashes[0] if len(hashes) == 1 else sha256("".join(hashes).encode()).hexdigest()[:16]
 
     def images(self, request: Request) -> list[Image]:
         """Decode a sample's images."""
@@ -132,28 +145,56 @@ def build(name: str, data_root: Path | None, *, limit: int | None, ocr: bool = F
         MissingError: the data is not there.
     """
     known = tasks.find(name)
-    with _quiet(), _unwrapped():
+    with _quiet(), _uncounted(), _unwrapped():
         config = load_yaml_config(str(tasks.yaml_path(name)))
         config |= {"dataset_path": "parquet", "dataset_name": None}
-        config["dataset_kwargs"] = {
-            "data_files": {known.split: [str(path) for path in tasks.data_files(name, data_root)]}
-        }
-        if known.images:
-            config["doc_to_visual"] = _looked_up(tasks.data_files(name, data_root, known.images))
+        config["dataset_kwargs"] = {"data_files": {known.split: [str(path) for path in data_files(name, data_root)]}}
+        table = ImageTable.load(data_files(name, data_root, known.images)) if known.images else None
+        if table:
+            config["doc_to_visual"] = table.visual
         if ocr and name == "textvqa":
             config["lmms_eval_specific_kwargs"]["default"]["ocr"] = True
         task = ConfigurableTask(config=config, model_name="dpbench")
         stop = whole_groups(known, task, limit)
-        _check_scored(known, task, stop)
         task.build_all_requests(limit=stop)
-    return BuiltTask(name, task, tuple(_request(name, instance) for instance in task.instances))
+    requests = tuple(_request(name, instance) for instance in task.instances)
+    return BuiltTask(name, task, requests, table.files(task) if table else _files(task.test_docs()))
 
 
-def _looked_up(paths: Sequence[Path]) -> Callable[[Mapping[str, Any]], list[Image]]:
-    """Return a `doc_to_visual` that finds GQA's images by id, decoding one at a time."""
-    table = datasets.load_dataset("parquet", data_files=[str(path) for path in paths], split="train")
-    row_of = {image_id: row for row, image_id in enumerate(table["id"])}
-    return lambda doc: [table[row_of[doc["imageId"]]]["image"].convert("RGB")]
+@dataclass(frozen=True, slots=True)
+class ImageTable:
+    """Images kept apart from their questions (GQA), found by id."""
+
+    images: datasets.Dataset
+    row_of: Mapping[str, int]
+
+    @classmethod
+    def load(cls, paths: Sequence[Path]) -> ImageTable:
+        """Open a split of images with their ids."""
+        images = datasets.load_dataset("parquet", data_files=[str(path) for path in paths], split="train")
+        return cls(images, {image_id: row for row, image_id in enumerate(images["id"])})
+
+    def visual(self, doc: Mapping[str, Any]) -> list[Image]:
+        """Decode a sample's image: lmms-eval's `doc_to_visual`."""
+        return [self.images[self.row_of[doc["imageId"]]]["image"].convert("RGB")]
+
+    def files(self, task: ConfigurableTask) -> Callable[[int], list[bytes]]:
+        """Return what finds the image file of a task's sample."""
+        ids, file_of = task.test_docs_no_media()["imageId"], _files(self.images)
+        return lambda doc_id: file_of(self.row_of[ids[doc_id]])
+
+
+def _files(docs: datasets.Dataset) -> Callable[[int], list[bytes]]:
+    """Return what reads the image files in a row as they are, without decoding them."""
+    columns = [name for name, kind in docs.features.items() if isinstance(getattr(kind, "feature", kind), ImageColumn)]
+    rows = docs.select_columns(columns).with_format("arrow")
+
+    def read(row: int) -> list[bytes]:
+        cells = [cell for column in rows[row].columns for cell in column.to_pylist()]
+        entries = [each for cell in cells for each in (cell if isinstance(cell, list) else [cell]) if each]
+        return [each["bytes"] or Path(each["path"]).read_bytes() for each in entries]
+
+    return read
 
 
 def _request(name: str, instance: Instance) -> Request:
@@ -180,19 +221,6 @@ def whole_groups(known: tasks.Task, task: ConfigurableTask, limit: int | None) -
         stop = max(stop, last[keys[at]] + 1)
         at += 1
     return stop
-
-
-def _check_scored(known: tasks.Task, task: ConfigurableTask, stop: int | None) -> None:
-    """Refuse a limit within which MME has no perception question: lmms-eval would report no such score.
-
-    Raises:
-        ConfigError: says which limit would do.
-    """
-    if known.percent != "mme" or stop is None:
-        return
-    perception = [at for at, kind in enumerate(task.test_docs_no_media()["category"]) if kind in PERCEPTION]
-    if perception and perception[0] >= stop:
-        raise ConfigError(f"--limit: MME has no perception question among its first {stop}; give {perception[0] + 1}")
 
 
 def score(built: BuiltTask, cell_id: str, answers: Mapping[tuple[int, str], str]) -> Scores:
@@ -225,8 +253,14 @@ def score(built: BuiltTask, cell_id: str, answers: Mapping[tuple[int, str], str]
 
 
 def percent(name: str, scores: Scores) -> float:
-    """Return a task's score on 0-100."""
+    """Return a task's score on 0-100.
+
+    Raises:
+        ConfigError: only a server scores it.
+    """
     known = tasks.find(name)
+    if known.metric is None:
+        raise ConfigError(f"task {name}: only its server scores it; write the answers with dpbench.tasks.submission")
     value = scores.metrics[known.metric]
     if known.percent == "percent":
         return value
@@ -255,6 +289,17 @@ def _quiet() -> Iterator[None]:
         finally:
             if not bars:
                 datasets.enable_progress_bars()
+
+
+@contextlib.contextmanager
+def _uncounted() -> Iterator[None]:
+    """Keep `datasets` from telling a server of each load, local files included; without network it waits for that."""
+    counting = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    try:
+        yield
+    finally:
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counting
 
 
 @contextlib.contextmanager

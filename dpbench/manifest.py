@@ -19,6 +19,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from dpbench import backbones, registry, tasks
 from dpbench.errors import ConfigError, did_you_mean
 
+CHOOSERS = ("none", "downsample")
+"""Methods the hard subset is chosen by: what the first gets right and the second wrong."""
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,6 +73,7 @@ class Protocol(_Strict):
     batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     seeds: Annotated[list[int], Field(min_length=1)] = [0]
     limit: Annotated[int, Field(ge=1)] | None = None
+    subset: Literal["hard"] | None = None
     anyres: Literal["per-view", "global"] = "per-view"
     newline: Literal["keep", "drop"] = "drop"
     min_pixels: Annotated[int, Field(ge=1)] | None = None
@@ -94,6 +98,8 @@ class Manifest(_Strict):
             registry.find(method.name)
         for task in self.tasks:
             tasks.find(task)
+        if self.protocol.subset and all(method.name in CHOOSERS for method in self.methods):
+            raise ConfigError(f"protocol.subset: it is chosen by {' and '.join(CHOOSERS)}; name another method to run")
         if self.budgets is None and any(method.name != "none" for method in self.methods):
             raise ConfigError("budgets: every method but 'none' needs one; give keep: [..] or prune_rate: [..]")
         most = family.num_visual
@@ -146,6 +152,7 @@ class Cell:
     max_pixels: int | None
     seed: int
     limit: int | None
+    subset: str | None
     fingerprints: Mapping[str, str]
 
     @property
@@ -165,16 +172,22 @@ class Cell:
     def label(self) -> str:
         """Return a short name for progress bars and messages."""
         params = ",".join(f"{name}={value}" for name, value in self.params.items())
-        return f"{self.method}{f'[{params}]' if params else ''} @ {self.budget_label} on {self.task}"
+        task = f"{self.task}, {self.subset} subset" if self.subset else self.task
+        return f"{self.method}{f'[{params}]' if params else ''} @ {self.budget_label} on {task}"
 
 
 def cells(manifest: Manifest) -> Iterator[Cell]:
-    """Expand a manifest into cells without fingerprints; the unpruned backbone has one per task and seed."""
+    """Expand a manifest into cells without fingerprints; the unpruned backbone has one per task and seed.
+
+    Of a subset the methods it is chosen by have none: one is right on all of it, one wrong.
+    """
     protocol = manifest.protocol
     family = backbones.find(manifest.backbone.name)
     for seed in protocol.seeds:
         for method in manifest.methods:
             registry.load(method.name, method.params)
+            if protocol.subset and method.name in CHOOSERS:
+                continue
             for keep, rate in _budgets(manifest, method.name):
                 for task in manifest.tasks:
                     yield Cell(
@@ -198,6 +211,7 @@ def cells(manifest: Manifest) -> Iterator[Cell]:
                         max_pixels=protocol.max_pixels,
                         seed=seed,
                         limit=protocol.limit,
+                        subset=protocol.subset,
                         fingerprints={},
                     )
 
@@ -247,7 +261,7 @@ def load_manifest(path: Path) -> Manifest:
 def _existing(path: Path) -> Path:
     if path.is_file():
         return path
-    if path.suffix == "" and str(path) in shipped():
+    if str(path) in shipped():
         return shipped()[str(path)]
     if path.name in {f"{name}.yaml" for name in shipped()} and path.parent.name in ("manifests", ""):
         return shipped()[path.stem]

@@ -37,7 +37,8 @@ class VisualTokens:
         cls_hidden_VC: the CLS row of each view.
         cls_attention: tower layer -> (H, N) float32, the CLS query over the patches, not renormalised.
         received_attention_N: for towers without CLS, mean over heads and queries, in token order.
-        keys_Nd: head-mean keys of the select layer.
+        keys_Nd: head-mean keys of the select layer; for towers without CLS of the last block that attends over the whole
+            image, after RoPE, and the mean over the patches of a token.
         question: the bare question, for text-aware methods.
     """
 
@@ -100,11 +101,30 @@ def num_kept(num_visual: int, keep: int | None, prune_rate: float | None) -> int
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Before decoder layer `layer`, keep `keep` visual tokens (0 allowed), ranked at layer `probe`."""
+    """Before decoder layer `layer`, keep `keep` visual rows (0 allowed), ranked at layer `probe`.
+
+    merged: how many of them are rows that the method merges from what it drops.
+    """
 
     layer: int
     keep: int
     probe: int
+    merged: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderInput:
+    """One prompt as the first decoder layer reads it, without padding.
+
+    Attributes:
+        embeds_LD: the input embeddings.
+        visual_index_N: positions of the visual tokens, int64, rising.
+        text_index: positions of the text, int64, rising.
+    """
+
+    embeds_LD: Tensor
+    visual_index_N: Tensor
+    text_index: Tensor
 
 
 LAST = slice(-1, None)
@@ -132,7 +152,11 @@ class LayerView(Protocol):
 
     @property
     def embeds_LD(self) -> Tensor:
-        """The decoder's input embeddings."""
+        """The decoder's input embeddings; a merged row has those of the row before it."""
+
+    @property
+    def prompt(self) -> DecoderInput:
+        """The whole prompt, what earlier cuts dropped included."""
 
     @property
     def visual_index_N(self) -> Tensor:
@@ -149,6 +173,10 @@ class LayerView(Protocol):
     @property
     def text_after_L(self) -> Tensor:
         """Which text follows the last visual token, bool."""
+
+    @property
+    def angles(self) -> tuple[Tensor, Tensor]:
+        """Cosines and sines by which RoPE turns the positions, (L, d) each."""
 
     @property
     def queries_HLd(self) -> Tensor:
@@ -184,6 +212,8 @@ class Method:
     def needs(self, provides: frozenset[str]) -> frozenset[str]:
         """Return which optional fields of VisualTokens this method reads.
 
+        "cls_attention" stands for the select layer's rows, "cls_attention[0]" for those of the tower's first layer.
+
         Args:
             provides: the names this backbone can fill.
 
@@ -202,6 +232,10 @@ class Method:
 
     def untrained(self) -> Method:
         """Return a copy that takes fresh weights where it would read files: for conformance checks and timing only."""
+        return self
+
+    def graphed(self) -> Method:
+        """Return a copy that replays its own network as a CUDA graph, where it has one and runs on a GPU."""
         return self
 
     def bind(self, backbone: Backbone) -> Method:

@@ -88,11 +88,36 @@ def splice(
         generators: the method's source of randomness, per image.
         rule: the budget per image.
     """
-    images = []
+    kept = decide(backbone, method, prompt, features, generators, rule)
+    return assemble(backbone, method, prompt, features, kept, rule)
+
+
+def decide(
+    backbone: Backbone,
+    method: Method,
+    prompt: Prompt,
+    features: Sequence[Features],
+    generators: Sequence[torch.Generator],
+    rule: Rule,
+) -> tuple[Reduction, ...]:
+    """Ask the method for its decision on each image of a prompt; arguments as in `splice`."""
+    kept = []
     for each, generator in zip(features, generators, strict=True):
         visual = visual_tokens(each, prompt.question, generator)
-        reduction = reduce_image(method, visual, rule, num_read=each.num_read, max_views=backbone.max_views)
-        images.append((each, reduction))
+        kept.append(reduce_image(method, visual, rule, num_read=each.num_read, max_views=backbone.max_views))
+    return tuple(kept)
+
+
+def assemble(
+    backbone: Backbone,
+    method: Method,
+    prompt: Prompt,
+    features: Sequence[Features],
+    kept: Sequence[Reduction],
+    rule: Rule,
+) -> Spliced:
+    """Build the prompt that decisions, one per image, leave; the other arguments as in `splice`."""
+    images = list(zip(features, kept, strict=True))
     text, length = backbone.embed(prompt.ids_L), len(prompt.ids_L)
     parts, slots, visual_flags, at = [], [], [], 0
     for (start, stop), (each, reduction) in zip(prompt.spans, images, strict=True):
@@ -243,18 +268,17 @@ def _layout(spliced: Spliced) -> Layout:
 
 @contextmanager
 def explicit_mask(backbone: Backbone) -> Iterator[None]:
-    """Give the decoder an all-ones mask wherever it would get none.
+    """Give the decoder an all-ones mask wherever it would get neither mask nor cache.
 
-    `generate` drops a mask of ones; without mask and cache, transformers then reads gaps in the position ids as the
-    borders of packed sequences and stops attention across them, silently.
+    `generate` drops a mask of ones; without a cache, transformers then reads gaps in the position ids as the borders of
+    packed sequences and stops attention across them, silently.
     """
 
     def fill(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        embeds = kwargs.get("inputs_embeds")
-        if kwargs.get("attention_mask") is None and embeds is not None:
-            cache = kwargs.get("past_key_values")
-            past = cache.get_seq_length() if cache is not None else 0
-            mask = torch.ones(embeds.shape[0], past + embeds.shape[1], dtype=torch.int64, device=embeds.device)
+        embeds, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
+        cached = cache is not None or bool(kwargs.get("use_cache"))
+        if kwargs.get("attention_mask") is None and embeds is not None and not cached:
+            mask = torch.ones(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
             kwargs = {**kwargs, "attention_mask": mask}
         return args, kwargs
 
@@ -278,8 +302,10 @@ def logits(backbone: Backbone, method: Method, spliced: Sequence[Spliced]) -> Te
 def prefill(backbone: Backbone, method: Method, spliced: Sequence[Spliced]) -> Tensor:
     """Prefill a batch and return the logits of the next token, (B, vocabulary)."""
     batch = collate(spliced)
+    padded = len({len(each.embeds_LD) for each in spliced}) > 1
     with pruned(backbone, method, spliced):
-        return backbone.logits(batch.embeds_BLD, batch.mask_BL, batch.positions_PBL, last=True)[:, -1]
+        mask = batch.mask_BL if padded else None
+        return backbone.logits(batch.embeds_BLD, mask, batch.positions_PBL, last=True)[:, -1]
 
 
 @dataclass(frozen=True, slots=True)

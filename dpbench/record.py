@@ -14,8 +14,6 @@ from typing import Any, TypeVar
 
 from dpbench.errors import RecordError
 
-SCHEMA = 1
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
@@ -28,15 +26,16 @@ class Record:
         metrics: every number lmms-eval reported for the task, by metric.
         score: the benchmark's score, 0-100 (MME: share of its maximum).
         num_samples: samples scored.
-        num_failed: samples whose image could not be decoded, scored as an empty answer.
+        num_failed: samples without an answer (broken image, too long, out of memory), scored as an empty one.
         visual_tokens_per_layer: mean over samples, one entry per decoder layer.
+        feature_cache: "hits", images that were encoded before, for another question or cell, and "encoded".
         wall_s: seconds spent pruning and generating; the encoder, shared by all cells, is not in it.
         finished: UTC, ISO 8601.
         versions: dpbench, lmms-eval, torch, transformers, Python.
         environment: what it ran on, as in `environment.json`.
     """
 
-    schema: int = SCHEMA
+    schema: int = 2
     cell_id: str
     cell: Mapping[str, Any]
     metrics: Mapping[str, float]
@@ -44,6 +43,7 @@ class Record:
     num_samples: int
     num_failed: int
     visual_tokens_per_layer: tuple[float, ...]
+    feature_cache: Mapping[str, int]
     wall_s: float
     finished: str
     versions: Mapping[str, str]
@@ -52,7 +52,12 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """How long one (backbone, method, budget) takes on one question, batch size 1, and how many FLOPs it is.
+    """Where the milliseconds, FLOPs, bytes and joules of one (backbone, method, budget) go, up to the first token.
+
+    A stage is one of preprocess, encode, signals, reduce, splice, prefill, ttft, decode, end_to_end; in `stages_flops`
+    also tower, projector, decoder, lm_head. `signals` (what the method makes the encoder do besides) lies inside encode;
+    what an in-LLM method's ranking takes is taken out of prefill and counted as reduce. A mapping without a key, or an
+    empty one, says that this was not measured.
 
     Attributes:
         schema: version of this format.
@@ -61,25 +66,49 @@ class Profile:
         method: its name.
         params: its hyper-parameters.
         budget: as tables show it.
+        configuration: eager, compile or cuda-graph; never mixed in one column.
+        batch_size: prompts at once.
+        image_hw: pixels of the image, height and width.
         num_visual: visual tokens the LLM reads, mean over its layers.
-        num_prompt: positions the LLM reads, text included.
-        stages_ms: per stage (encode, reduce, prefill, total), one value per repetition, in order.
+        visual_tokens_per_layer: the same, layer by layer.
+        num_text: positions of the prompt that are no visual token.
+        stages_ms: per stage, one value per repetition, in order; decode is per token.
         warmups: repetitions run before and not kept.
         stages_flops: per stage; 2 per multiply-add.
+        peak_bytes: per stage, the most memory allocated during it, weights apart.
+        weights_bytes: parameters and buffers.
+        kv_bytes_per_layer: the cache after prefill.
+        joules: energy per first token above idle, and "idle_watts".
+        bound_ms: per stage, the least time its FLOPs and bytes allow at the rates in `rates`.
+        rates: measured in the same run: matmul FLOP/s and copied bytes/s.
+        flags: why a reader should doubt this row: scatter, throttling, other processes.
+        monitor: clocks, temperature, power and throttle reasons before, during and after.
         environment: what it ran on; profiles of different environments never share a table.
     """
 
-    schema: int = SCHEMA
+    schema: int = 2
     backbone: str
     weights: str
     method: str
     params: Mapping[str, Any]
     budget: str
-    num_visual: int
-    num_prompt: int
+    configuration: str
+    batch_size: int
+    image_hw: tuple[int, int]
+    num_visual: float
+    visual_tokens_per_layer: tuple[int, ...]
+    num_text: int
     stages_ms: Mapping[str, tuple[float, ...]]
     warmups: int
     stages_flops: Mapping[str, int]
+    peak_bytes: Mapping[str, int]
+    weights_bytes: int
+    kv_bytes_per_layer: tuple[int, ...]
+    joules: Mapping[str, float]
+    bound_ms: Mapping[str, float]
+    rates: Mapping[str, float]
+    flags: tuple[str, ...]
+    monitor: Mapping[str, Any]
     environment: Mapping[str, Any]
 
 
@@ -114,8 +143,9 @@ def _parse(text: str, kind: type[Line], where: str) -> Line:
         data = json.loads(text)
     except json.JSONDecodeError:
         raise RecordError(f"{where}: this line is not JSON; delete it and run again") from None
-    if data.get("schema") != SCHEMA:
-        raise RecordError(f"{where}: schema {data.get('schema')!r}, this dpbench reads {SCHEMA}; move the file away")
+    version = next(field.default for field in fields(kind) if field.name == "schema")
+    if data.get("schema") != version:
+        raise RecordError(f"{where}: schema {data.get('schema')!r}, this dpbench reads {version}; move the file away")
     names = {field.name for field in fields(kind)}
     if set(data) != names:
         raise RecordError(f"{where}: fields {sorted(set(data) ^ names)} are missing or unknown; move the file away")

@@ -146,9 +146,15 @@ def prompt_of(backbone: Backbone, method: Method, images: Sequence[Image], text:
     """
     if not resizes(method):
         return backbone.prompt(images, text)
-    grids = []
-    for image in images:
-        grid = backbone.grid(image)
-        count = num_kept(grid[0] * grid[1], rule.keep, rule.prune_rate)
-        grids.append(method.resize(grid, Budget(count, rule.kind)))
-    return backbone.prompt(images, text, grids)
+    return backbone.prompt(images, text, [smaller(method, backbone.grid(image), rule) for image in images])
+
+
+def smaller(method: Method, grid: tuple[int, int], rule: Rule) -> tuple[int, int]:
+    """Return the grid of visual tokens that a method has an image made smaller for.
+
+    Args:
+        method: resizes.
+        grid: rows and columns at the image's own size.
+        rule: the budget per image.
+    """
+    return method.resize(grid, Budget(num_kept(grid[0] * grid[1], rule.keep, rule.prune_rate), rule.kind))

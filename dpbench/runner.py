@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -24,16 +22,25 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from dpbench import backbones, record
+from dpbench import backbones, record, subset
 from dpbench.errors import ConfigError
 from dpbench.fingerprint import fingerprints
+from dpbench.finishing import Answered, finish, tidy
 from dpbench.manifest import Cell, Manifest, cells, with_fingerprints
 from dpbench.record import Record
+from dpbench.sharding import WHOLE, Shard, join, turn
+from dpbench.subset import Hard
 
 if TYPE_CHECKING:
     from dpbench.answering import Running
     from dpbench.backbones.base import Backbone
-    from dpbench.lmms import BuiltTask
+    from dpbench.feature_cache import FeatureCache
+    from dpbench.lmms import BuiltTask, Request
+
+FAILURES_ALLOWED = 0.01
+"""Share of a cell's samples that may have no answer."""
+FEATURE_CACHE = 4 << 30
+"""Bytes of encoded images that are kept by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +60,30 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run did: the records it added, in order, and those that were there."""
+    """What a run did.
 
-    added: tuple[Record, ...]
-    found: tuple[Record, ...]
+    Attributes:
+        added: the records it added, in order.
+        found: the records that were there.
+        unfinished: per cell whose samples are not all answered, its label, how many are and how many there are.
+        feature_cache: images that came from the feature cache ("hits") and images that were "encoded" by this process.
+    """
+
+    added: tuple[Record, ...] = ()
+    found: tuple[Record, ...] = ()
+    unfinished: tuple[tuple[str, int, int], ...] = ()
+    feature_cache: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def num_failed(self) -> int:
         """Return how many samples of the manifest's cells have no answer."""
         return sum(each.num_failed for each in (*self.added, *self.found))
+
+    @property
+    def failed(self) -> bool:
+        """Tell whether a cell is not finished, or too many of its samples have no answer to trust its score."""
+        shares = [each.num_failed / each.num_samples for each in (*self.added, *self.found)]
+        return bool(self.unfinished) or any(share > FAILURES_ALLOWED for share in shares)
 
 
 def plan(manifest: Manifest, out: Path, data_root: Path | None) -> Plan:
@@ -82,7 +104,14 @@ def plan(manifest: Manifest, out: Path, data_root: Path | None) -> Plan:
 
 
 def run(
-    manifest: Manifest, out: Path, data_root: Path | None, *, device: str = "auto", console: Console | None = None
+    manifest: Manifest,
+    out: Path,
+    data_root: Path | None,
+    *,
+    device: str = "auto",
+    feature_cache: int = FEATURE_CACHE,
+    shard: Shard = WHOLE,
+    console: Console | None = None,
 ) -> Outcome:
     """Run every cell of a manifest that has no record yet.
 
@@ -91,26 +120,40 @@ def run(
         out: results go to `out/<manifest name>/`.
         data_root: where the benchmarks' data lies, or None for the hub's cache.
         device: "auto", "cpu" or "cuda".
+        feature_cache: bytes of encoded images to keep for later questions about them.
+        shard: which samples are this process's; a part of them leaves journals to be merged, and no records.
         console: where progress goes.
 
     Raises:
         ConfigError: another process holds this run's folder, or the device is not there.
         MissingError: weights or data are not there.
     """
-    console = console or Console(stderr=True)
-    device = pick_device(device)
-    folder = out / manifest.name
+    from dpbench.feature_cache import FeatureCache
+    from dpbench.measure.environment import environment
+
+    console, device, folder = console or Console(stderr=True), pick_device(device), out / manifest.name
     plan(manifest, out, data_root)
     folder.mkdir(parents=True, exist_ok=True)
-    with _turn(folder):
+    with turn(folder, shard):
         planned = plan(manifest, out, data_root)
         console.print(f"{len(planned.pending)} cells to run, {len(planned.done)} done already")
         if not planned.pending:
-            return Outcome((), planned.done)
-        _write_header(manifest, folder, device)
-        added = tuple(_run_cells(manifest, planned, data_root, device, console))
-        record.rewrite(folder / "records.jsonl", record.read(folder / "records.jsonl", Record))
-        return Outcome(added, planned.done)
+            return Outcome(found=planned.done)
+        hard = subset.hard(folder, planned.pending, data_root)
+        write_header(manifest, folder, device)
+        if shard == WHOLE:
+            for cell in planned.pending:
+                journal = join(folder, cell.id)
+                if cell.subset:
+                    journal.append(subset.known_answers(folder, cell, hard[cell.id]))
+        job = _load(manifest, planned, hard, data_root, device, FeatureCache(feature_cache), shard, console)
+        added = []
+        for name in _answer(job, manifest.protocol.batch_size, console):
+            for each in job.answered(name) if shard == WHOLE else ():
+                added.append(finish(folder, each, job.built[name], environment(device)))
+        if added:
+            tidy(folder)
+        return Outcome(tuple(added), planned.done, feature_cache=job.cache.counts)
 
 
 def pick_device(device: str) -> str:
@@ -128,47 +171,96 @@ def pick_device(device: str) -> str:
     return device
 
 
-@contextmanager
-def _turn(folder: Path) -> Iterator[None]:
-    """Hold the run folder's lock; two processes on one folder take turns."""
-    try:
-        with FileLock(folder / "run.lock", timeout=0.2):
-            yield
-    except Timeout:
-        raise ConfigError(f"{folder}: another dpbench is running there; wait for it or give another --out") from None
-
-
-def _write_header(manifest: Manifest, folder: Path, device: str) -> None:
+def write_header(manifest: Manifest, folder: Path, device: str) -> None:
+    """Leave beside the records what is run and on what."""
     from dpbench.measure.environment import environment, versions
 
     text = yaml.safe_dump(manifest.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    (folder / "manifest.yaml").write_text(text, encoding="utf-8")
-    found = {"versions": versions(), **environment(device)}
-    (folder / "environment.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    found = json.dumps({"versions": versions(), **environment(device)}, indent=2) + "\n"
+    for name, content in {"manifest.yaml": text, "environment.json": found}.items():
+        partial = folder / f"{name}.{os.getpid()}"  # shards write the same at the same time
+        partial.write_text(content, encoding="utf-8")
+        partial.replace(folder / name)
 
 
-def _run_cells(
-    manifest: Manifest, planned: Plan, data_root: Path | None, device: str, console: Console
-) -> Iterator[Record]:
-    from dpbench import answering, lmms
-    from dpbench.measure.environment import environment
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A run with everything loaded: its cells bound and, per task, the data and the requests this process answers."""
 
-    protocol, found = manifest.protocol, environment(device)
+    plan: Plan
+    backbone: Backbone
+    cache: FeatureCache
+    running: Sequence[Running]
+    built: Mapping[str, BuiltTask]
+    mine: Mapping[str, Sequence[Request]]
+
+    @property
+    def num_answers(self) -> int:
+        """Return how many answers the cells need of this process."""
+        return sum(len(each.samples(self.mine[each.cell.task])) for each in self.running)
+
+    def answered(self, task: str) -> Iterator[Answered]:
+        """Yield the cells of a task, once they are answered, that have samples at all."""
+        for each in self.running:
+            samples = each.samples(self.built[task].requests)
+            if each.cell.task == task and samples:
+                yield Answered(each.cell, each.journal, samples)
+
+
+def _load(
+    manifest: Manifest,
+    planned: Plan,
+    hard: Hard,
+    data_root: Path | None,
+    device: str,
+    cache: FeatureCache,
+    shard: Shard,
+    console: Console,
+) -> _Job:
+    from dpbench import answering
+
     with console.status(f"loading {manifest.backbone.name}"):
         backbone = load_backbone(manifest, device)
-        running = [answering.start(cell, backbone, planned.folder) for cell in planned.pending]
-    names = list(dict.fromkeys(each.cell.task for each in running))
+        running = [
+            answering.start(cell, backbone, planned.folder, cache, shard, hard.get(cell.id)) for cell in planned.pending
+        ]
     with console.status("loading the benchmarks"):
-        built = {name: lmms.build(name, data_root, limit=protocol.limit, ocr=protocol.ocr) for name in names}
-    total = sum(len(built[each.cell.task].requests) for each in running)
+        built = build_tasks(manifest, planned.pending, data_root)
+        mine = {
+            name: [each for each in task.requests if shard == WHOLE or shard.owns(name, task.image_group(each))]
+            for name, task in built.items()
+        }
+    return _Job(planned, backbone, cache, running, built, mine)
+
+
+def _answer(job: _Job, batch_size: int | str, console: Console) -> Iterator[str]:
+    """Answer all cells of one task after the other; yields each task that is done."""
+    from dpbench import answering
+    from dpbench.encoding import Encoder
+
+    needs = answering.needs_of(job.backbone, job.running)
     with _progress(console) as bar:
-        job = bar.add_task("starting", total=total)
-        for name in names:
-            group = [each for each in running if each.cell.task == name]
-            for progress, label in answering.answer(backbone, group, built[name], protocol.batch_size):
-                bar.update(job, advance=progress, description=label)
-            for each in group:
-                yield _finish(each, built[name], planned.folder, backbone.num_layers, found)
+        shown = bar.add_task("starting", total=job.num_answers)
+        for name, task in job.built.items():
+            group = [each for each in job.running if each.cell.task == name]
+            encoder = Encoder(job.backbone, task, job.cache, needs)
+            for done, label in answering.answer(job.backbone, group, task, job.mine[name], batch_size, encoder):
+                bar.update(shown, advance=done, description=label)
+            yield name
+
+
+def build_tasks(manifest: Manifest, pending: Iterable[Cell], data_root: Path | None) -> dict[str, BuiltTask]:
+    """Load the data of the cells' tasks.
+
+    Raises:
+        MissingError: it is not there.
+    """
+    from dpbench import lmms
+
+    limit, ocr = manifest.protocol.limit, manifest.protocol.ocr
+    return {
+        name: lmms.build(name, data_root, limit=limit, ocr=ocr) for name in dict.fromkeys(cell.task for cell in pending)
+    }
 
 
 def load_backbone(manifest: Manifest, device: str) -> Backbone:
@@ -210,31 +302,3 @@ def _progress(console: Console) -> Progress:
         TimeRemainingColumn(),
         console=console,
     )
-
-
-def _finish(running: Running, built: BuiltTask, folder: Path, num_layers: int, found: dict[str, Any]) -> Record:
-    """Score a fully answered cell and write its record."""
-    from dpbench import lmms
-    from dpbench.measure.environment import versions
-
-    cell = running.cell
-    known = [running.journal.answers[r.task, r.doc_id, r.prompt_hash] for r in built.requests]
-    by_prompt = {(r.doc_id, r.text): a.answer for r, a in zip(built.requests, known, strict=True)}
-    scores = lmms.score(built, cell.id, by_prompt)
-    read = [answer.visual_tokens for answer in known if answer.visual_tokens]
-    per_layer = tuple(sum(each[layer] for each in read) / len(read) for layer in range(num_layers)) if read else ()
-    finished = Record(
-        cell_id=cell.id,
-        cell=asdict(cell),
-        metrics=scores.metrics,
-        score=lmms.percent(cell.task, scores),
-        num_samples=len(known),
-        num_failed=sum(answer.failure is not None for answer in known),
-        visual_tokens_per_layer=per_layer,
-        wall_s=sum(answer.ms for answer in known) / 1000,
-        finished=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions=versions(),
-        environment=found,
-    )
-    record.append(folder / "records.jsonl", finished)
-    return finished

@@ -81,25 +81,28 @@ def _valid(pads: list[int], length: int, device: torch.device) -> Tensor:
 
 
 def prefill_mask(stage: Stage, mask: Tensor | None) -> Tensor | None:
-    """Return rows and columns of the model's mask that are left, with the stage's padding hidden as well."""
-    columns = stage.columns_RL
-    if mask is None:
-        if stage.valid_RL is None:
-            return None
-        length = columns.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=columns.device).tril()
-        return causal & stage.valid_RL[:, None, None]
-    columns = columns.to(mask.device)
+    """Return rows and columns of the model's mask that are left, with the stage's padding hidden as well.
+
+    A merged row has the column of the row before it, so that the model's mask lets either see the other: what is behind
+    a row is hidden from it anew.
+    """
+    columns, valid = stage.columns_RL, stage.valid_RL
     length = columns.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=columns.device).tril()
+    if mask is None:
+        return None if valid is None else causal & valid[:, None, None]
+    columns = columns.to(mask.device)
     whole = mask.expand(len(columns), -1, -1, -1)
     rows = whole.gather(2, columns[:, None, :, None].expand(-1, whole.shape[1], -1, whole.shape[3]))
-    return _hide_padding(rows.gather(3, columns[:, None, None].expand(-1, whole.shape[1], length, -1)), stage.valid_RL)
+    part = rows.gather(3, columns[:, None, None].expand(-1, whole.shape[1], length, -1))
+    return _hide_padding(_hide(part, ~causal.to(mask.device)), valid)
 
 
 def _hide_padding(mask: Tensor, valid: Tensor | None) -> Tensor:
-    if valid is None:
-        return mask
-    hidden = ~valid.to(mask.device)[:, None, None]
+    return mask if valid is None else _hide(mask, ~valid.to(mask.device)[:, None, None])
+
+
+def _hide(mask: Tensor, hidden: Tensor) -> Tensor:
     return mask.masked_fill(hidden, False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
 
 

@@ -15,7 +15,11 @@ CELL_FLAGS = {
     "--min-pixels", "--max-pixels", "--out",
 }  # fmt: skip
 COMMANDS = {
-    "run": CELL_FLAGS | {"--tasks", "--limit", "--batch-size", "--data-root", "--dry-run"},
+    "run": CELL_FLAGS | {
+        "--tasks", "--limit", "--subset", "--batch-size", "--feature-cache", "--num-shards", "--shard", "--data-root",
+        "--dry-run",
+    },
+    "merge": {"--data-root"},
     "train": {
         "--backbone", "--variant", "--keep", "--data", "--out", "--steps", "--batch-size", "--seed", "--weights",
         "--revision", "--dtype", "--device", "--param", "--resume",
@@ -23,10 +27,12 @@ COMMANDS = {
     "profile": CELL_FLAGS | {"--repeats", "--warmups"},
     "report": {"--run", "--format"},
     "check": {"--param", "--backbone", "--goldens"},
-    "list methods": set(),
+    "list methods": {"--cited"},
     "list backbones": set(),
-    "list tasks": set(),
+    "list tasks": {"--data-root"},
     "list manifests": set(),
+    "data pull": {"--to", "--revision"},
+    "data verify": {"--data-root", "--revision", "--quick"},
     "toy build": {"--out", "--seed", "--scale", "--device", "--compile"},
     "toy data": {"--out", "--seed"},
     "toy bars": {"--run", "--device"},
@@ -78,6 +84,10 @@ CELL = ("run", "--backbone", "toy-llava", "--keep", "16", "--tasks", "pope")
         (("run", "quickstart", "--tasks", "pop"), "did you mean 'pope'"),
         (("run", "quickstart", "--batch-size", "many"), "batch_size"),
         (("run", "quickstart", "--data-root", "nowhere"), "there is no folder nowhere"),
+        (("data", "pull", "pop"), "did you mean 'pope'"),
+        (("data", "pull", "pope", "--revision", "v1"), "--revision needs --to DIR"),
+        (("data", "verify", "pop"), "did you mean 'pope'"),
+        (("data", "verify", "--data-root", "nowhere"), "there is no folder nowhere"),
         (("report",), "there are no records"),
         (("report", "--run", "nowhere"), "holds no records.jsonl"),
         (("report", "--format", "latex"), "latex"),

@@ -311,6 +311,38 @@ def test_rows_merged_inside_the_llm_are_read_as_given() -> None:
     torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("family", tinies.FAMILIES)
+def test_merged_rows_in_a_ragged_batch_are_causal_and_a_later_cut_sees_the_whole_prompt(family: str) -> None:
+    """A merged row has the column of the row before it in the model's mask, which must not let that row look ahead."""
+    model, seen = backbone(family), []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Merging(Method):
+        def cuts(self, num_visual: int, num_layers: int, budget: Budget) -> tuple[Cut, ...]:
+            return (Cut(1, 6, 1, merged=3), Cut(2, 4, 2))
+
+        def select(self, view: LayerView) -> Reduction:
+            seen.append(view)
+            visual = view.hidden_LD[view.visual_index_N]
+            if view.stage:
+                return Reduction(torch.tensor([0, 3, 4, 5]))
+            rows = torch.cat([visual[:3], visual[3:6] * 2])
+            return Reduction(torch.tensor([0, 1, 2, -1, -1, -1]), embeds_KD=rows)
+
+    prompts = [spliced(model, Merging(), picture(1)), spliced(model, Merging(), picture(2), text="And a longer one ?")]
+    together, state = run(model, Merging(), prompts)
+    assert [each[-1].tolist() for each in state.survivors()] == [[0, -1, -1, -1]] * 2
+    for number, prompt in enumerate(prompts):
+        late: Any = seen[2 + number]
+        assert (late.stage, len(late.visual_index_N)) == (1, 6)
+        assert torch.equal(late.prompt.embeds_LD, prompt.embeds_LD)
+        assert torch.equal(late.prompt.visual_index_N, prompt.visual_L.nonzero()[:, 0])
+        assert torch.equal(late.prompt.text_index, (~prompt.visual_L).nonzero()[:, 0])
+        alone, _ = run(model, Merging(), [prompt])
+        for a, b in zip(together.logits, alone.logits, strict=True):
+            torch.testing.assert_close(a[number], b[0], rtol=1e-6, atol=1e-6)
+
+
 def test_what_cannot_be_cut_is_one_sentence() -> None:
     model, method = backbone("llava"), Attended()
     prompt = spliced(model, method, picture(1))

@@ -13,7 +13,7 @@ from places import PACKAGE
 ALLOWED = {
     "lmms_eval": ("lmms.py", "tasks/"),
     "transformers": ("backbones/", "pruning.py", "cutting.py", "diffprune/", "toy/", "vectors/llama.py"),
-    "typer": ("cli.py",),
+    "typer": ("cli.py", "options.py"),
     "dpbench_baselines": (),
 }
 

@@ -214,8 +214,8 @@ def test_randomness_depends_on_seed_sample_and_image_only() -> None:
     assert len({first(0, "pope/1", 0), first(1, "pope/1", 0), first(0, "pope/2", 0), first(0, "pope/1", 1)}) == 4
 
 
-AT_MOST = ("pool", "downsample")
-"""Methods whose rows form a grid, which cannot have any number of tokens."""
+AT_MOST = ("pool", "downsample", "dart")
+"""Methods that cannot keep any number of tokens: rows that form a grid, or equal shares for a few pivots."""
 
 
 @pytest.mark.parametrize("name", sorted(registry.methods()))

@@ -19,6 +19,7 @@ RECORD = Record(
     num_samples=2,
     num_failed=0,
     visual_tokens_per_layer=(16.0, 16.0),
+    feature_cache={"hits": 3, "encoded": 1},
     wall_s=0.5,
     finished="2026-11-24T12:00:00+00:00",
     versions={"torch": "2.15"},
@@ -30,11 +31,23 @@ PROFILE = Profile(
     method="grid",
     params={},
     budget="16",
-    num_visual=16,
-    num_prompt=30,
-    stages_ms={"encode": (1.0, 2.0), "total": (1.0, 2.0)},
+    configuration="eager",
+    batch_size=1,
+    image_hw=(96, 96),
+    num_visual=16.0,
+    visual_tokens_per_layer=(16, 16),
+    num_text=14,
+    stages_ms={"encode": (1.0, 2.0), "ttft": (1.0, 2.0)},
     warmups=1,
     stages_flops={"encode": 10},
+    peak_bytes={},
+    weights_bytes=100,
+    kv_bytes_per_layer=(8, 8),
+    joules={},
+    bound_ms={},
+    rates={},
+    flags=(),
+    monitor={},
     environment={"device": "cpu"},
 )
 ANSWER = Answer(
@@ -50,6 +63,8 @@ ANSWER = Answer(
     failure=None,
     seed=0,
     shard=0,
+    cache_hits=0,
+    encoded=1,
     ms=1.5,
 )
 
@@ -71,7 +86,7 @@ def test_rewriting_sorts_by_cell(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [('{"schema": 99}', "schema 99"), ('{"schema": 1}', "missing or unknown"), ('{"schema"', "not JSON")],
+    [('{"schema": 99}', "schema 99"), ('{"schema": 2}', "missing or unknown"), ('{"schema"', "not JSON")],
 )
 def test_unknown_lines_are_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "records.jsonl"

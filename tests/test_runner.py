@@ -11,7 +11,7 @@ import pytest
 from places import TOY_DATA
 from rich.console import Console
 
-from dpbench import answering, fingerprint, pruning, record, registry, runner
+from dpbench import answering, fingerprint, lmms, prefix, pruning, record, registry, runner
 from dpbench.errors import ConfigError
 from dpbench.journal import Journal
 from dpbench.manifest import Cell, Manifest, make_manifest
@@ -39,13 +39,13 @@ def wanted(tiny_folder: Path) -> Manifest:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count the prompts that are really answered."""
     sizes: list[int] = []
-    real = pruning.generate
+    real = prefix.generate
 
-    def generate(backbone: Any, method: Any, spliced: Any, **options: Any) -> list[pruning.Generated]:
+    def generate(backbone: Any, method: Any, spliced: Any, images: Any, **options: Any) -> list[pruning.Generated]:
         sizes.append(len(spliced))
-        return real(backbone, method, spliced, **options)
+        return real(backbone, method, spliced, images, **options)
 
-    monkeypatch.setattr(pruning, "generate", generate)
+    monkeypatch.setattr(prefix, "generate", generate)
     return sizes
 
 
@@ -189,21 +189,24 @@ def test_a_picture_that_cannot_be_read_is_counted_not_hidden(
     from dpbench.lmms import BuiltTask
 
     real = BuiltTask.images
+    first = lmms.build("mme", TOY_DATA, limit=4)
+    broken = first.image_group(first.requests[0])
+    assert [first.image_group(each) == broken for each in first.requests].count(True) == 2
 
     def images(self: BuiltTask, request: Any) -> Any:
-        if request.task == "pope" and request.doc_id == 1:
+        if self.image_group(request) == broken:
             raise OSError("broken")
         return real(self, request)
 
     monkeypatch.setattr(BuiltTask, "images", images)
-    assert run(wanted, tmp_path).num_failed == 2
-    assert run(wanted, tmp_path).num_failed == 2, "a rerun must not turn a failure into a success"
+    assert run(wanted, tmp_path).num_failed == 4
+    assert run(wanted, tmp_path).num_failed == 4, "a rerun must not turn a failure into a success"
     failed = [
         json.loads(line)["failure"]
         for path in (tmp_path / "trial" / "samples").glob("*.jsonl")
         for line in path.read_text().splitlines()
     ]
-    assert failed.count(answering.NO_IMAGE) == 2
+    assert failed.count("image could not be decoded: broken") == 4
 
 
 def test_two_processes_do_not_share_a_folder(wanted: Manifest, tmp_path: Path) -> None:

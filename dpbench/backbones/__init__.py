@@ -28,7 +28,7 @@ _PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _SHARDS = "model-*-of-*.safetensors"
-_CLIP_SIGNALS = "CLS attention, CLS row, keys"
+_CLIP_SIGNALS = "CLS attention (also of the first layer), CLS row, keys"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def _next(decoder: str, weights: str, parameters: str) -> Family:
 def _qwen(size: str, parameters: str) -> Family:
     weights = f"Qwen/Qwen2.5-VL-{size}-Instruct"
     visual = "one per 28x28 pixels"
-    return Family(f"Qwen2.5-VL-{size}", "qwen2_5_vl:Qwen25VL", weights, parameters, visual, "attention received")
+    return Family(f"Qwen2.5-VL-{size}", "qwen2_5_vl:Qwen25VL", weights, parameters, visual, "attention received, keys")
 
 
 FAMILIES: Mapping[str, Family] = {

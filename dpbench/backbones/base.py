@@ -144,6 +144,23 @@ class Backbone(ABC):
                 AnyRes is off and an image is its base view alone.
         """
 
+    def reprompt(self, rows: Sequence[int], sizes: Sequence[tuple[int, ...]], text: str) -> Prompt:
+        """Tokenise a conversation about images that `prompt` has preprocessed before; its pixels are left out.
+
+        Args:
+            rows: how many placeholders each image has.
+            sizes: `Pixels.size` of each image.
+            text: what is asked.
+        """
+        ids = self.processor.tokenizer(self.chat(len(rows), text), return_tensors="pt")["input_ids"][0]
+        repeats = torch.ones_like(ids).masked_scatter(ids == self.image_id, torch.tensor(rows, dtype=torch.int64))
+        ids = ids.repeat_interleave(repeats)
+        return Prompt(ids, spans_of(ids, self.image_id, rows), (), text, self.positions(ids, sizes))
+
+    def positions(self, ids_L: Tensor, sizes: Sequence[tuple[int, ...]]) -> Tensor | None:
+        """Return a prompt's position ids, (P, L), where they are not 0..L-1."""
+        return None
+
     @abstractmethod
     def encode(self, pixels: Sequence[Pixels], needs: frozenset[str] = frozenset()) -> list[Features]:
         """Run tower and projector over I images at once."""
@@ -170,7 +187,7 @@ class Backbone(ABC):
         template = self.processor.apply_chat_template
         return template([{"role": "user", "content": content}], add_generation_prompt=True)  # type: ignore[no-any-return]
 
-    def position_ids(self, positions_PBL: Tensor, mask_BL: Tensor) -> Tensor:
+    def position_ids(self, positions_PBL: Tensor, mask_BL: Tensor | None) -> Tensor:
         """Return position ids in the form the model's forward takes, (B, L) by default."""
         return positions_PBL[0]
 
@@ -179,22 +196,38 @@ class Backbone(ABC):
         return self.decoder.embed_tokens(ids_L.to(self.device))  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def logits(self, embeds_BLD: Tensor, mask_BL: Tensor, positions_PBL: Tensor, *, last: bool = False) -> Tensor:
-        """Run one cached prefill and return the logits of every position, (B, L, vocabulary), or of the last only."""
-        output = self.model(
+    def logits(
+        self, embeds_BLD: Tensor, mask_BL: Tensor | None, positions_PBL: Tensor, *, last: bool = False
+    ) -> Tensor:
+        """Run one cached prefill and return the logits of every position, (B, L, vocabulary), or of the last only.
+
+        Without padding the mask is None: to look into one made of ones, transformers would wait for the device.
+        """
+        return self.forward(embeds_BLD, mask_BL, positions_PBL, last=last).logits  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def forward(self, embeds_BLD: Tensor, mask_BL: Tensor | None, positions_PBL: Tensor, *, last: bool = False) -> Any:
+        """Run one cached prefill, as `logits`, and return transformers' output with its cache."""
+        return self.model(
             inputs_embeds=embeds_BLD,
             attention_mask=mask_BL,
             position_ids=self.position_ids(positions_PBL, mask_BL),
             use_cache=True,
             logits_to_keep=int(last),
         )
-        return output.logits  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def generate(
-        self, embeds_BLD: Tensor, mask_BL: Tensor, positions_PBL: Tensor, *, max_new_tokens: int, use_cache: bool = True
+        self,
+        embeds_BLD: Tensor,
+        mask_BL: Tensor,
+        positions_PBL: Tensor,
+        *,
+        max_new_tokens: int,
+        use_cache: bool = True,
+        **settings: Any,
     ) -> list[str]:
-        """Decode greedily and return the answers, stripped."""
+        """Decode greedily and return the answers, stripped; further settings go to transformers' `generate`."""
         ids = self.model.generate(
             inputs_embeds=embeds_BLD,
             attention_mask=mask_BL,
@@ -204,6 +237,7 @@ class Backbone(ABC):
             repetition_penalty=1.0,  # Qwen asks for 1.05 in its files, which without ids would spare the prompt
             use_cache=use_cache,
             pad_token_id=self.processor.tokenizer.pad_token_id,
+            **settings,
         )
         return [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
 

@@ -5,15 +5,17 @@ Shape letters: V views, N patches of a view, C the tower's width, H heads, d one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-PROVIDES = frozenset({"cls_attention", "cls_hidden_VC", "keys_Nd"})
+from dpbench import ranges
+
+PROVIDES = frozenset({"cls_attention", "cls_attention[0]", "cls_hidden_VC", "keys_Nd"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +25,14 @@ class TowerOutput:
     Attributes:
         hidden_VNC: the select layer, CLS dropped.
         cls_hidden_VC: its CLS rows.
-        cls_attention_VHN: the CLS query's softmax over all keys, CLS column dropped, float32; None if not asked for.
+        cls_attention: layer -> (V, H, N) float32, the CLS query's softmax over all keys, CLS column dropped; the layers
+            that were asked for.
         keys_VNd: head-mean keys of the patches; None if not asked for.
     """
 
     hidden_VNC: Tensor
     cls_hidden_VC: Tensor
-    cls_attention_VHN: Tensor | None
+    cls_attention: Mapping[int, Tensor]
     keys_VNd: Tensor | None
 
 
@@ -53,12 +56,10 @@ class CLIPTower:
             other_size = pixels.shape[-2:] != (self.image_size, self.image_size)
             output = self.tower(pixels, output_hidden_states=True, interpolate_pos_encoding=other_size)
             hidden = output.hidden_states[self.feature_layer]
-        return TowerOutput(
-            hidden[:, 1:],
-            hidden[:, 0],
-            self._cls_rows(seen) if "cls_attention" in needs else None,
-            self._heads(seen["k"]).mean(1)[:, 1:] if "keys_Nd" in needs else None,
-        )
+        with ranges.marked("signals") if seen else nullcontext():
+            rows = {layer: self._cls_rows(seen["q", layer], seen["k", layer]) for layer in self._row_layers(needs)}
+            keys = self._heads(seen["k", self.select_layer]).mean(1)[:, 1:] if "keys_Nd" in needs else None
+        return TowerOutput(hidden[:, 1:], hidden[:, 0], rows, keys)
 
     def places(self, pixels: Tensor, device: torch.device) -> dict[str, Tensor]:
         """Return view, row and column of every patch of (V, 3, S, S) pixels, views one after another."""
@@ -74,14 +75,22 @@ class CLIPTower:
         """Return width and height in pixels of a grid of patches."""
         return grid_hw[1] * self.patch_size, grid_hw[0] * self.patch_size
 
+    def _row_layers(self, needs: frozenset[str]) -> tuple[int, ...]:
+        """Return the layers whose CLS rows are asked for."""
+        layers = {"cls_attention[0]": 0, "cls_attention": self.select_layer}
+        return tuple(dict.fromkeys(layer for name, layer in layers.items() if name in needs))
+
     @contextmanager
-    def _watched(self, needs: frozenset[str]) -> Iterator[dict[str, Tensor]]:
-        """Keep the select layer's queries and keys, as its own projections compute them anyway."""
-        attention = self.tower.encoder.layers[self.select_layer].self_attn
-        wanted = {"q": attention.q_proj} if "cls_attention" in needs else {}
-        wanted |= {"k": attention.k_proj} if needs & {"cls_attention", "keys_Nd"} else {}
-        seen: dict[str, Tensor] = {}
-        handles = [module.register_forward_hook(_keep(seen, name)) for name, module in wanted.items()]
+    def _watched(self, needs: frozenset[str]) -> Iterator[dict[tuple[str, int], Tensor]]:
+        """Keep the queries and keys that are needed, as the layers' own projections compute them anyway."""
+        rows = self._row_layers(needs)
+        wanted = {("q", layer) for layer in rows} | {("k", layer) for layer in rows}
+        wanted |= {("k", self.select_layer)} if "keys_Nd" in needs else set()
+        seen: dict[tuple[str, int], Tensor] = {}
+        handles = []
+        for name, layer in wanted:
+            module = getattr(self.tower.encoder.layers[layer].self_attn, f"{name}_proj")
+            handles.append(module.register_forward_hook(_keep(seen, (name, layer))))
         try:
             yield seen
         finally:
@@ -93,13 +102,13 @@ class CLIPTower:
         views, length, width = projected.shape
         return projected.view(views, length, self.num_heads, width // self.num_heads).transpose(1, 2)
 
-    def _cls_rows(self, seen: dict[str, Tensor]) -> Tensor:
-        queries, keys = self._heads(seen["q"])[:, :, :1].float(), self._heads(seen["k"]).float()
+    def _cls_rows(self, queries: Tensor, keys: Tensor) -> Tensor:
+        queries, keys = self._heads(queries)[:, :, :1].float(), self._heads(keys).float()
         scores = queries @ keys.transpose(-1, -2) / float(keys.shape[-1] ** 0.5)
         return scores.softmax(-1)[:, :, 0, 1:]
 
 
-def _keep(seen: dict[str, Tensor], name: str) -> Callable[..., None]:
+def _keep(seen: dict[tuple[str, int], Tensor], name: tuple[str, int]) -> Callable[..., None]:
     def hook(_module: Any, _args: Any, output: Tensor) -> None:
         seen[name] = output.detach()
 

@@ -57,13 +57,13 @@ class Llava(Backbone):
             "read_N": torch.ones(num, dtype=torch.bool, device=embeds.device),
             "slot_N": torch.arange(num),
         }
-        rows, keys, layer = seen.cls_attention_VHN, seen.keys_VNd, self.tower.select_layer
+        keys = seen.keys_VNd
         return [
             Features(
                 embeds_ND=embeds[i],
                 hidden_NC=seen.hidden_VNC[i],
                 cls_hidden_VC=seen.cls_hidden_VC[i : i + 1],
-                cls_attention={} if rows is None else {layer: rows[i]},
+                cls_attention={layer: rows_VHN[i] for layer, rows_VHN in seen.cls_attention.items()},
                 keys_Nd=None if keys is None else keys[i],
                 **shared,
             )

@@ -92,7 +92,7 @@ class LlavaNext(Backbone):
         seen = self.tower.read(torch.cat([each.values for each in pixels]).to(self.device, self.dtype), needs)
         embeds = self.core.multi_modal_projector(seen.hidden_VNC).split(counts)
         hidden, cls_hidden = seen.hidden_VNC.split(counts), seen.cls_hidden_VC.split(counts)
-        rows = seen.cls_attention_VHN.split(counts) if seen.cls_attention_VHN is not None else None
+        rows = {layer: rows_VHN.split(counts) for layer, rows_VHN in seen.cls_attention.items()}
         keys = seen.keys_VNd.split(counts) if seen.keys_VNd is not None else None
         found = []
         for i, each in enumerate(pixels):
@@ -106,7 +106,7 @@ class LlavaNext(Backbone):
                     slot_N=slots,
                     newline_D=self.core.image_newline,
                     cls_hidden_VC=cls_hidden[i],
-                    cls_attention={} if rows is None else {self.tower.select_layer: rows[i].transpose(0, 1).flatten(1)},
+                    cls_attention={layer: split[i].transpose(0, 1).flatten(1) for layer, split in rows.items()},
                     keys_Nd=None if keys is None else keys[i].flatten(0, 1),
                 )
             )

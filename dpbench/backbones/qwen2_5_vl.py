@@ -14,6 +14,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.vision_utils import get_vision_window_index
 
+from dpbench import ranges
 from dpbench.backbones.base import Backbone, Features, Pixels, Prompt, spans_of
 
 MODEL, PROCESSOR = Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
@@ -24,7 +25,7 @@ _QUERY_BLOCK = 1024
 class Qwen25VL(Backbone):
     """A `Qwen2_5_VLForConditionalGeneration` with its processor; one position per merged token."""
 
-    provides = frozenset({"received_attention_N"})
+    provides = frozenset({"received_attention_N", "keys_Nd"})
     mrope = True
 
     def __init__(self, name: str, model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor) -> None:
@@ -58,11 +59,16 @@ class Qwen25VL(Backbone):
         ids, patch_grids = inputs["input_ids"][0], inputs.get("image_grid_thw", torch.empty(0, 3, dtype=torch.int64))
         patches = inputs["pixel_values"].split(patch_grids.prod(-1).tolist()) if len(images) else ()
         pixels = tuple(Pixels(values, tuple(grid.tolist())) for values, grid in zip(patches, patch_grids, strict=True))
-        positions, _ = self.core.get_rope_index(
-            ids[None], mm_token_type_ids=(ids[None] == self.image_id).int(), image_grid_thw=patch_grids
-        )
         sizes = [self.num_tokens(each) for each in pixels]
-        return Prompt(ids, spans_of(ids, self.image_id, sizes), pixels, text, positions[:, 0])
+        positions = self.positions(ids, [each.size for each in pixels])
+        return Prompt(ids, spans_of(ids, self.image_id, sizes), pixels, text, positions)
+
+    def positions(self, ids_L: Tensor, sizes: Sequence[tuple[int, ...]]) -> Tensor:
+        """Return M-RoPE's time, row and column of every position, (3, L)."""
+        grids = torch.tensor(list(sizes), dtype=torch.int64).view(-1, 3)
+        kinds = (ids_L[None] == self.image_id).int()
+        positions, _ = self.core.get_rope_index(ids_L[None], mm_token_type_ids=kinds, image_grid_thw=grids)
+        return positions[:, 0]  # type: ignore[no-any-return]
 
     def bound_pixels(self, least: int | None, most: int | None) -> None:
         """Set how few and how many pixels an image is resized to."""
@@ -75,9 +81,12 @@ class Qwen25VL(Backbone):
         """Return how many tokens the merger makes of an image."""
         return len(pixels.values) // self.merge**2
 
-    def position_ids(self, positions_PBL: Tensor, mask_BL: Tensor) -> Tensor:
+    def position_ids(self, positions_PBL: Tensor, mask_BL: Tensor | None) -> Tensor:
         """Return (4, B, L): in front of M-RoPE's axes text positions without gaps, which only masks are made from."""
-        text = (mask_BL.cumsum(-1) - 1).clamp(min=0)
+        if mask_BL is None:
+            text = torch.arange(positions_PBL.shape[-1], device=positions_PBL.device).expand(positions_PBL.shape[1:])
+        else:
+            text = (mask_BL.cumsum(-1) - 1).clamp(min=0)
         return torch.cat([text[None], positions_PBL])
 
     @torch.no_grad()
@@ -92,8 +101,15 @@ class Qwen25VL(Backbone):
         hidden = output.last_hidden_state.unflatten(0, (-1, self.merge**2)).flatten(1)[order].split(sizes)
         rows, columns = zip(*(self._grid(each.size) for each in pixels), strict=True)
         received: Sequence[Tensor | None] = [None] * len(sizes)
-        if "received_attention_N" in needs:
-            received = self._received(seen, [size * self.merge**2 for size in sizes])[order].split(sizes)
+        keys: Sequence[Tensor | None] = [None] * len(sizes)
+        if seen:
+            with ranges.marked("signals"):
+                queries_LHd, keys_LHd = self._rotated(seen)
+                if "received_attention_N" in needs:
+                    lengths = [size * self.merge**2 for size in sizes]
+                    received = self._received(queries_LHd, keys_LHd, lengths)[order].split(sizes)
+                if "keys_Nd" in needs:
+                    keys = keys_LHd.mean(1).unflatten(0, (-1, self.merge**2)).mean(1)[order].split(sizes)
         return [
             Features(
                 embeds_ND=embeds,
@@ -104,6 +120,7 @@ class Qwen25VL(Backbone):
                 read_N=torch.ones(sizes[i], dtype=torch.bool, device=embeds.device),
                 slot_N=torch.arange(sizes[i]),
                 received_attention_N=received[i],
+                keys_Nd=keys[i],
             )
             for i, embeds in enumerate(output.pooler_output.split(sizes))
         ]
@@ -130,7 +147,7 @@ class Qwen25VL(Backbone):
     def _watched(self, needs: frozenset[str]) -> Iterator[dict[str, Any]]:
         """Keep queries, keys and angles of the last full-attention block, as it computes them anyway."""
         seen: dict[str, Any] = {}
-        if "received_attention_N" not in needs:
+        if not needs & {"received_attention_N", "keys_Nd"}:
             yield seen
             return
         attention = self.tower.blocks[self.tower.fullatt_block_indexes[-1]].attn
@@ -144,17 +161,20 @@ class Qwen25VL(Backbone):
             for handle in handles:
                 handle.remove()
 
-    def _received(self, seen: dict[str, Any], lengths: list[int]) -> Tensor:
+    def _rotated(self, seen: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the watched block's queries and keys after RoPE, patches in the tower's window order, (L, H, d)."""
+        attention = self.tower.blocks[self.tower.fullatt_block_indexes[-1]].attn
+        queries, keys, _ = seen["qkv"].unflatten(-1, (3, attention.num_heads, -1)).unbind(-3)
+        return apply_rotary_pos_emb_vision(queries, keys, *seen["angles"])  # type: ignore[no-any-return]
+
+    def _received(self, queries_LHd: Tensor, keys_LHd: Tensor, lengths: list[int]) -> Tensor:
         """Return the attention each token receives, mean over heads and queries of its own image and over its patches.
 
         In the tower's window order, float32, (sum of N,).
         """
-        attention = self.tower.blocks[self.tower.fullatt_block_indexes[-1]].attn
-        queries, keys, _ = seen["qkv"].unflatten(-1, (3, attention.num_heads, -1)).unbind(-3)
-        queries, keys = apply_rotary_pos_emb_vision(queries, keys, *seen["angles"])
         columns = [
             column_mean(q.transpose(0, 1).float(), k.transpose(0, 1).float())
-            for q, k in zip(queries.split(lengths), keys.split(lengths), strict=True)
+            for q, k in zip(queries_LHd.split(lengths), keys_LHd.split(lengths), strict=True)
         ]
         return torch.cat(columns).view(-1, self.merge**2).mean(-1)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from dpbench.cuda_graph import Graphed
 from dpbench.diffprune import checkpoint as checkpoints
 from dpbench.diffprune.scorer import Scorer, ScorerSize
 from dpbench.errors import ConfigError
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 UNTRAINED = "untrained"
 """In place of a checkpoint: fresh weights, for timing and conformance checks."""
-WARM_UP = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,10 @@ class DiffPrune(Method):
         """Return a copy whose scorer has fresh weights, where no checkpoint was named."""
         return self if self.checkpoint else replace(self, checkpoint=UNTRAINED)
 
+    def graphed(self) -> DiffPrune:
+        """Return a copy that replays its scorer as a CUDA graph."""
+        return replace(self, graph=True)
+
     def bind(self, backbone: Backbone) -> DiffPrune:
         """Return a copy that holds the scorer, on the backbone's device and in its type."""
         width = backbone.decoder.config.hidden_size
@@ -84,34 +88,3 @@ def _fresh(size: ScorerSize) -> Scorer:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Scorer(size)
-
-
-class Graphed:
-    """A scorer recorded as CUDA graphs, one per shape of its input: one launch in place of some fifty."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        self.scorer = scorer
-        self.recorded: dict[torch.Size, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Tensor]] = {}
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        """Return the scorer's logits; they are overwritten by the next call of the same shape."""
-        shape = inputs[0].shape
-        if shape not in self.recorded:
-            self.recorded[shape] = self._record(*(each.clone() for each in inputs))
-        graph, held, logits = self.recorded[shape]
-        for mine, given in zip(held, inputs, strict=True):
-            mine.copy_(given)
-        graph.replay()
-        return logits
-
-    def _record(self, *held: Tensor) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Tensor]:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                self.scorer(*held)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            logits = self.scorer(*held)
-        return graph, held, logits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from importlib.metadata import version
 from typing import Any
 
@@ -56,9 +57,9 @@ def _gpu() -> dict[str, Any]:
     import pynvml
     import torch
 
-    pynvml.nvmlInit()
-    try:
-        handle = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
+    from dpbench.measure import nvml
+
+    with nvml.opened() as handle:
         return {
             "gpu": pynvml.nvmlDeviceGetName(handle),
             "gpu_memory_bytes": pynvml.nvmlDeviceGetMemoryInfo(handle).total,
@@ -67,5 +68,11 @@ def _gpu() -> dict[str, Any]:
             "driver": pynvml.nvmlSystemGetDriverVersion(),
             "cuda": torch.version.cuda,
         }
-    finally:
-        pynvml.nvmlShutdown()
+
+
+def folder_name(device: str) -> str:
+    """Return the name of a run without a manifest: profile- and the GPU, or cpu."""
+    from dpbench.runner import pick_device
+
+    name = environment(pick_device(device)).get("gpu", "cpu")
+    return "profile-" + re.sub(r"[^a-z0-9]+", "-", str(name).lower()).strip("-")

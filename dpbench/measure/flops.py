@@ -1,20 +1,141 @@
-"""FLOPs of a stage as its operators run, 2 per multiply-add; tests hold it to a closed form and to fvcore."""
+"""FLOPs of a call as its operators run, 2 per multiply-add, by two counters that share no formula.
+
+Counted are matrix products, convolutions and attention. Element-wise work, norms, softmax, interpolation and
+decompositions (QR, SVD) are not, as is the convention of the papers compared here. Causal attention counts all L * L
+pairs, masked ones included. `dpbench.measure.closed_form` says the same from a configuration; tests hold the three
+equal.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+
+from dpbench.errors import MissingError
+
+Handle = Callable[[Sequence[Any], Sequence[Any]], float]
+"""As fvcore's: multiply-adds from an operator's inputs and outputs."""
 
 
 def count_flops(call: Callable[[], Any]) -> int:
-    """Return the FLOPs of the matrix products, convolutions and attention that a call runs.
-
-    Element-wise work, norms and softmax are not counted, as is the convention of the papers compared here. Attention
-    runs as plain matrix products while counting: torch does not know the FLOPs of each of its fused kernels.
-    """
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    """Return the FLOPs that a call runs, by torch's own counter."""
+    with counting() as counter:
         call()
     return int(counter.get_total_flops())
+
+
+@contextmanager
+def counting() -> Iterator[FlopCounterMode]:
+    """Give torch's counter, counting what runs inside the block.
+
+    Attention runs as plain matrix products meanwhile: torch does not know the FLOPs of each of its fused kernels.
+    """
+    with _unfused_encoder(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        yield counter
+
+
+def count_flops_by_fvcore(call: Callable[[], Any]) -> int:
+    """Return the FLOPs that a call runs, by fvcore's handles; attention stays in its kernel, which has our handle.
+
+    The handles read each operator as it is dispatched, not a trace: a trace leaves out whatever its result does not
+    need, such as the tower's layers behind the select layer, which do run.
+
+    Raises:
+        MissingError: fvcore is not installed.
+    """
+    counter = _FvcoreCounter(fvcore_handles())
+    with _unfused_encoder(), counter:
+        call()
+    return 2 * counter.multiply_adds
+
+
+def fvcore_handles() -> Mapping[str, Handle]:
+    """Return the handle of each operator that counts, by schema name: fvcore's, and ours for attention."""
+    if find_spec("fvcore") is None:
+        raise MissingError("counting FLOPs by fvcore needs fvcore, which is not here; install it: pip install fvcore")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from fvcore.nn import jit_handles
+    return {
+        "aten::linear": jit_handles.linear_flop_jit,
+        "aten::addmm": jit_handles.addmm_flop_jit,
+        "aten::mm": jit_handles.matmul_flop_jit,
+        "aten::bmm": jit_handles.bmm_flop_jit,
+        "aten::baddbmm": lambda inputs, outputs: jit_handles.bmm_flop_jit(inputs[1:3], outputs),
+        "aten::convolution": lambda inputs, outputs: jit_handles.conv_flop_count(
+            *map(jit_handles.get_shape, (*inputs[:2], outputs[0]))
+        ),
+        "aten::scaled_dot_product_attention": attention_multiply_adds,
+    }
+
+
+def attention_multiply_adds(inputs: Sequence[Any], _outputs: Sequence[Any]) -> int:
+    """Return the multiply-adds of `softmax(q k) v`, (..., H, L, d) each; grouped heads count once per query head."""
+    *batch, queries, width = inputs[0].type().sizes()
+    *_, keys, value_width = inputs[2].type().sizes()
+    return int(math.prod(batch) * queries * keys * (width + value_width))
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    """An operator's input or output as fvcore's handles expect it, in place of a value of a traced graph."""
+
+    value: Any
+
+    def isCompleteTensor(self) -> bool:
+        return isinstance(self.value, Tensor)
+
+    def type(self) -> _Value:
+        return self
+
+    def sizes(self) -> list[int]:
+        return list(self.value.shape)
+
+
+class _FvcoreCounter(TorchDispatchMode):
+    """Adds up what the handles say of every operator; what has none is taken apart first where torch can."""
+
+    def __init__(self, handles: Mapping[str, Handle]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.handles = handles
+        self.multiply_adds = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        handle = self.handles.get(_operator(func))
+        if handle is None:
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if parts is NotImplemented else parts
+        outcome = func(*args, **kwargs)
+        outputs = outcome if isinstance(outcome, tuple) else (outcome,)
+        self.multiply_adds += int(handle([*map(_Value, args)], [*map(_Value, outputs)]))
+        return outcome
+
+
+def _operator(func: Any) -> str:
+    """Return an operator's schema name; every kernel of attention is attention."""
+    name: str = func._schema.name
+    return "aten::scaled_dot_product_attention" if name.startswith("aten::_scaled_dot_product") else name
+
+
+@contextmanager
+def _unfused_encoder() -> Iterator[None]:
+    """Keep `nn.TransformerEncoder` off its inference kernel, one operator that no counter looks into."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

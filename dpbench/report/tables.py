@@ -1,219 +1,227 @@
-"""The comparison table and the profile table: statistics are computed here, when records are read, and nowhere else."""
+"""`dpbench report`: from run folders to text, whatever the tables and the format."""
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean, median
-from typing import Any, Literal
+from typing import Any
 
-import pandas as pd
-
-from dpbench import record, tasks
 from dpbench.errors import ConfigError
-from dpbench.record import Profile, Record
-
-RETENTION = "Retention"
-SHARED = (
-    "backbone",
-    "weights",
-    "revision",
-    "quantize",
-    "prompt",
-    "ocr",
-    "dtype",
-    "attention",
-    "anyres",
-    "newline",
-    "min_pixels",
-    "max_pixels",
-    "budget_kind",
-    "limit",
+from dpbench.report import (
+    ablation,
+    beside,
+    bundle,
+    claims,
+    comparison,
+    difference,
+    efficiency,
+    hard,
+    intervals,
+    paper,
+    runs,
 )
-"""Cell fields that must agree within one table."""
+from dpbench.report.comparison import retention
+from dpbench.report.render import render, render_all
+from dpbench.report.runs import Comparison, Run, runs_under
+from dpbench.report.section import Section
+
+__all__ = ["Request", "from_options", "render", "report", "retention", "runs_under", "save", "sections"]
+
+RESULTS = Path("results")
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
-    """One table with its heading and footnotes."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a report is asked for.
 
-    heading: str
-    frame: pd.DataFrame
-    notes: tuple[str, ...] = ()
+    Attributes:
+        folders: runs; none stands for all under results/.
+        table: 1 to 5 as the paper numbers them, None for all: 1 LLaVA-1.5 (and toy-llava), 2 LLaVA-NeXT, 3 Qwen2.5-VL,
+            4 efficiency, 5 ablation.
+        form: markdown, latex, csv, json or html.
+        compare: set the paper's numbers beside ours.
+        paper: print the paper's tables alone.
+        diff: print what changed from the first run to the second.
+        hard: add the hard subset.
+        bundle: zip file to write.
+        max_mb: most that a page may take, 10^6 bytes.
+        data_root: where the images on a page come from; None as `dpbench run` looks for them.
+    """
+
+    folders: tuple[Path, ...] = ()
+    table: int | None = None
+    form: str = "markdown"
+    compare: bool = False
+    paper: bool = False
+    diff: bool = False
+    hard: bool = False
+    bundle: Path | None = None
+    max_mb: float = 20
+    data_root: Path | None = None
 
 
-def runs_under(root: Path) -> list[Path]:
-    """Return the run folders below a results folder.
+def from_options(options: Mapping[str, Any]) -> str:
+    """Return the report that `dpbench report` is asked for, given its options by name.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: see `report`.
+        RecordError: see `report`.
     """
-    found = sorted({path.parent for name in ("records.jsonl", "profile.jsonl") for path in root.glob(f"*/{name}")})
+    if options["bundle"] and options["out"]:
+        raise ConfigError("--bundle names its own file; leave --out out")
+    number = str(options["table"])
+    return report(
+        Request(
+            folders=(*(options["runs"] or ()), *(options["run"] or ())),
+            table=None if number == "all" else int(number),
+            form=str(options["format"]),
+            compare=options["compare"] is not None,
+            paper=options["paper"],
+            diff=options["diff"],
+            hard=options["subset"] is not None,
+            bundle=options["bundle"],
+            max_mb=options["max_mb"],
+            data_root=options["data_root"],
+        )
+    )
+
+
+def save(path: Path, text: str) -> None:
+    """Write a report to a file.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--out: {path} cannot be written ({error.strerror}); give another file") from None
+
+
+def report(request: Request) -> str:
+    """Return a report as text.
+
+    Raises:
+        ConfigError: options that do not go together, a folder without records, nothing to print.
+        RecordError: a record, journal or packed file cannot be read, or records cannot share a table.
+    """
+    _check(request)
+    if request.paper:
+        return render_all(_paper(request), request.form) + _verdict(request)
+    folders = request.folders or tuple(runs_under(RESULTS))
+    if request.bundle:
+        return f"written: {bundle.write(request.bundle, folders, lambda copies: _parts(request, copies))}"
+    if request.form == "html":
+        return _page(request, folders)
+    return render_all(sections(request, folders), request.form)
+
+
+def _check(request: Request) -> None:
+    if request.diff and len(request.folders) != 2:
+        raise ConfigError(f"--diff compares two runs, got {len(request.folders)}; give RUN_A RUN_B")
+    modes = [name for name in ("paper", "diff", "bundle") if getattr(request, name)]
+    if len(modes) > 1:
+        raise ConfigError(f"--{modes[0]} and --{modes[1]} are two reports; give one of them")
+    if request.paper and request.folders:
+        raise ConfigError("--paper prints the paper's tables alone; for yours beside them give --compare paper")
+    if request.form == "html" and modes and modes != ["bundle"]:
+        raise ConfigError(f"--{modes[0]} has no page; give --format markdown, latex, csv or json")
+    _without_effect(request)
+
+
+def _without_effect(request: Request) -> None:
+    """Refuse a choice of tables where it would be ignored.
+
+    Raises:
+        ConfigError: names both options.
+    """
+    given = {"table": request.table, "compare": request.compare, "subset": request.hard}
+    whole = {
+        "--paper": (request.paper, ("compare", "subset")),
+        "--diff": (request.diff, ("table", "compare", "subset")),
+        "--format html": (request.form == "html" and not request.bundle, ("table", "compare", "subset")),
+    }
+    for option, (asked, ignored) in whole.items():
+        for name in ignored:
+            if asked and given[name]:
+                raise ConfigError(f"--{name} has no effect on {option}, which shows all there is; leave it out")
+
+
+def sections(request: Request, folders: Sequence[Path]) -> list[Section]:
+    """Return the tables of these runs.
+
+    Raises:
+        ConfigError: there is no such table in them.
+        RecordError: see `report`.
+    """
+    if request.diff:
+        return difference.sections(folders[0], folders[1])
+    loaded = [runs.load(folder) for folder in folders]
+    found = [each for one in runs.comparisons(loaded) for each in _comparison(one, request)]
+    found += _efficiency(loaded, request)
     if not found:
-        raise ConfigError(f"there are no records under {root}; run something first, or give --run FOLDER")
+        where = ", ".join(map(str, folders))
+        raise ConfigError(
+            f"--table: {where} hold nothing of Table {request.table}; leave --table out to see what they hold"
+        )
     return found
 
 
-def report(folders: Sequence[Path], form: str) -> str:
-    """Return every table of these runs.
-
-    Raises:
-        ConfigError: a folder holds neither records nor profiles.
-        RecordError: a line cannot be read.
-    """
-    sections: list[Section] = []
-    for folder in folders:
-        records = record.read(folder / "records.jsonl", Record)
-        profiles = record.read(folder / "profile.jsonl", Profile)
-        if not records and not profiles:
-            raise ConfigError(f"--run: {folder} holds no records.jsonl and no profile.jsonl")
-        sections += comparison_sections(records)
-        sections += profile_sections(profiles)
-    parts = [render(section, form) for section in sections]
-    if form == "csv" and len(parts) > 1:
-        parts = [f"# {section.heading}\n{part}" for section, part in zip(sections, parts, strict=True)]
-    return "\n\n".join(parts)
+def _wants(request: Request, table: int) -> bool:
+    return request.table in (None, table)
 
 
-def comparison_sections(records: Iterable[Record]) -> list[Section]:
-    """Return one comparison table per backbone and protocol."""
-    groups: dict[str, list[Record]] = defaultdict(list)
-    for each in record.newest(records):
-        groups[_protocol(each)].append(each)
-    return [_comparison(group) for _, group in sorted(groups.items())]
+def _comparison(one: Comparison, request: Request) -> Iterable[Section]:
+    is_ablation = ablation.is_ablation(one)
+    if is_ablation and _wants(request, 5):
+        yield ablation.section(one)
+        if request.compare:
+            yield beside.variants(one)
+    if _wants(request, beside.table_of(one.cell["backbone"])) and not (is_ablation and request.table):
+        yield from _scores(one, request, with_paper=request.compare and not is_ablation)
 
 
-def _protocol(each: Record) -> str:
-    shared = {name: each.cell.get(name) for name in SHARED}
-    shared["weights"] = each.cell["fingerprints"].get("weights")
-    return repr(shared)
+def _scores(one: Comparison, request: Request, *, with_paper: bool) -> Iterable[Section]:
+    found = intervals.of(one)
+    scores = comparison.section(one, found.like_random())
+    yield replace(scores, notes=(*scores.notes, *found.notes))
+    if with_paper:
+        yield beside.scores(one)
+    yield from claims.sections(one, found)
+    if request.hard:
+        yield hard.section(one)
 
 
-def _comparison(group: Sequence[Record]) -> Section:
-    scores: dict[tuple[Any, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    tokens: dict[tuple[Any, ...], list[float]] = defaultdict(list)
-    for each in group:
-        scores[_row(each.cell)][each.cell["task"]].append(each.score)
-        if each.visual_tokens_per_layer:
-            tokens[_row(each.cell)].append(mean(each.visual_tokens_per_layer))
-    names = [name for name in tasks.TASKS if any(name in row for row in scores.values())]
-    table = {key: {name: mean(values) for name, values in row.items()} for key, row in scores.items()}
-    full = next((row for key, row in table.items() if key[2] == "none"), {})
-    rows = [
-        {
-            "Method": _method_label(key),
-            "Tokens": round(mean(tokens[key]), 1) if tokens[key] else None,
-            **{tasks.TASKS[name].title: table[key].get(name) for name in names},
-            RETENTION: retention(table[key], full),
-        }
-        for key in sorted(table, key=_order)
-    ]
-    return Section(_heading(group), pd.DataFrame(rows), tuple(_notes(group, full)))
+def _efficiency(loaded: Sequence[Run], request: Request) -> Iterable[Section]:
+    profiles = [each for run in loaded for each in run.profiles]
+    if not _wants(request, 4) or not profiles:
+        return
+    for group in efficiency.groups(profiles):
+        section = efficiency.section(group, profiles)
+        yield section
+        if request.compare:
+            yield beside.costs(group, section.heading)
 
 
-def _row(cell: Mapping[str, Any]) -> tuple[Any, ...]:
-    return cell["keep"], cell["prune_rate"], cell["method"], json.dumps(cell["params"], sort_keys=True)
+def _paper(request: Request) -> list[Section]:
+    return paper.sections((request.table,) if request.table else paper.TABLES)
 
 
-def _order(key: tuple[Any, ...]) -> tuple[Any, ...]:
-    keep, rate, method, params = key
-    return (method != "none", -(keep or 0), rate or 0, method, params)
+def _verdict(request: Request) -> str:
+    """Return what recomputing the averages gives; CSV and JSON have it as a column."""
+    return f"\n\n{paper.verdict()}" if request.form in ("markdown", "latex") and not request.table else ""
 
 
-def _method_label(key: tuple[Any, ...]) -> str:
-    keep, rate, method, params = key
-    budget = "" if keep is None and rate is None else f" @ {keep}" if keep is not None else f" @ -{100 * rate:.1f}%"
-    return f"{method}{_options(json.loads(params))}{budget}"
+def _page(request: Request, folders: Sequence[Path]) -> str:
+    from dpbench.report import page
+
+    return page.render(folders, max_mb=request.max_mb, data_root=request.data_root)
 
 
-def _options(params: Mapping[str, Any]) -> str:
-    return f" ({', '.join(f'{name}={value}' for name, value in params.items())})" if params else ""
-
-
-def retention(scores: Mapping[str, float], unpruned: Mapping[str, float]) -> float | None:
-    """Return the mean over benchmarks of score / unpruned score in percent, or None where nothing can be compared."""
-    ratios = [100 * scores[name] / unpruned[name] for name in scores if unpruned.get(name)]
-    return mean(ratios) if ratios else None
-
-
-def _heading(group: Sequence[Record]) -> str:
-    cell = group[0].cell
-    limit = "all samples" if cell["limit"] is None else f"{cell['limit']} samples a task"
-    device = ", ".join(sorted({str(each.environment.get("gpu", each.environment["cpu"])) for each in group}))
-    return f"{cell['backbone']}, {limit}, {cell['dtype']}, {cell['attention']} attention; answered on {device}"
-
-
-def _notes(group: Sequence[Record], full: Mapping[str, float]) -> Iterable[str]:
-    yield "Scores 0-100; MME as share of its maximum. Tokens: visual tokens read, mean over layers and samples."
-    if full:
-        yield "Retention: mean over benchmarks of score / score of none, in percent."
-    else:
-        yield "No retention: this run has no cell of method none."
-    failed = sum(each.num_failed for each in group)
-    if failed:
-        yield f"{failed} samples failed and count as wrong; the journals say why."
-    seeds = {each.cell["seed"] for each in group}
-    if len(seeds) > 1:
-        yield f"Mean over {len(seeds)} seeds."
-
-
-def profile_sections(profiles: Iterable[Profile]) -> list[Section]:
-    """Return median milliseconds and FLOPs per stage: one table per machine and software, never a mixed one."""
-    groups: dict[str, list[Profile]] = defaultdict(list)
-    for each in profiles:
-        groups[_conditions(each)].append(each)
-    return [_profile_section(group) for group in groups.values()]
-
-
-def _conditions(each: Profile) -> str:
-    """Return everything that must agree within one table of times; the momentary clock may differ."""
-    fixed = {name: value for name, value in each.environment.items() if name != "gpu_clock_mhz"}
-    return repr((each.backbone, each.weights, each.warmups, sorted(fixed.items(), key=str)))
-
-
-def _profile_section(group: Sequence[Profile]) -> Section:
-    latest = {(each.method, str(each.params), each.budget): each for each in group}.values()
-    found, repeats = group[0].environment, {len(each.stages_ms["total"]) for each in latest}
-    torch_version = found.get("versions", {}).get("torch", "")
-    heading = (
-        f"{group[0].backbone}, time to first token on {found.get('gpu', found['cpu'])}, torch {torch_version}, "
-        f"batch size 1, median of {min(repeats)}"
-    )
-    note = "FLOPs count 2 per multiply-add: encoder, projector, pruner, decoder and LM head (last position)."
-    return Section(heading, pd.DataFrame([_profile_row(each) for each in latest]), (note, *_unstable(latest)))
-
-
-def _profile_row(each: Profile) -> dict[str, Any]:
-    times = {f"{stage.capitalize()} ms": median(values) for stage, values in each.stages_ms.items()}
-    flops = {f"{stage.capitalize()} GFLOP": value / 1e9 for stage, value in each.stages_flops.items()}
-    label = f"{each.method}{_options(each.params)}{'' if each.budget == 'all' else f' @ {each.budget}'}"
-    return {"Method": label, "Tokens": each.num_visual, **times, **flops}
-
-
-def _unstable(profiles: Iterable[Profile]) -> Iterable[str]:
-    """Name the rows whose repetitions scatter: the middle half wider than a tenth of the median."""
-    for each in profiles:
-        values = sorted(each.stages_ms["total"])
-        spread = values[(3 * len(values)) // 4 - 1] - values[len(values) // 4] if len(values) >= 4 else 0.0
-        if spread > 0.1 * median(values):
-            share = round(100 * spread / median(values))
-            yield f"Unstable: {each.method} @ {each.budget} scatters by {share} % of its median; use an idle machine."
-
-
-def render(section: Section, form: Literal["markdown", "csv"] | str) -> str:
-    """Return a table as Markdown with heading and footnotes, or as CSV."""
-    if form == "csv":
-        return section.frame.to_csv(index=False).strip()
-    from tabulate import tabulate
-
-    body = tabulate(
-        section.frame.astype(object).where(section.frame.notna(), None).values.tolist(),
-        headers=list(section.frame.columns),
-        tablefmt="github",
-        floatfmt=".1f",
-        missingval="-",
-    )
-    return "\n".join([f"### {section.heading}", "", body, "", *section.notes])
+def _parts(request: Request, copies: Sequence[Path]) -> dict[str, str]:
+    """Return a bundle's tables and its page."""
+    tables = sections(request, copies)
+    endings = {"markdown": "md", "latex": "tex", "csv": "csv", "json": "json"}
+    files = {f"tables.{ending}": render_all(tables, form) + "\n" for form, ending in endings.items()}
+    return {**files, "report.html": _page(request, copies)}

@@ -6,12 +6,12 @@ Each has a YAML beside this file (`dpb_<name>.yaml`) that lmms-eval reads: promp
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-from dpbench.errors import ConfigError, MissingError, did_you_mean
+from dpbench.errors import ConfigError, did_you_mean
 
 ORGANISATIONS = ("lmms-lab-encoder", "lmms-lab")
 """Hub organisations that hold the data sets: lmms-eval 0.7.3 reads the first, earlier versions the second."""
@@ -26,20 +26,44 @@ class Task:
         repository: data set repository, without the organisation.
         config: folder of the split inside it.
         split: as the hub names it.
-        metric: the lmms-eval metric that is the benchmark's score.
+        num_rows: rows of the split; with `columns` what pins the data where `revision` is None.
+        num_questions: of these rows, where some are left out.
+        columns: what prompt and score are made of.
+        revision: hub commit.
+        num_images: distinct images, where the benchmark's paper states them.
+        metric: the lmms-eval metric that is the benchmark's score; None where only a server has the answers.
+        measure: that metric in words.
         percent: what turns that metric into 0-100; for MME the share of the maximum over the categories present.
+        scale: of the metric in publications.
+        protocol: what was decided, and which published figure the score may be compared to.
         group: the column whose equal values must be scored together (MME's pairs, MMBench's circles).
         images: folder of the images where they are kept apart (GQA).
+        variant_of: the benchmark this is another reading of.
     """
 
     title: str
     repository: str
     config: str
     split: str
-    metric: str
+    num_rows: int
+    columns: tuple[str, ...]
+    # No commit is pinned: none could be looked up when this table was written, and a wrong one would pin nothing.
+    revision: str | None = None
+    num_questions: int | None = None
+    num_images: int | None = None
+    metric: str | None
+    measure: str
     percent: Literal["ratio", "percent", "mme"] = "ratio"
+    scale: str = "0-100"
+    protocol: str = ""
     group: Literal["question_id", "circle"] | None = None
     images: str | None = None
+    variant_of: str | None = None
+
+    @property
+    def num_asked(self) -> int:
+        """Return how many questions the whole benchmark asks."""
+        return self.num_rows if self.num_questions is None else self.num_questions
 
     @property
     def column(self) -> str | None:
@@ -47,60 +71,173 @@ class Task:
         return {"circle": "index", "question_id": "question_id", None: None}[self.group]
 
 
+_MMBENCH = Task(
+    title="MMB",
+    repository="MMBench",
+    config="en",
+    split="dev",
+    num_rows=4329,
+    columns=("index", "question", "hint", "answer", "A", "B", "C", "D", "category", "L2-category", "source", "split",
+             "image"),
+    metric="gpt_eval_score",
+    measure="CircularEval accuracy",
+    percent="percent",
+    protocol="letter or option text, read without GPT; else wrong",
+    group="circle",
+)  # fmt: skip
+_VQAV2 = Task(
+    title="VQAv2",
+    repository="VQAv2",
+    config="data",
+    split="validation",
+    num_rows=214_354,
+    columns=("question", "question_id", "answers", "image"),
+    num_images=40_504,
+    metric="exact_match",
+    measure="VQA accuracy",
+    protocol="validation; LLaVA-1.5's 78.5 is test-dev",
+)
+_SEED = Task(
+    title="SEED",
+    repository="SEED-Bench",
+    config="data",
+    split="test",
+    num_rows=17_990,
+    columns=("question", "choice_a", "choice_b", "choice_c", "choice_d", "answer", "data_type", "question_id", "image"),
+    num_questions=14_232,
+    metric="seed_image",
+    measure="accuracy, images",
+    protocol="images only, as LLaVA-1.5's 66; its 60.5 is with videos",
+)
 TASKS: Mapping[str, Task] = {
     "gqa": Task(
         title="GQA",
         repository="GQA",
         config="testdev_balanced_instructions",
         split="testdev",
+        num_rows=12_578,
+        columns=("imageId", "question", "answer"),
+        num_images=398,
         metric="exact_match",
+        measure="exact match",
+        protocol="test-dev balanced",
         images="testdev_balanced_images",
     ),
-    "mmbench_en": Task(
-        title="MMB",
-        repository="MMBench",
-        config="en",
-        split="dev",
-        metric="gpt_eval_score",
-        percent="percent",
-        group="circle",
-    ),
-    "mmbench_cn": Task(
-        title="MMB-CN",
-        repository="MMBench",
-        config="cn",
-        split="dev",
-        metric="gpt_eval_score",
-        percent="percent",
-        group="circle",
-    ),
+    "mmbench_en": _MMBENCH,
+    "mmbench_cn": replace(_MMBENCH, title="MMB-CN", config="cn", protocol=f"{_MMBENCH.protocol}; all-Chinese prompt"),
     "mme": Task(
         title="MME",
         repository="MME",
         config="data",
         split="test",
-        metric="mme_perception_score",
+        num_rows=2374,
+        columns=("question_id", "question", "answer", "category", "image"),
+        num_images=1187,
+        metric="mme_total_score",
+        measure="sum, % of maximum",
         percent="mme",
+        scale="0-2800",
+        protocol="perception + cognition, as LLaVA-1.5's 1862; both are in the record",
         group="question_id",
     ),
-    "pope": Task(title="POPE", repository="POPE", config="data", split="test", metric="pope_accuracy"),
-    "scienceqa": Task(title="SQA", repository="ScienceQA", config="ScienceQA-IMG", split="test", metric="exact_match"),
-    "vqav2": Task(title="VQAv2", repository="VQAv2", config="data", split="validation", metric="exact_match"),
-    "textvqa": Task(title="TextVQA", repository="textvqa", config="data", split="validation", metric="exact_match"),
-    "seedbench": Task(title="SEED", repository="SEED-Bench", config="data", split="test", metric="seed_image"),
-    "vizwiz": Task(title="VizWiz", repository="VizWiz-VQA", config="data", split="val", metric="exact_match"),
+    "pope": Task(
+        title="POPE",
+        repository="POPE",
+        config="data",
+        split="test",
+        num_rows=9000,
+        columns=("question_id", "question", "answer", "image"),
+        num_images=500,
+        metric="pope_accuracy",
+        measure="accuracy",
+        protocol="by the first word; F1 (as LLaVA-1.5's 85.9) and the yes-ratio are in the record",
+    ),
+    "scienceqa": Task(
+        title="SQA",
+        repository="ScienceQA",
+        config="ScienceQA-IMG",
+        split="test",
+        num_rows=2017,
+        columns=("question", "choices", "hint", "answer", "image"),
+        metric="exact_match",
+        measure="accuracy",
+        protocol="questions with an image; the letter, also as (B) or B)",
+    ),
+    "vqav2": _VQAV2,
+    "textvqa": Task(
+        title="TextVQA",
+        repository="textvqa",
+        config="data",
+        split="validation",
+        num_rows=5000,
+        columns=("question", "question_id", "answers", "ocr_tokens", "image"),
+        num_images=3166,
+        metric="exact_match",
+        measure="VQA accuracy",
+        protocol="ocr: true with OCR tokens, as LLaVA-1.5's 58.2; ocr: false without, as its 46",
+    ),
+    "seedbench": _SEED,
+    "vizwiz": Task(
+        title="VizWiz",
+        repository="VizWiz-VQA",
+        config="data",
+        split="val",
+        num_rows=4319,
+        columns=("question", "question_id", "answers", "image"),
+        num_images=4319,
+        metric="exact_match",
+        measure="VQA accuracy",
+        protocol="validation; 'Unanswerable' is an answer",
+    ),
 }
+"""The ten benchmarks of the tables, in their order."""
+
+VARIANTS: Mapping[str, Task] = {
+    "vqav2_val_10k": replace(
+        _VQAV2,
+        title="VQAv2-10k",
+        num_questions=10_000,
+        num_images=None,
+        protocol="a part of validation, chosen by question id",
+        variant_of="vqav2",
+    ),
+    "vqav2_testdev": replace(
+        _VQAV2,
+        title="VQAv2-testdev",
+        split="testdev",
+        num_rows=107_394,
+        num_images=None,
+        columns=("question", "question_id", "image"),
+        metric=None,
+        measure="none: EvalAI's",
+        protocol="as LLaVA-1.5's 78.5; writes a submission file",
+        variant_of="vqav2",
+    ),
+    "seedbench_all": replace(
+        _SEED,
+        title="SEED-all",
+        metric="seed_all",
+        num_questions=None,
+        measure="accuracy, all",
+        protocol="images and videos, as LLaVA-1.5's 60.5; a video is the frames in its row",
+        variant_of="seedbench",
+    ),
+}
+"""Other readings of a benchmark, run only when named."""
+
+ALL: Mapping[str, Task] = {**TASKS, **VARIANTS}
+"""Whatever `--tasks` takes."""
 
 
 def find(name: str) -> Task:
-    """Return a benchmark.
+    """Return a benchmark or a variant of one.
 
     Raises:
         ConfigError: there is none of that name.
     """
-    if name not in TASKS:
-        raise ConfigError(f"--tasks: there is no task {name!r}; {did_you_mean(name, TASKS)}")
-    return TASKS[name]
+    if name not in ALL:
+        raise ConfigError(f"--tasks: there is no task {name!r}; {did_you_mean(name, ALL)}")
+    return ALL[name]
 
 
 def yaml_path(name: str) -> Path:
@@ -108,40 +245,8 @@ def yaml_path(name: str) -> Path:
     return Path(str(files("dpbench.tasks"))) / f"dpb_{name}.yaml"
 
 
-def data_files(name: str, data_root: Path | None, config: str | None = None) -> list[Path]:
-    """Return the parquet files of a benchmark's split, in order.
-
-    Args:
-        name: as in `TASKS`.
-        data_root: a folder with one sub-folder per repository, or None for the hub's cache.
-        config: another folder of the same repository (GQA's images).
-
-    Raises:
-        MissingError: they are not there; says where they were looked for and how to fetch them.
-    """
-    task = find(name)
-    pattern = f"{config or task.config}/{task.split}-*.parquet"
-    if data_root is not None:
-        folder = data_root / task.repository
-        found = sorted(folder.glob(pattern))
-        if not found:
-            raise MissingError(f"task {name}: no file matches {folder / pattern}; give a --data-root that has it")
-        return found
-    for organisation in ORGANISATIONS:
-        found = sorted(_hub_snapshot(f"{organisation}/{task.repository}").glob(pattern))
-        if found:
-            return found
-    raise MissingError(
-        f"task {name}: {task.repository} ({pattern}) is not in the hub's cache; fetch it with: "
-        f"hf download --repo-type dataset {ORGANISATIONS[0]}/{task.repository}, or give --data-root"
-    )
-
-
-def _hub_snapshot(repository: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(repository, repo_type="dataset", local_files_only=True))
-    except LocalEntryNotFoundError:
-        return Path("nowhere")
+def sources(name: str) -> tuple[Path, ...]:
+    """Return the files that decide what a benchmark asks and scores."""
+    folder, base = yaml_path(name).parent, find(name).variant_of
+    yamls = (yaml_path(base),) if base else ()
+    return (yaml_path(name), *yamls, folder / "scoring.py", folder / "aggregators.py")

@@ -1,23 +1,31 @@
-"""What the tasks' YAML files need beyond lmms-eval's own functions."""
+"""What the tasks' YAML files need beyond lmms-eval's own functions: which rows, which words, what an answer is read as.
+
+`*_results` turn one answer into the plain JSON that the journal keeps and `dpbench.tasks.aggregators` adds up.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
+
+from dpbench.tasks import aggregators
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+Doc = Mapping[str, Any]
+Results = Sequence[Mapping[str, Any]]
 
-def circular_percent(results: Sequence[Mapping[str, Any]]) -> float:
-    """Return MMBench's CircularEval accuracy, 0-100: a question counts if every rotation of it is right.
-
-    lmms-eval's evaluator with its static rule, which reads letters without calling a language model.
-    """
-    from lmms_eval.tasks.mmbench.mmbench_evals import MMBench_Evaluator
-
-    overall, _, _ = MMBench_Evaluator().eval_result(results, eval_method="static")
-    return float(overall) * 100
+SUBSET_SIZE = 10_000
+SUBSET_SEED = 0
+MMBENCH_LETTERS = "ABCD"
+YES_NO = re.compile(r"\W*(yes|no)\b")
+LETTER_AS_ANSWER = re.compile(r"\(([A-Za-z])\)|([A-Za-z])\)|([A-Z])[.:]|([A-Za-z])$")
+"""ScienceQA: "(B) ...", "B) ...", "B. ...", "B: ..." or the bare letter."""
+LEADING_LETTER = re.compile(r"\(?([A-Za-z])(?![A-Za-z])")
+"""SEED-Bench: a letter that no word begins with."""
 
 
 def images_only(dataset: Dataset) -> Dataset:
@@ -25,6 +33,138 @@ def images_only(dataset: Dataset) -> Dataset:
     return dataset.filter(lambda kind: kind == "image", input_columns=["data_type"])
 
 
-def mme_maximum(results: Sequence[Mapping[str, Any]]) -> float:
+def with_frames(dataset: Dataset) -> Dataset:
+    """Keep SEED-Bench's questions that come with pictures: a video without frames would need a decoder."""
+    from pyarrow.compute import list_value_length
+
+    num_frames = list_value_length(dataset.data.column("image")).to_pylist()
+    return dataset.select([at for at, num in enumerate(num_frames) if num])
+
+
+def ten_thousand(dataset: Dataset) -> Dataset:
+    """Keep the 10,000 questions whose ids hash lowest, in their order; all where there are fewer."""
+    ids = dataset["question_id"]
+    chosen = sorted(range(len(ids)), key=lambda at: sha256(f"{SUBSET_SEED}/{ids[at]}".encode()).digest())
+    return dataset.select(sorted(chosen[:SUBSET_SIZE]))
+
+
+def present(value: Any) -> bool:
+    """Return whether MMBench has a hint or an option there: it writes "nan" where it has none."""
+    return isinstance(value, str) and value.strip() not in ("", "nan")
+
+
+def mmbench_cn_text(doc: Doc, lmms_eval_specific_kwargs: Mapping[str, str]) -> str:
+    """Return MMBench-CN's prompt.
+
+    Differs from lmms-eval: no English sentence before the options, and no hint "nan" where there is none.
+    """
+    hint = f"{doc['hint']} " if present(doc["hint"]) else ""
+    options = "\n".join(f"{letter}. {text}" for letter, text in _options(doc).items())
+    return f"{hint}{doc['question']}\n{options}\n{lmms_eval_specific_kwargs['post_prompt']}"
+
+
+def _options(doc: Doc) -> dict[str, str]:
+    return {letter: doc[letter] for letter in MMBENCH_LETTERS if present(doc.get(letter))}
+
+
+def mmbench_letter(answer: str, options: Mapping[str, str]) -> str | None:
+    """Return the option an answer names by letter or by its text, or None if it cannot be told.
+
+    lmms-eval's static rule. Differs: a letter that is only part of a word is not one.
+    """
+    from lmms_eval.tasks._task_utils.mcq_extract import extract_mcq_answer
+    from lmms_eval.tasks.mmbench.mmbench_evals import MMBench_Evaluator
+
+    if told := MMBench_Evaluator().can_infer(answer, dict(options)):
+        return str(told)
+    letter = extract_mcq_answer(answer, choices=list(options))
+    return letter if letter and re.search(rf"(?<![A-Za-z]){letter}(?![A-Za-z])", answer) else None
+
+
+def mmbench_results(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
+    """Return which option an answer names, and whether it is the right one."""
+    letter = mmbench_letter(results[0].strip(), _options(doc))
+    found = {"index": doc["index"], "category": doc["category"], "letter": letter, "hit": letter == doc["answer"]}
+    return {"gpt_eval_score": found}
+
+
+def circular_percent(results: Results) -> float:
+    """Return MMBench's CircularEval accuracy, 0-100: a question counts if every rotation of it is right."""
+    return aggregators.metrics("mmbench_en", [{"gpt_eval_score": each} for each in results])["gpt_eval_score"]
+
+
+def mme_results(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
+    """Return lmms-eval's reading of a yes or no, for its part of MME and for the sum."""
+    from lmms_eval.tasks.mme.utils import mme_process_results
+
+    part = mme_process_results(doc, results)
+    return {**part, "mme_total_score": next(iter(part.values()))}
+
+
+def mme_maximum(results: Results) -> float:
     """Return the highest MME score these samples allow: 200 per category present."""
     return 200.0 * len({result["category"] for result in results})
+
+
+def pope_results(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
+    """Return the yes or no that an answer begins with, for each of POPE's metrics; "other" if it is neither.
+
+    Differs from lmms-eval: there only the bare word is an answer.
+    """
+    said = YES_NO.match(results[0].lower())
+    found = {"prediction": said[1] if said else "other", "ground_truth": doc["answer"].lower().strip()}
+    return dict.fromkeys(("pope_accuracy", "pope_precision", "pope_recall", "pope_f1_score", "pope_yes_ratio"), found)
+
+
+def pope_accuracy(results: Results) -> float:
+    """Return the share of right answers."""
+    return aggregators.pope(results)["pope_accuracy"]
+
+
+def pope_precision(results: Results) -> float:
+    """Return how many of the objects the model saw are there."""
+    return aggregators.pope(results)["pope_precision"]
+
+
+def pope_recall(results: Results) -> float:
+    """Return how many of the objects that are there the model saw."""
+    return aggregators.pope(results)["pope_recall"]
+
+
+def pope_f1_score(results: Results) -> float:
+    """Return the harmonic mean of precision and recall."""
+    return aggregators.pope(results)["pope_f1_score"]
+
+
+def pope_yes_ratio(results: Results) -> float:
+    """Return how often the model said yes."""
+    return aggregators.pope(results)["pope_yes_ratio"]
+
+
+def scienceqa_results(doc: Doc, results: Sequence[str]) -> dict[str, float]:
+    """Return whether an answer's letter is the right choice's.
+
+    Differs from lmms-eval: there "(B)", "B)" and "B:" are wrong.
+    """
+    said = LETTER_AS_ANSWER.match(results[0].strip())
+    letter = next(filter(None, said.groups())).upper() if said else None
+    return {"exact_match": float(letter == chr(ord("A") + doc["answer"]))}
+
+
+def seedbench_results(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
+    """Return the letter an answer begins with, for its kind of question and for all.
+
+    Differs from lmms-eval: there it is the first character, so that "Both" is B and "(B)" nothing.
+    """
+    said = LEADING_LETTER.match(results[0].strip())
+    found = {"pred": said[1] if said else "", "answer": doc["answer"]}
+    return {f"seed_{doc['data_type']}": found, "seed_all": found}
+
+
+def vqav2_submission(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
+    """Return what EvalAI wants to know of one answer."""
+    return {"submission": {"question_id": doc["question_id"], "answer": results[0].strip()}}
+
+
+def unscored(results: Results) -> None:
+    """Return no score: only the server has the answers."""

@@ -21,6 +21,7 @@ from tabulate import tabulate
 
 from dpbench import record, tasks
 from dpbench.backbones.base import Backbone
+from dpbench.data.root import data_files
 from dpbench.errors import ConfigError
 from dpbench.manifest import Manifest, make_manifest
 from dpbench.record import Record
@@ -61,7 +62,7 @@ def chance(name: str, data_root: Path) -> float:
     if name in BLIND:
         return BLIND[name]
     questions: dict[str, Counter[str]] = {}
-    for path in tasks.data_files(name, data_root):
+    for path in data_files(name, data_root):
         for row in pq.read_table(path).drop_columns(["image"] if name != "gqa" else []).to_pylist():
             if row.get("data_type", "image") == "image":
                 questions.setdefault(_asked(row), Counter())[_truth(row)] += 1

@@ -9,14 +9,18 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Pillow
 
+from dpbench.data import origin
+from dpbench.data.origin import TOY, Origin
 from dpbench.toy.balanced import BalancedSet, balanced_set, more_questions, sets_until
 from dpbench.toy.prompts import HINT, LETTERS, WIDE_KINDS
 from dpbench.toy.questions import UNANSWERABLE, Phrase, Question, answer, chinese, english, in_chinese
@@ -25,6 +29,8 @@ from dpbench.toy.scenes import Scene, draw
 Row = dict[str, Any]
 JPEG_QUALITY = 92
 NUMBER = Value("int64")
+SHARDS = {"VQAv2/data/validation": 3}
+"""Splits of several files, as the hub's large ones are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,15 +333,35 @@ def tables(seed: int) -> dict[str, list[Row]]:
 
 
 def build(out: Path, seed: int = 0) -> list[Path]:
-    """Write the data root and return its files."""
+    """Write the data root, with where it came from beside each repository, and return its parquet files."""
     paths = []
     for name, rows in tables(seed).items():
-        path = out / f"{name}-00000-of-00001.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
         data = _dataset(rows)
         table = data.with_format("arrow")[:].replace_schema_metadata(data.features.arrow_schema.metadata)
-        pq.write_table(table, path, compression="zstd", compression_level=12, use_dictionary=False)
-        paths.append(path)
+        paths += write_split(table, out, name)
+    for repository in dict.fromkeys(path.relative_to(out).parts[0] for path in paths):
+        folder = out / repository
+        made = {each.relative_to(folder).as_posix(): each for each in paths if each.is_relative_to(folder)}
+        hashes = {name: sha256(path.read_bytes()).hexdigest() for name, path in made.items()}
+        origin.write(folder, Origin(f"{TOY}/{repository}", f"seed-{seed}", hashes))
+    return paths
+
+
+def write_split(table: pa.Table, out: Path, name: str) -> list[Path]:
+    """Write one split as the hub numbers its files, the rows shared out in order.
+
+    Args:
+        table: all rows.
+        out: the data root.
+        name: repository, config and split.
+    """
+    total = SHARDS.get(name, 1)
+    size = -(-table.num_rows // total)
+    paths = [out / f"{name}-{shard:05d}-of-{total:05d}.parquet" for shard in range(total)]
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    for shard, path in enumerate(paths):
+        part = table.slice(shard * size, size)
+        pq.write_table(part, path, compression="zstd", compression_level=12, use_dictionary=False)
     return paths
 
 

@@ -1,8 +1,9 @@
 """Golden vectors: what an official code decided on stored inputs, and whether a method decides the same.
 
 A vector is one .npz file. It is run through the contract and the engine, as every benchmark run is: there is no second
-way to a method's decision. Which inputs it stores says how it is run, by its `kind` (inside the LLM) or, where it has
-one, its `variant` (before it); no method is known by name here. A file that cannot be used has failed.
+way to a method's decision. Which inputs it stores says how it is run, by its `kind` or, where it has one, its `variant`
+(before the LLM); one that states neither is told by its arrays. No method is known by name here. A file that cannot be
+used has failed.
 """
 
 from __future__ import annotations
@@ -15,8 +16,14 @@ import torch
 
 from dpbench.errors import ConfigError, MissingError, did_you_mean
 from dpbench.method import Method
+from dpbench.vectors.aligned import check_aligned
 from dpbench.vectors.decoder import check_batch, check_layer, check_row, check_stage
 from dpbench.vectors.endtoend import check_end_to_end
+from dpbench.vectors.merging import check_merging, check_packing
+from dpbench.vectors.pivots import check_pivots
+from dpbench.vectors.raters import check_raters
+from dpbench.vectors.share import check_share
+from dpbench.vectors.tiles import check_tiles
 from dpbench.vectors.tokens import check_tokens
 from dpbench.vectors.vector import Vector
 
@@ -26,8 +33,15 @@ KINDS: Mapping[str, Callable[[Method, Vector], Iterator[str]]] = {
     "stage": check_stage,
     "batch": check_batch,
     "e2e": check_end_to_end,
+    "merging": check_merging,
+    "packing": check_packing,
+    "tiles": check_tiles,
+    "share": check_share,
+    "pivots": check_pivots,
+    "raters": check_raters,
+    "aligned": check_aligned,
 }
-"""How a vector from inside the LLM is run; each yields a sentence per difference from the official code."""
+"""How a vector is run that has no variant; each yields a sentence per difference from the official code."""
 
 
 @dataclass(frozen=True, slots=True)

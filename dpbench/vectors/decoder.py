@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dpbench.decoder_view import DecoderView, Projected
-from dpbench.method import LAST, Budget, Cut, Method
+from dpbench.method import LAST, Budget, Cut, DecoderInput, Method
 from dpbench.pruning import checked_cuts
 from dpbench.vectors.llama import scoring_layers
 from dpbench.vectors.vector import Vector, configured, differences, distances
@@ -63,6 +63,7 @@ class Sample:
             "visual_index_N": self.visual_index_N,
             "text_index": self.text_index,
             "embeds_LD": unknown,
+            "prompt": DecoderInput(unknown, self.visual_index_N, self.text_index),
             "decoder": decoder,
             "angles": (torch.ones(self.length, 1), torch.zeros(self.length, 1)),  # no turn
             "kept": None,

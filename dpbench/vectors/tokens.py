@@ -121,21 +121,28 @@ def _unattended(vector: Vector) -> Image:
 
 
 def _visual(vector: Vector, num_views: int, **stored: Any) -> VisualTokens:
-    """Return tokens on square views, a base and tiles on one canvas, with a generator from the vector's seed."""
+    """Return the vector's tokens, with a generator from its seed."""
+    width = int(vector["grid_wh"][0]) if num_views > 1 else 1
+    return square_views(num_views, width, vector.integer("seed"), **stored)
+
+
+def square_views(num_views: int, width: int, seed: int, **stored: Any) -> VisualTokens:
+    """Return tokens on square views, a base and tiles on one canvas without padding; a space not stored is NaN.
+
+    Args:
+        num_views: the base view and the tiles.
+        width: tiles side by side.
+        seed: of the generator.
+        stored: fields of VisualTokens, the tokens of all views one after another.
+    """
     total = len(stored["embeds_ND" if "embeds_ND" in stored else "hidden_NC"])
     index, num = torch.arange(total), total // num_views
     side = isqrt(num)
     view_N, row_N, col_N, slot_N = index // num, index % num // side, index % num % side, index
     if num_views > 1:
-        width = int(vector["grid_wh"][0])
         down, across = (view_N - 1) // width * side + row_N, (view_N - 1) % width * side + col_N
         slot_N = torch.where(view_N == 0, index, num + down * width * side + across)
-    return VisualTokens(
-        **{"embeds_ND": torch.full((total, 1), torch.nan), "hidden_NC": torch.full((total, 1), torch.nan), **stored},
-        view_N=view_N,
-        row_N=row_N,
-        col_N=col_N,
-        read_N=torch.ones(total, dtype=torch.bool),
-        slot_N=slot_N,
-        generator=torch.Generator().manual_seed(vector.integer("seed")),
-    )
+    unknown = torch.full((total, 1), torch.nan)
+    placed = {"view_N": view_N, "row_N": row_N, "col_N": col_N, "slot_N": slot_N}
+    placed |= {"embeds_ND": unknown, "hidden_NC": unknown, "read_N": torch.ones(total, dtype=torch.bool)}
+    return VisualTokens(**placed | stored, generator=torch.Generator().manual_seed(seed))

@@ -24,8 +24,25 @@ PARAMETERS = {
     "lam": "variance_weight",
     "eps": "eps",
     "attn_scale": "attention_scale",
+    "contextual": "contextual",
+    "token_budget_rate": "token_budget_rate",
+    "alpha": "alpha",
+    "keep_ratio": "keep_ratio",
+    "reduction_ratio": "ratio",
+    "pivot_image": "pivot_image",
+    "pivot_text": "pivot_text",
 }
 """Which field of a method takes a hyper-parameter that a vector states."""
+MARKS = {
+    "merge_pairs": "merging",
+    "pack": "packing",
+    "token_budget_rate": "tiles",
+    "keep_ratio": "share",
+    "key_states": "pivots",
+    "attn_text_to_visual": "raters",
+    "text_embeds": "aligned",
+}
+"""The kind of a vector that states none, by an array that no other kind has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +74,10 @@ class Vector:
 
     @property
     def kind(self) -> str:
-        """Return its kind, behind its variant where it has one."""
+        """Return its kind, behind its variant where it has one; a vector that states none is told by its arrays."""
+        marked = [kind for mark, kind in MARKS.items() if mark in self]
+        if marked and "kind" not in self:
+            return marked[0]
         return "/".join(str(self[name]) for name in ("variant", "kind") if name == "kind" or name in self)
 
     def tensor(self, name: str) -> Tensor:

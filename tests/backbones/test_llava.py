@@ -32,6 +32,20 @@ def test_cls_rows_equal_eager_attention_while_the_tower_stays_sdpa(
         assert each.keys_Nd.shape == (144, 16)
 
 
+@pytest.mark.parametrize("also", [frozenset(), frozenset({"cls_attention"})])
+def test_the_first_layers_cls_rows_come_when_asked_for(
+    also: frozenset[str], tiny: Llava, picture: Callable[[int], Image.Image]
+) -> None:
+    prompt = tiny.prompt([picture(1)], "x")
+    (features,) = tiny.encode(prompt.pixels, also | {"cls_attention[0]"})
+    tower = copy.deepcopy(tiny.core.vision_tower)
+    tower.set_attn_implementation("eager")
+    seen = tower(prompt.pixels[0].values[None].double(), output_attentions=True)
+    assert set(features.cls_attention) == ({0, tiny.tower.select_layer} if also else {0})
+    for layer, rows in features.cls_attention.items():
+        torch.testing.assert_close(rows, seen.attentions[layer][0, :, 0, 1:].float(), rtol=1e-5, atol=1e-7)
+
+
 def test_signals_that_were_not_asked_for_are_absent(tiny: Llava, picture: Callable[[int], Image.Image]) -> None:
     (features,) = tiny.encode(tiny.prompt([picture(1)], "x").pixels)
     assert features.cls_attention == {}

@@ -119,15 +119,17 @@ def test_encoding_together_equals_encoding_alone() -> None:
             torch.testing.assert_close(getattr(features, name), getattr(alone, name), rtol=1e-6, atol=1e-9)
 
 
-def test_the_attention_received_is_the_column_mean_of_eager_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_attention_received_and_the_keys_are_eager_attentions(monkeypatch: pytest.MonkeyPatch) -> None:
     """The order is transformers' own: what it does to rows that hold their number in the merger."""
     given = inputs(pictures(3))
     seen: list[tuple[Any, Tensor]] = []
+    rotated: list[tuple[Any, Tensor]] = []
     real = modeling_qwen2_5_vl.eager_attention_forward
 
     def watching(module: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         output, weights = real(module, *args, **kwargs)
         seen.append((module, weights))
+        rotated.append((module, args[1]))
         return output, weights
 
     monkeypatch.setattr(modeling_qwen2_5_vl, "eager_attention_forward", watching)
@@ -139,7 +141,10 @@ def test_the_attention_received_is_the_column_mean_of_eager_attention(monkeypatc
     last = tower.blocks[2].attn
     wanted = torch.cat([each[0].mean((0, 1)).view(-1, 4).mean(1) for module, each in seen if module is last])[order]
     assert not torch.equal(order, torch.arange(len(order))), "windows must matter here"
-    found = encoded(tiny().prompt(pictures(3), QUESTION), frozenset({"received_attention_N"}))
+    found = encoded(tiny().prompt(pictures(3), QUESTION), frozenset({"received_attention_N", "keys_Nd"}))
+    keys = torch.cat([each[0].mean(0).unflatten(0, (-1, 4)).mean(1) for module, each in rotated if module is last])
+    got_keys = torch.cat([each.keys_Nd for each in found])  # type: ignore[misc]
+    torch.testing.assert_close(got_keys, keys[order], rtol=1e-5, atol=1e-6)
     got = [each.received_attention_N for each in found]
     torch.testing.assert_close(torch.cat(got), wanted.float(), rtol=1e-5, atol=1e-8)  # type: ignore[arg-type]
     for each, (height, width) in zip(got, TOKENS, strict=True):

@@ -14,6 +14,7 @@ from torch import Tensor
 from dpbench import pruning, reducing, registry
 from dpbench.backbones import miniatures as tinies
 from dpbench.backbones.base import Backbone, Features, Prompt
+from dpbench.cuda_graph import Graphed
 from dpbench.diffprune import checkpoint
 from dpbench.diffprune.method import DiffPrune
 from dpbench.diffprune.scorer import Scorer, ScorerSize
@@ -229,3 +230,25 @@ def test_a_bound_method_is_equal_to_the_one_it_came_from_and_can_be_bound_again(
     assert bound("llava").bind(backbone("qwen2_5_vl")).num_views == 1
     assert bound("llava").bind(backbone("llava_next")).num_views is None
     assert replace(bound("llava"), checkpoint="untrained").scorer is None
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_on_a_gpu_the_graph_gives_the_same_logits_and_nothing_waits(dtype: torch.dtype) -> None:
+    scorer = Scorer(ScorerSize(width=64)).deployed(torch.device("cuda"), dtype)
+    replayed = Graphed(scorer)
+    tokens, side = torch.randn(3, 1, 576, 64, device="cuda", dtype=dtype), torch.arange(576, device="cuda")[None]
+    with torch.inference_mode():
+        replayed(tokens[0], side // 24, side % 24)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            pairs = [
+                (replayed(each, side // 24, side % 24).clone(), scorer(each, side // 24, side % 24)) for each in tokens
+            ]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    for graphed, eager in pairs:
+        torch.testing.assert_close(graphed, eager)
+    assert not torch.equal(pairs[0][0], pairs[1][0])

@@ -1,44 +1,95 @@
-"""FLOPs: 2 per multiply-add, equal to a closed form and to twice fvcore's count."""
+"""FLOPs by torch and by fvcore: 2 per multiply-add, the same number for whatever runs."""
 
+import builtins
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
-from dpbench.backbones.llava import Llava
-from dpbench.measure.flops import count_flops
+from dpbench.backbones import miniatures
+from dpbench.errors import MissingError
+from dpbench.measure import flops
+from dpbench.measure.flops import count_flops, count_flops_by_fvcore
 
-
-def test_a_matrix_product_is_two_flops_a_multiply_add() -> None:
-    assert count_flops(lambda: torch.ones(3, 5) @ torch.ones(5, 7)) == 2 * 3 * 5 * 7
-
-
-def closed_form(tiny: Llava, length: int) -> int:
-    """Projections, attention over all pairs (no saving for the causal half), SwiGLU, LM head at one position."""
-    config = tiny.model.config.text_config
-    width, wide = config.hidden_size, config.intermediate_size
-    shared = width * config.num_key_value_heads // config.num_attention_heads
-    projections = 2 * length * width * (2 * width + 2 * shared)
-    attention = 2 * 2 * length * length * width
-    mlp = 3 * 2 * length * width * wide
-    head = 2 * width * config.vocab_size
-    return config.num_hidden_layers * (projections + attention + mlp) + head
+COUNTERS = pytest.mark.parametrize("count", [count_flops, count_flops_by_fvcore])
 
 
-@pytest.mark.parametrize("length", [30, 166])
-def test_prefill_equals_the_closed_form(tiny: Llava, length: int) -> None:
-    embeds = torch.zeros(1, length, 32, dtype=torch.float64)
-    mask, positions = torch.ones(1, length, dtype=torch.int64), torch.arange(length)[None, None]
-    assert count_flops(lambda: tiny.logits(embeds, mask, positions, last=True)) == closed_form(tiny, length)
+@COUNTERS
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_a_matrix_product_is_two_flops_a_multiply_add(count: Callable[..., int], mode: Any) -> None:
+    with mode():
+        assert count(lambda: torch.ones(3, 5) @ torch.ones(5, 7)) == 2 * 3 * 5 * 7
+        assert count(lambda: torch.ones(4, 3, 5) @ torch.ones(4, 5, 7)) == 4 * 2 * 3 * 5 * 7
+        assert count(lambda: F.linear(torch.ones(2, 3, 5), torch.ones(7, 5), torch.ones(7))) == 2 * 6 * 5 * 7
+        assert count(lambda: torch.einsum("bij,bjk->bik", torch.ones(4, 3, 5), torch.ones(4, 5, 7))) == 4 * 210
+        assert count(lambda: F.conv2d(torch.ones(1, 3, 8, 6), torch.ones(5, 3, 2, 2), stride=2)) == 2 * 12 * 5 * 12
+        assert count(lambda: torch.ones(3, 5).add(1).softmax(-1).sum()) == 0
 
 
-def test_the_towers_linear_maps_are_twice_fvcores_count(tiny: Llava) -> None:
+@COUNTERS
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_counts_all_pairs_causal_or_not(count: Callable[..., int], causal: bool) -> None:
+    states = torch.ones(1, 2, 9, 4)
+    assert count(lambda: F.scaled_dot_product_attention(states, states, states, is_causal=causal)) == 2 * 2 * 2 * 81 * 4
+
+
+@COUNTERS
+def test_grouped_keys_count_once_per_query_head(count: Callable[..., int]) -> None:
+    queries, keys = torch.ones(1, 4, 9, 8), torch.ones(1, 2, 9, 8)
+    call = lambda: F.scaled_dot_product_attention(queries, keys, keys, enable_gqa=True)  # noqa: E731
+    assert count(call) == 2 * 2 * 4 * 81 * 8
+
+
+@COUNTERS
+def test_an_encoder_is_not_hidden_by_its_fused_kernel(count: Callable[..., int]) -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+    encoder = nn.TransformerEncoder(layer.eval(), 2, enable_nested_tensor=False).eval()
+    tokens, before = torch.zeros(1, 10, 16), torch.backends.mha.get_fastpath_enabled()
+    with torch.inference_mode():
+        assert count(lambda: encoder(tokens)) == 2 * (2 * 10 * 16 * (4 * 16 + 2 * 32) + 2 * 2 * 100 * 16)
+    assert torch.backends.mha.get_fastpath_enabled() == before
+
+
+def test_fvcores_own_analysis_of_a_traced_decoder_says_the_same() -> None:
+    """`FlopCountAnalysis` is the usual way to count; eager attention needs no handle of ours."""
+    decoder = miniatures.model("qwen2_5_vl", torch.float32, "eager").model.language_model.requires_grad_(False)
+
+    class Hidden(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.decoder = decoder
+
+        def forward(self, embeds_BLD: torch.Tensor) -> torch.Tensor:
+            hidden: torch.Tensor = self.decoder(inputs_embeds=embeds_BLD, use_cache=False).last_hidden_state
+            return hidden
+
+    embeds_BLD = torch.zeros(1, 11, 32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from fvcore.nn import FlopCountAnalysis
 
-        layer = tiny.core.vision_tower.encoder.layers[0].mlp
-        tokens = torch.zeros(1, 145, 32, dtype=torch.float64)
-        theirs = FlopCountAnalysis(layer, tokens).unsupported_ops_warnings(False).total()
+        by_operator = FlopCountAnalysis(Hidden(), embeds_BLD).unsupported_ops_warnings(False).by_operator()
     with torch.no_grad():
-        assert count_flops(lambda: layer(tokens)) == 2 * theirs
+        ours = {count_flops_by_fvcore(lambda: decoder(inputs_embeds=embeds_BLD, use_cache=False))}
+        ours.add(count_flops(lambda: decoder(inputs_embeds=embeds_BLD, use_cache=False)))
+    assert ours == {2 * sum(by_operator[name] for name in ("linear", "matmul"))}
+
+
+def test_without_fvcore_the_other_counter_still_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = flops.find_spec
+    monkeypatch.setattr(flops, "find_spec", lambda name: None if name == "fvcore" else found(name))
+    imported = builtins.__import__
+
+    def refuse(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith("fvcore"):
+            raise ModuleNotFoundError(name)
+        return imported(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    assert count_flops(lambda: torch.ones(3, 5) @ torch.ones(5, 7)) == 210
+    with pytest.raises(MissingError, match="pip install fvcore"):
+        count_flops_by_fvcore(lambda: torch.ones(3, 5) @ torch.ones(5, 7))

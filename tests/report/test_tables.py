@@ -1,135 +1,206 @@
-"""From records to tables: a committed file gives the committed Markdown."""
+"""`dpbench report`: committed records give the committed text, and whatever cannot be reported is one sentence."""
 
-from dataclasses import replace
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+from made_records import made, profiled, written
 
-from dpbench import record, tasks
-from dpbench.record import Profile, Record
-from dpbench.report import tables
+from dpbench import cli, record
+from dpbench.errors import ConfigError, RecordError
+from dpbench.report import paper, tables
+from dpbench.report.tables import Request
 
 HERE = Path(__file__).parent
-CELL = {
-    "backbone": "toy-llava", "weights": None, "revision": None, "method": "none", "params": {}, "keep": None,
-    "prune_rate": None, "budget_kind": "mean", "task": "pope", "prompt": "template", "ocr": False, "dtype": "float32",
-    "attention": "sdpa", "anyres": "per-view", "newline": "drop", "seed": 0, "limit": 30, "fingerprints": {},
-}  # fmt: skip
 
 
-def made(method: str, keep: int | None, task: str, score: float, **cell: object) -> Record:
-    return Record(
-        cell_id=f"{method}-{keep}-{task}-{cell}",
-        cell={**CELL, "method": method, "keep": keep, "task": task, **cell},
-        metrics={},
-        score=score,
-        num_samples=30,
-        num_failed=0,
-        visual_tokens_per_layer=(float(keep or 144),) * 2,
-        wall_s=1.0,
-        finished="2026-11-24T12:00:00+00:00",
-        versions={},
-        environment={"device": "cpu", "cpu": "a processor"},
+@pytest.fixture
+def golden(tmp_path: Path) -> Path:
+    for name in ("records.jsonl", "profile.jsonl"):
+        shutil.copy(HERE / name, tmp_path)
+    return tmp_path
+
+
+def call(*arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Run `dpbench report` and return its exit code, what it printed and what it complained of."""
+    monkeypatch.setattr(sys, "argv", ["dpbench", "report", *arguments])
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    printed = capsys.readouterr()
+    return int(done.value.code or 0), printed.out, printed.err
+
+
+@pytest.mark.parametrize("form", ["markdown", "latex", "csv", "json"])
+def test_committed_records_give_the_committed_text(form: str, golden: Path) -> None:
+    ending = {"markdown": "md", "latex": "tex"}.get(form, form)
+    wanted = (HERE / f"report.{ending}").read_bytes()
+    assert (tables.report(Request(folders=(golden,), form=form)) + "\n").encode() == wanted
+
+
+def test_json_is_one_object_a_table_without_what_was_not_measured(golden: Path) -> None:
+    found = json.loads(tables.report(Request(folders=(golden,), form="json")))
+    assert [set(each) for each in found] == [{"heading", "rows", "notes"}] * 3
+    assert not any(value is None for each in found for row in each["rows"] for value in row.values())
+    assert "POPE" not in found[0]["rows"][-1]
+
+
+@pytest.mark.parametrize(("table", "number"), [(1, 1), (4, 2)])
+def test_one_table_can_be_asked_for(table: int, number: int, golden: Path) -> None:
+    assert len(json.loads(tables.report(Request(folders=(golden,), form="json", table=table)))) == number
+
+
+@pytest.mark.parametrize("table", [2, 3, 5])
+def test_a_table_that_is_not_there_is_one_sentence(table: int, golden: Path) -> None:
+    with pytest.raises(ConfigError, match=f"hold nothing of Table {table}"):
+        tables.report(Request(folders=(golden,), table=table))
+
+
+def test_the_option_of_old_still_names_a_run(
+    golden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = call(str(golden), monkeypatch=monkeypatch, capsys=capsys)
+    second = call("--run", str(golden), monkeypatch=monkeypatch, capsys=capsys)
+    assert first == second
+    assert first[0] == 0
+
+
+def test_a_file_gets_what_the_terminal_would(
+    golden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = golden / "tables.tex"
+    code, printed, _ = call(str(golden), "--format", "latex", "--out", str(out), monkeypatch=monkeypatch, capsys=capsys)
+    assert (code, printed) == (0, "")
+    assert out.read_bytes() == (HERE / "report.tex").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere",), "nowhere holds no records.jsonl and no profile.jsonl"),
+        (("RUN", "--diff"), "--diff compares two runs, got 1"),
+        (("RUN", "RUN", "--diff", "--bundle", "x.zip"), "--diff and --bundle are two reports"),
+        (("RUN", "--paper"), "--paper prints the paper's tables alone"),
+        (("--paper", "--format", "html"), "--paper has no page"),
+        (("RUN", "--out", "nowhere/tables.md"), "--out: nowhere/tables.md cannot be written"),
+        (("RUN", "--subset", "hard"), "no cell of method downsample"),
+        (("RUN", "RUN", "--bundle", "x.zip"), "two of the run folders are called"),
+        (("RUN", "--bundle", "nowhere/x.zip"), "--bundle: nowhere/x.zip cannot be written"),
+        (("--paper", "--compare", "paper"), "--compare has no effect on --paper"),
+        (("RUN", "RUN", "--diff", "--table", "1"), "--table has no effect on --diff"),
+        (("RUN", "--format", "html", "--subset", "hard"), "--subset has no effect on --format html"),
+        (("RUN", "--bundle", "x.zip", "--out", "y.md"), "--bundle names its own file"),
+        (("RUN", "--table", "6"), "6"),
+        (("RUN", "--format", "word"), "word"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_exit_with_two(
+    arguments: tuple[str, ...],
+    message: str,
+    golden: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(golden)
+    monkeypatch.setattr(tables, "_page", lambda *_: "")
+    given = [str(golden) if each == "RUN" else each for each in arguments]
+    code, _, complaint = call(*given, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2
+    assert message in " ".join(complaint.split())
+    assert "Traceback" not in complaint
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "this line is not JSON"),
+        ('{"schema": 1}', "schema 1, this dpbench reads 2"),
+        ('{"schema": 2, "cell_id": "x"}', "are missing or unknown"),
+    ],
+)
+@pytest.mark.parametrize("name", ["records.jsonl", "profile.jsonl"])
+def test_corrupt_and_foreign_records_are_one_sentence_and_no_table(
+    line: str, message: str, name: str, golden: Path
+) -> None:
+    with (golden / name).open("a") as stream:
+        stream.write(line + "\n")
+    with pytest.raises(RecordError, match=rf"{name}:\d+: .*{message}"):
+        tables.report(Request(folders=(golden,)))
+
+
+def test_mixed_environments_are_shown_apart_with_a_sentence(tmp_path: Path) -> None:
+    for cpu, times in (("one", [8.0]), ("two", [1.0])):
+        environment = {"device": "cpu", "cpu": cpu, "dtype": "float32"}
+        for each in (
+            profiled("none", "all", times, environment=environment),
+            profiled("grid", "16", times, environment=environment),
+        ):
+            record.append(tmp_path / "profile.jsonl", each)
+    text = tables.report(Request(folders=(tmp_path,)))
+    assert text.count("###") == 2
+    assert text.count("1.00x") == 4  # nothing of one machine is divided by the other's
+    assert "- Shown apart from eager, one: cpu is two, there one." in text
+
+
+def test_the_paper_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, printed, _ = call("--paper", monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0
+    assert printed.count("### Table") == 5
+    assert printed.splitlines()[-1] == paper.verdict()
+    assert "36 of 36 averages agree" in printed
+
+
+def test_the_paper_beside_ours(golden: Path) -> None:
+    text = tables.report(Request(folders=(golden,), compare=True))
+    assert "Table 1 of the paper beside ours" in text
+    assert text.count("Table 4 of the paper beside ours") == 2  # one per set of conditions
+
+
+def test_what_records_say_stays_text(tmp_path: Path) -> None:
+    folder = written(tmp_path, [made("none", None, "pope", 50.0, params={"name": "a|b*c*<i>_x_ $1% & #"})])
+    markdown = tables.report(Request(folders=(folder,)))
+    assert r"none (name=a\|b\*c\*\<i>" in markdown
+    latex = tables.report(Request(folders=(folder,), form="latex"))
+    assert r"a|b*c*\textless{}i\textgreater{}\_x\_ \$1\% \& \#" in latex
+
+
+def test_latex_tables_are_whole() -> None:
+    text = (HERE / "report.tex").read_text(encoding="utf-8")
+    assert text.count("\\begin{table}") == text.count("\\end{table}") == 3
+    for columns, body in re.findall(r"\\begin\{tabular\}\{(lr*)\}(.*?)\\end\{tabular\}", text, re.DOTALL):
+        assert [body.count(rule) for rule in ("\\toprule", "\\bottomrule")] == [1, 1]
+        lines = [line for line in body.splitlines() if line.endswith("\\\\") and "multicolumn" not in line]
+        assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in lines} == {len(columns)}
+        assert "\\midrule\n\\midrule" not in body
+    assert re.sub(r"\\[{}]", "", text).count("{") == re.sub(r"\\[{}]", "", text).count("}")
+
+
+ENGINE = next((name for name in ("tectonic", "pdflatex", "lualatex", "xelatex") if shutil.which(name)), None)
+
+
+@pytest.mark.skipif(ENGINE is None, reason="no LaTeX engine here; the tables' structure is tested above")
+def test_latex_tables_compile(tmp_path: Path) -> None:
+    body = (HERE / "report.tex").read_text(encoding="utf-8")
+    document = f"\\documentclass{{article}}\\usepackage{{booktabs,xcolor}}\\begin{{document}}{body}\\end{{document}}"
+    (tmp_path / "all.tex").write_text(document, encoding="utf-8")
+    assert ENGINE is not None
+    flags = [] if ENGINE == "tectonic" else ["-interaction=nonstopmode", "-halt-on-error"]
+    subprocess.run([ENGINE, *flags, "all.tex"], cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_a_report_starts_fast_and_without_torch_scipy_or_matplotlib(golden: Path) -> None:
+    code = (
+        "import sys\nfrom dpbench import cli\nsys.argv = ['dpbench', 'report', sys.argv[1]]\n"
+        "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'lmms_eval', 'scipy', 'matplotlib'} & set(sys.modules)\n"
+        "print(sorted(heavy), file=sys.stderr)"
     )
-
-
-RECORDS = [
-    made("none", None, "pope", 80.0),
-    made("none", None, "gqa", 50.0),
-    made("random", 16, "pope", 60.0),
-    made("random", 16, "gqa", 40.0),
-    made("grid", 32, "pope", 80.0),
-]
-
-
-def test_retention_is_the_mean_over_benchmarks_of_score_by_unpruned_score() -> None:
-    (section,) = tables.comparison_sections(RECORDS)
-    rows = section.frame.set_index("Method")[tables.RETENTION]
-    assert rows["none"] == 100
-    assert rows["random @ 16"] == pytest.approx((60 / 80 + 40 / 50) / 2 * 100)
-    assert rows["grid @ 32"] == 100  # over the one benchmark it has
-
-
-def test_a_benchmark_that_was_not_run_is_a_dash_not_a_zero() -> None:
-    (section,) = tables.comparison_sections(RECORDS)
-    line = next(line for line in tables.render(section, "markdown").splitlines() if "grid @ 32" in line)
-    assert [cell.strip() for cell in line.split("|")[3:5]] == ["-", "80.0"]
-
-
-def test_without_the_unpruned_model_there_is_no_retention_and_a_note() -> None:
-    (section,) = tables.comparison_sections(RECORDS[2:])
-    assert section.frame[tables.RETENTION].isna().all()
-    assert any("no cell of method none" in note for note in section.notes)
-
-
-def test_protocols_never_share_a_table() -> None:
-    assert len(tables.comparison_sections([*RECORDS, made("none", None, "pope", 1.0, limit=None)])) == 2
-
-
-def test_seeds_are_averaged_and_said() -> None:
-    (section,) = tables.comparison_sections([*RECORDS, made("random", 16, "pope", 70.0, seed=1)])
-    assert section.frame.set_index("Method").loc["random @ 16", "POPE"] == 65
-    assert "Mean over 2 seeds." in section.notes
-
-
-def test_columns_are_in_the_papers_order() -> None:
-    every = [made("none", None, name, 50.0) for name in reversed(tasks.TASKS)]
-    (section,) = tables.comparison_sections(every)
-    assert list(section.frame.columns)[2:-1] == [task.title for task in tasks.TASKS.values()]
-
-
-def test_a_committed_file_gives_the_committed_markdown(tmp_path: Path) -> None:
-    for each in RECORDS:
-        record.append(tmp_path / "records.jsonl", each)
-    assert (tmp_path / "records.jsonl").read_bytes() == (HERE / "records.jsonl").read_bytes()
-    wanted = (HERE / "comparison.md").read_text(encoding="utf-8")
-    assert tables.report([tmp_path], "markdown") + "\n" == wanted
-
-
-def profiled(method: str, times: tuple[float, ...], **environment: str) -> Profile:
-    return Profile(
-        backbone="toy-llava",
-        weights="package",
-        method=method,
-        params={},
-        budget="16",
-        num_visual=16,
-        num_prompt=30,
-        stages_ms={"encode": times, "total": times},
-        warmups=1,
-        stages_flops={"encode": 2_000_000_000, "total": 2_000_000_000},
-        environment={"device": "cpu", "cpu": "a processor", **environment},
-    )
-
-
-def test_profiles_show_medians_and_flops() -> None:
-    (section,) = tables.profile_sections([profiled("grid", (1.0, 9.0, 2.0))])
-    row = section.frame.iloc[0]
-    assert (row["Encode ms"], row["Total GFLOP"], row["Tokens"]) == (2.0, 2.0, 16)
-
-
-def test_profiles_of_different_machines_never_share_a_table() -> None:
-    here, there = profiled("grid", (1.0,)), profiled("grid", (1.0,), cpu="another processor")
-    assert len(tables.profile_sections([here, there, profiled("random", (1.0,))])) == 2
-    assert len(tables.profile_sections([here, profiled("random", (1.0,), gpu_clock_mhz="1200")])) == 1
-
-
-def test_scattered_times_are_flagged() -> None:
-    steady, wild = (1.0, 1.0, 1.01, 1.0) * 5, (1.0, 5.0, 9.0, 2.0) * 5
-    assert not any("Unstable" in note for note in tables.profile_sections([profiled("grid", steady)])[0].notes)
-    assert any("Unstable: grid" in note for note in tables.profile_sections([profiled("grid", wild)])[0].notes)
-
-
-def test_csv_has_one_line_a_row() -> None:
-    (section,) = tables.comparison_sections(RECORDS)
-    assert tables.render(section, "csv").splitlines()[0] == "Method,Tokens,GQA,POPE,Retention"
-
-
-def test_a_retention_of_nothing_is_nothing() -> None:
-    assert tables.retention({"pope": 50.0}, {}) is None
-    assert tables.retention({"pope": 50.0}, {"pope": 0.0}) is None
-
-
-def test_folders_are_found_under_results(tmp_path: Path) -> None:
-    record.append(tmp_path / "a" / "records.jsonl", replace(RECORDS[0]))
-    assert tables.runs_under(tmp_path) == [tmp_path / "a"]
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code, str(golden)], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    assert time.perf_counter() - start < 20  # two seconds on an idle machine; this one may be busy

@@ -1,0 +1,116 @@
+"""What the harness adds: dpbench's unpruned prefill and time to first token beside bare calls of the model.
+
+    python benchmarks/harness.py                                                    # toy-llava on the CPU
+    python benchmarks/harness.py --device cuda --backbone llava-1.5 --weights random --dtype float16
+
+The bare prefill is given the same embeddings; the bare model the ids and pixels that transformers' processor makes.
+All four run in turn, image after image; numbers are medians.
+"""
+
+import sys
+
+sys.path.pop(0)  # a script's folder comes first, where selectors.py hides the standard library's module
+
+import argparse
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+from dpbench import pruning
+from dpbench.backbones.base import Backbone
+from dpbench.manifest import cells
+from dpbench.measure.first_token import FirstToken
+from dpbench.measure.inputs import Inputs
+from dpbench.measure.interleave import interleave
+from dpbench.measure.settings import manifest_of
+from dpbench.measure.timing import Recorder, clock_of
+from dpbench.method import Method
+from dpbench.runner import load_backbone, pick_device
+
+
+def main() -> None:
+    """Measure and print."""
+    options = parsed()
+    protocol = {"dtype": options.dtype}
+    wanted = manifest_of(
+        name="harness",
+        backbone=options.backbone,
+        placement={"weights": options.weights} if options.weights else {},
+        protocol=protocol,
+        methods=["none"],
+        params={},
+        keep=[],
+        prune_rate=[],
+        kind=None,
+    )
+    backbone = load_backbone(wanted, pick_device(options.device))
+    with torch.inference_mode():
+        subject = FirstToken(backbone, Method(), next(cells(wanted)), Inputs())
+        names = ("bare prefill", "our prefill", "bare model", "our stages")
+        calls = [timed(backbone, call) for call in (*prefills(backbone, subject), *wholes(backbone, subject))]
+        series = interleave(calls, repetitions=options.repetitions, seconds=options.seconds, warmups=5)
+    medians = [median(each.stages()["ttft"]) for each in series]
+    rows = [
+        (name, f"{ms:.2f}", f"{100 * (ms / bare - 1):+.1f} %")
+        for name, ms, bare in zip(names, medians, (medians[0], medians[0], medians[2], medians[2]), strict=True)
+    ]
+    print(tabulate(rows, ("call", "ms", "over bare"), "github"))
+
+
+def parsed() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="toy-llava")
+    parser.add_argument("--weights")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--repetitions", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=0.0)
+    return parser.parse_args()
+
+
+def timed(backbone: Backbone, call: Callable[[int], Any]) -> Callable[[int], dict[str, float]]:
+    """Return a repetition of a call, timed on the backbone's device."""
+
+    def run(turn: int) -> dict[str, float]:
+        recorder = Recorder(clock_of(backbone.device))
+        with recorder.range("ttft"):
+            call(turn)
+        return recorder.ms()
+
+    return run
+
+
+def prefills(backbone: Backbone, subject: FirstToken) -> tuple[Callable[[int], Any], Callable[[int], Any]]:
+    """Return the bare model's prefill and ours, of the same prompt."""
+    for call in subject.stages(0).values():
+        call()
+    spliced = list(subject.spliced)
+    embeds = pruning.collate(spliced).embeds_BLD
+
+    def bare(turn: int) -> Any:
+        return backbone.model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1)
+
+    return bare, lambda turn: pruning.prefill(backbone, subject.method, spliced)
+
+
+def wholes(backbone: Backbone, subject: FirstToken) -> tuple[Callable[[int], Any], Callable[[int], Any]]:
+    """Return the bare model's way from pixels to logits and ours."""
+
+    def bare(turn: int) -> Any:
+        prompt = subject.batches[turn % len(subject.batches)][0]
+        return backbone.model(
+            input_ids=prompt.ids_L[None].to(backbone.device),
+            pixel_values=prompt.pixels[0].values[None],
+            use_cache=True,
+            logits_to_keep=1,
+        )
+
+    return bare, lambda turn: [call() for call in subject.stages(turn).values()]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Images as their tower and projector left them, kept for later questions and other cells, bounded in bytes.
+
+Features stay on the device that made them: nothing is copied to use them again. What has not been used for longest goes
+first; all of it goes before a batch is made smaller for want of memory.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from torch import Tensor
+
+from dpbench.backbones.base import Features
+
+Key = tuple[str, tuple[int, int] | None]
+"""Hash of an image's file, and the grid of visual tokens it was made smaller for, if it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One image after processor, tower and projector: all that a later question about it needs.
+
+    Attributes:
+        features: what tower and projector made of it.
+        rows: how many placeholders it has in a prompt.
+        size: `Pixels.size`.
+    """
+
+    features: Features
+    rows: int
+    size: tuple[int, ...]
+
+
+class FeatureCache:
+    """Features of images by file and grid, the least recently used leaving first.
+
+    Args:
+        capacity: bytes; 0 keeps nothing.
+
+    Attributes:
+        num_bytes: held now.
+        counts: of the images that samples asked for, those found ("hits") and those "encoded", for the run's summary.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.num_bytes = 0
+        self.counts = {"hits": 0, "encoded": 0}
+        self._kept: OrderedDict[Key, Seen] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, key: Key) -> Seen | None:
+        """Return an image's features and mark them as used, or None."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def put(self, key: Key, seen: Seen) -> None:
+        """Keep an image's features, dropping others for them; what is larger than the whole cache is not kept."""
+        self._drop(key)
+        size = features_bytes(seen.features)
+        if size > self.capacity:
+            return
+        while self.num_bytes + size > self.capacity:
+            self._drop(next(iter(self._kept)))
+        self._kept[key] = seen
+        self.num_bytes += size
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self._kept.clear()
+        self.num_bytes = 0
+
+    def _drop(self, key: Key) -> None:
+        dropped = self._kept.pop(key, None)
+        if dropped is not None:
+            self.num_bytes -= features_bytes(dropped.features)
+
+
+def features_bytes(features: Features) -> int:
+    """Return how many bytes an image's features take."""
+    return sum(each.nbytes for each in _tensors(features))
+
+
+def compact(features: Features) -> Features:
+    """Copy what is a view of the whole batch's tensor, which would stay in memory as long as one image of it."""
+    copies = {each.name: _own(getattr(features, each.name)) for each in fields(Features)}
+    return replace(features, **copies)
+
+
+def _own(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _own(each) for name, each in value.items()}
+    if isinstance(value, Tensor) and value.untyped_storage().nbytes() > value.nbytes:
+        return value.clone()
+    return value
+
+
+def _tensors(features: Features) -> list[Tensor]:
+    values = [getattr(features, each.name) for each in fields(Features)]
+    values += list(features.cls_attention.values())
+    return [value for value in values if isinstance(value, Tensor)]

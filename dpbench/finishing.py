@@ -1,0 +1,86 @@
+"""A cell whose samples are all answered: score it and write its record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpbench import record, subset
+from dpbench.journal import Answer, Journal
+from dpbench.manifest import Cell
+from dpbench.record import Record
+
+if TYPE_CHECKING:
+    from dpbench.lmms import BuiltTask, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A cell, its journal, and the requests that are its samples."""
+
+    cell: Cell
+    journal: Journal
+    requests: Sequence[Request]
+
+    @property
+    def answers(self) -> list[Answer]:
+        """Return the answers there are, in the order of the requests."""
+        keys = [(each.task, each.doc_id, each.prompt_hash) for each in self.requests]
+        return [self.journal.answers[key] for key in keys if key in self.journal.answers]
+
+
+def finish(folder: Path, answered: Answered, built: BuiltTask, found: Mapping[str, Any]) -> Record:
+    """Score a cell whose journal is complete, and append its record.
+
+    Args:
+        folder: of the run.
+        answered: the cell.
+        built: its task.
+        found: the environment, as in `environment.json`.
+    """
+    answered.journal.sync()
+    finished = _scored(answered, built, found)
+    record.append(folder / "records.jsonl", finished)
+    return finished
+
+
+def tidy(folder: Path) -> None:
+    """Sort a run's records."""
+    record.rewrite(folder / "records.jsonl", record.read(folder / "records.jsonl", Record))
+
+
+def _scored(answered: Answered, built: BuiltTask, found: Mapping[str, Any]) -> Record:
+    from dpbench.measure.environment import versions
+
+    cell, known = answered.cell, answered.answers
+    metrics, score = subset.score(cell.task, known) if cell.subset else _whole(answered, built)
+    read = [answer.visual_tokens for answer in known if answer.visual_tokens]
+    return Record(
+        cell_id=cell.id,
+        cell=asdict(cell),
+        metrics=metrics,
+        score=score,
+        num_samples=len(known),
+        num_failed=sum(answer.failure is not None for answer in known),
+        visual_tokens_per_layer=tuple(sum(layer) / len(read) for layer in zip(*read, strict=True)),
+        feature_cache={
+            "hits": sum(answer.cache_hits for answer in known),
+            "encoded": sum(answer.encoded for answer in known),
+        },
+        wall_s=sum(answer.ms for answer in known) / 1000,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=versions(),
+        environment=found,
+    )
+
+
+def _whole(answered: Answered, built: BuiltTask) -> tuple[Mapping[str, float], float]:
+    """Let lmms-eval score all of a task's answers."""
+    from dpbench import lmms
+
+    pairs = zip(answered.requests, answered.answers, strict=True)
+    scores = lmms.score(built, answered.cell.id, {(each.doc_id, each.text): said.answer for each, said in pairs})
+    return scores.metrics, lmms.percent(answered.cell.task, scores)

@@ -1,0 +1,247 @@
+"""The intervals of a comparison: every row against `none` and against `random` at its budget, cached by record hash."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, astuple, dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpbench.report import contributions, statistics
+from dpbench.report.comparison import RETENTION
+from dpbench.report.contributions import Contribution
+from dpbench.report.runs import Comparison, RowKey
+from dpbench.report.statistics import Difference
+from dpbench.tasks import aggregators
+
+VERSION = 2
+"""Raised when the same records would give other intervals."""
+REFERENCES = ("none", "random")
+SIGNIFICANT = 0.05
+TOLERANCE = 0.01
+"""Points by which a score recomputed from contributions may differ from the record's."""
+
+_log = logging.getLogger(__name__)
+
+Key = tuple[RowKey, str, str]
+"""A row, what it is compared to, and a benchmark or RETENTION."""
+
+
+@dataclass(frozen=True, slots=True)
+class Intervals:
+    """Differences of a comparison's rows to their references.
+
+    Attributes:
+        differences: by row, reference and column, in points.
+        notes: what is missing, and why.
+    """
+
+    differences: Mapping[Key, Difference]
+    notes: tuple[str, ...] = ()
+
+    def corrected(self, reference: str, *, of_retention: bool) -> dict[Key, float]:
+        """Return Holm-corrected p-values: one family per table, retention apart from the benchmarks."""
+        family = {
+            key: each.p
+            for key, each in self.differences.items()
+            if key[1] == reference and (key[2] == RETENTION) == of_retention
+        }
+        return statistics.holm(family)
+
+    def like_random(self) -> frozenset[RowKey]:
+        """Return the rows whose retention cannot be told from random's at their budget."""
+        return frozenset(key[0] for key, p in self.corrected("random", of_retention=True).items() if p >= SIGNIFICANT)
+
+
+def of(comparison: Comparison, resamples: int = statistics.RESAMPLES) -> Intervals:
+    """Return a comparison's intervals, from the cache where the same records were computed before.
+
+    Raises:
+        RecordError: a journal or packed file cannot be read.
+    """
+    path = _cache() / f"{_hash(comparison, resamples)}.json"
+    found = _cached(path)
+    if found is None:
+        found = compute(comparison, resamples)
+        if found.differences:
+            _keep(path, found)
+    return found
+
+
+def compute(comparison: Comparison, resamples: int = statistics.RESAMPLES) -> Intervals:
+    """Return a comparison's intervals, resampled anew."""
+    cells, notes = usable(comparison)
+    scores = scores_by_task(comparison, cells, resamples)
+    plain = {
+        task: {key: float(np.mean([_score(cells[e.cell_id]) for e in comparison.of(key, task)])) for key in rows}
+        for task, rows in scores.items()
+    }
+    images = {
+        task: int(max(cells[e.cell_id].layout.cluster_U.max() for key in rows for e in comparison.of(key, task))) + 1
+        for task, rows in scores.items()
+    }
+    found: dict[Key, Difference] = {}
+    for key in comparison.rows:
+        for reference in REFERENCES:
+            other = comparison.find(reference, None if reference == "none" else key.budget)
+            if other is None or other == key or (key.method == "none"):
+                continue
+            common = [task for task, rows in scores.items() if key in rows and other in rows]
+            for task in common:
+                delta_R = scores[task][key] - scores[task][other]
+                each = statistics.difference(plain[task][key] - plain[task][other], delta_R, images[task])
+                found |= {(key, reference, task): each} if each else {}
+            each = _retention(comparison, key, other, common, plain, scores, images)
+            found |= {(key, reference, RETENTION): each} if each else {}
+    return Intervals(found, notes)
+
+
+def _retention(
+    comparison: Comparison,
+    key: RowKey,
+    other: RowKey,
+    common: list[str],
+    plain: Mapping[str, Mapping[RowKey, float]],
+    scores: Mapping[str, Mapping[RowKey, NDArray[np.float64]]],
+    images: Mapping[str, int],
+) -> Difference | None:
+    """Return the difference of average retention over the benchmarks that both rows and the unpruned model have."""
+    none = comparison.find("none")
+    used = [task for task in common if none and none in scores[task] and plain[task][none] > 0]
+    if none is None or not used:
+        return None
+    value = float(np.mean([100 * (plain[task][key] - plain[task][other]) / plain[task][none] for task in used]))
+    points_TR = np.stack([100 * (scores[task][key] - scores[task][other]) for task in used])
+    unpruned_TR = np.stack([scores[task][none] for task in used])
+    counts_TR = unpruned_TR > 0  # as `retention`: a benchmark that the unpruned model fails entirely has no share
+    shares_TR = np.divide(points_TR, unpruned_TR, out=np.zeros_like(points_TR), where=counts_TR)
+    num_R = counts_TR.sum(0)
+    mean_R = np.divide(shares_TR.sum(0), num_R, out=np.full(len(num_R), np.nan), where=num_R > 0)
+    return statistics.difference(value, mean_R, sum(images[task] for task in used))
+
+
+def scores_by_task(
+    comparison: Comparison, cells: Mapping[str, Contribution], resamples: int
+) -> dict[str, dict[RowKey, NDArray[np.float64]]]:
+    """Return every row's score on the resamples of each benchmark, (R,), mean over seeds."""
+    found: dict[str, dict[RowKey, NDArray[np.float64]]] = {}
+    for task in comparison.tasks:
+        members = {
+            each.cell_id: (key, cells[each.cell_id])
+            for key in comparison.rows
+            for each in comparison.of(key, task)
+            if each.cell_id in cells
+        }
+        if not members:
+            continue
+        seed = next(iter(members.values()))[1].layout.images
+        drawn = statistics.resampled({name: cell.sums() for name, (_, cell) in members.items()}, seed, resamples)
+        rows: dict[RowKey, list[NDArray[np.float64]]] = defaultdict(list)
+        for name, scores_R in drawn.items():
+            rows[members[name][0]].append(scores_R)
+        found[task] = {key: np.mean(parts, axis=0) for key, parts in rows.items()}
+    return found
+
+
+def _score(cell: Contribution) -> float:
+    return float(aggregators.score(cell.sums())[0])
+
+
+def usable(comparison: Comparison) -> tuple[dict[str, Contribution], tuple[str, ...]]:
+    """Return the contributions that fit their record and the other cells of their benchmark, and notes on the rest."""
+    found: dict[str, Contribution] = {}
+    for folder in comparison.folders:
+        found |= contributions.load(folder, comparison.records)
+    good = {
+        each.cell_id: found[each.cell_id]
+        for each in comparison.records
+        if each.cell_id in found and abs(_score(found[each.cell_id]) - each.score) <= TOLERANCE
+    }
+    paired = _paired(comparison, good)
+    paired = {  # a row's seeds count together or not at all
+        each.cell_id: paired[each.cell_id]
+        for key, rows in comparison.rows.items()
+        for each in rows
+        if all(other.cell_id in paired for other in comparison.of(key, each.cell["task"]))
+    }
+    total = len(comparison.records)
+    return paired, tuple(_complaints(total, len(found), len(good), len(paired)))
+
+
+def _paired(comparison: Comparison, cells: Mapping[str, Contribution]) -> dict[str, Contribution]:
+    """Keep, per benchmark, the cells that answered the samples most cells answered."""
+    found: dict[str, Contribution] = {}
+    for task in comparison.tasks:
+        by_layout: dict[str, list[str]] = defaultdict(list)
+        for each in comparison.records:
+            if each.cell["task"] == task and each.cell_id in cells:
+                by_layout[cells[each.cell_id].layout.id].append(each.cell_id)
+        most: list[str] = max(by_layout.values(), key=len, default=[])
+        found |= {name: cells[name] for name in most}
+    return found
+
+
+def _complaints(total: int, num_found: int, num_good: int, num_paired: int) -> Iterable[str]:
+    if not num_found:
+        yield (
+            f"No intervals: there is no {contributions.NAME} and no samples/ in the run folder; "
+            "copy them from where it ran."
+        )
+    elif num_found < total:
+        yield f"No intervals for {total - num_found} of {total} cells: their samples are not in the run folder."
+    if num_good < num_found:
+        yield (
+            f"No intervals for {num_found - num_good} cells whose samples do not give the recorded score; "
+            "they were scored by another version: run them again."
+        )
+    if num_paired < num_good:
+        yield f"No intervals for {num_good - num_paired} cells that answered other samples than their column's rest."
+
+
+def _hash(comparison: Comparison, resamples: int) -> str:
+    rows = [(e.cell_id, e.score, e.num_samples, e.finished) for e in comparison.records]
+    files = [
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
+        for folder in comparison.folders
+        for path in (folder / contributions.NAME, *(folder / "samples" / f"{row[0]}.jsonl" for row in rows))
+        if path.is_file()
+    ]
+    text = json.dumps([VERSION, resamples, sorted(rows), sorted(files), comparison.tasks])
+    return sha256(text.encode()).hexdigest()[:32]
+
+
+def _cache() -> Path:
+    """Return the folder intervals are kept in: the user's, so that a run folder may be read-only."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "dpbench" / "intervals"
+
+
+def _cached(path: Path) -> Intervals | None:
+    """Return what a cache file holds, or None where there is none or it is damaged."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        rows = {(RowKey(*row), reference, column): Difference(**d) for row, reference, column, d in data["differences"]}
+        return Intervals(rows, tuple(data["notes"]))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _log.warning("%s is damaged (%s) and is computed anew", path, error)
+        return None
+
+
+def _keep(path: Path, found: Intervals) -> None:
+    rows = [(astuple(row), reference, name, asdict(each)) for (row, reference, name), each in found.differences.items()]
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps({"differences": rows, "notes": found.notes}), encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        _log.warning("intervals are not cached: %s", error)

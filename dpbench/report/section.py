@@ -1,0 +1,122 @@
+"""One table: its numbers for programs and its cells for eyes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+import pandas as pd
+
+Name = TypeVar("Name")
+Mark = Literal["", "best", "second"]
+
+MARKS: tuple[Mark, Mark] = ("best", "second")
+DASH = "-"
+"""What stands where nothing was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What a reader sees in one place.
+
+    Attributes:
+        text: without any markup.
+        mark: best and second of its column and budget, or nothing.
+        refs: footnotes, one letter or sign each.
+    """
+
+    text: str
+    mark: Mark = ""
+    refs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line: a method's cells, the heading of a budget, or a row cited from a paper and not run."""
+
+    cells: tuple[Cell, ...]
+    kind: Literal["data", "group", "cited"] = "data"
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One table with its heading and footnotes.
+
+    Attributes:
+        heading: one line.
+        frame: the numbers, for CSV and JSON; a column per quantity, unit in its name.
+        notes: sentences below the table.
+        columns: headings of the table a reader sees.
+        rows: its lines.
+    """
+
+    heading: str
+    frame: pd.DataFrame
+    notes: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    rows: tuple[Row, ...] = field(default=())
+
+
+class Footnotes:
+    """Letters for reasons, in the order they were first asked for."""
+
+    def __init__(self) -> None:
+        self._letters: dict[str, str] = {}
+
+    def letter(self, reason: str) -> str:
+        """Return the letter of a reason: a, b, ..., z, aa, ab, ..."""
+        return self._letters.setdefault(reason, _letters(len(self._letters)))
+
+    def notes(self) -> tuple[str, ...]:
+        """Return the footnotes, one sentence each."""
+        return tuple(f"{letter}: {reason}" for reason, letter in self._letters.items())
+
+
+def group_row(text: str, num_columns: int) -> Row:
+    """Return the heading of a group of rows."""
+    return Row((Cell(text), *(Cell("") for _ in range(num_columns - 1))), "group")
+
+
+def number(value: float | None, digits: int = 1, *, sign: bool = False) -> str:
+    """Return a number as tables print it, or the dash; what is small but not nothing does not print as zero."""
+    if value is None or value != value:
+        return DASH
+    text = f"{value:{'+' if sign else ''}.{digits}f}"
+    if value and float(text) == 0 and not sign:
+        return f"{value:.2g}"
+    return text.replace("-", "+", 1) if sign and float(text) == 0 else text
+
+
+def ranked(values: Mapping[Name, float | None], digits: int = 1) -> dict[Name, Mark]:
+    """Mark the best and the second of a column; rows that print the same number share a mark.
+
+    A mark that half the rows or more would share says nothing and is left out.
+
+    Args:
+        values: by row; None where nothing was measured.
+        digits: decimals the table prints.
+    """
+    printed = {name: round(value, digits) for name, value in values.items() if value is not None and value == value}
+    steps = sorted(set(printed.values()), reverse=True)
+    marks: dict[Name, Mark] = dict.fromkeys(values, "")
+    for mark, value in zip(MARKS, steps, strict=False):
+        hits = [name for name, each in printed.items() if each == value]
+        if len(printed) > 1 and (len(hits) == 1 or 2 * len(hits) < len(printed)):
+            marks.update(dict.fromkeys(hits, mark))
+    return marks
+
+
+def plain_section(heading: str, columns: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str]) -> Section:
+    """Return a table whose numbers are its texts."""
+    rows = [tuple(row) for row in rows]
+    frame = pd.DataFrame(rows, columns=list(columns))
+    return Section(heading, frame, tuple(notes), tuple(columns), tuple(Row(tuple(map(Cell, row))) for row in rows))
+
+
+def _letters(index: int) -> str:
+    text = ""
+    while index >= 0:
+        text = chr(ord("a") + index % 26) + text
+        index = index // 26 - 1
+    return text

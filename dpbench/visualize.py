@@ -1,0 +1,266 @@
+"""What methods keep of one image: the decisions behind `dpbench visualize`, ready to be drawn.
+
+Shape letters: N visual tokens of the image, K kept ones, H and W pixels of the picture.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from dpbench import backbones, pruning, reducing, registry
+from dpbench.backbones.base import Backbone, Features, Pixels, Prompt
+from dpbench.errors import ConfigError
+from dpbench.method import Method, Reduction
+from dpbench.report import kept_figure
+from dpbench.report.kept_figure import Kept, Sheet
+from dpbench.runner import pick_device
+
+SAMPLE = "picture"
+"""Names the sample that a method's randomness is seeded by."""
+
+
+def read_image(path: Path) -> Image.Image:
+    """Return an image file as RGB.
+
+    Raises:
+        ConfigError: it is not there, no file, empty, cut off or no image.
+    """
+    if not path.exists():
+        raise ConfigError(f"IMAGE: there is no file {path}; give an image file")
+    if path.is_dir():
+        raise ConfigError(f"IMAGE: {path} is a folder; give an image file")
+    try:
+        if path.stat().st_size == 0:
+            raise ConfigError(f"IMAGE: {path} is empty (0 bytes); give a whole image file")
+        with Image.open(path) as opened:
+            return opened.convert("RGB")
+    except UnidentifiedImageError:
+        raise ConfigError(f"IMAGE: {path} is no image that Pillow can read; give a PNG, JPEG or WebP file") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ConfigError(f"IMAGE: {path} cannot be read ({error}); give a whole image file") from None
+
+
+def kept(
+    backbone: Backbone, image: Image.Image, names: Sequence[str], rule: reducing.Rule, question: str
+) -> list[Kept]:
+    """Return what each method keeps: one entry for a decision before the LLM, one for each cut inside it.
+
+    Args:
+        backbone: loaded.
+        image: RGB.
+        names: of registered methods.
+        rule: the budget.
+        question: what methods that read it are asked.
+
+    Raises:
+        ConfigError: an unknown method, or a budget out of its reach.
+        UnsupportedError: the backbone lacks what a method reads.
+    """
+    return [each for name in names for each in _kept(backbone, image, name, rule, question)]
+
+
+@torch.inference_mode()
+def _kept(backbone: Backbone, image: Image.Image, name: str, rule: reducing.Rule, question: str) -> Iterator[Kept]:
+    method, decided = recorded(registry.load(name).bind(backbone))
+    prompt = reducing.prompt_of(backbone, method, [image], question, rule)
+    (features,) = backbone.encode(prompt.pixels, method.needs(backbone.provides))
+    generators = [reducing.image_generator(0, SAMPLE, 0)]
+    spliced = pruning.splice(backbone, method, prompt, [features], generators, rule)
+    sheet = sheet_of(backbone, image, prompt, features)
+    (before,) = spliced.kept
+    if not spliced.cuts:
+        whole = torch.arange(len(features.embeds_ND))
+        yield _decision(f"{name}\n", sheet, features, before, whole, num_mixed(backbone, features, before))
+        return
+    rows = visual_rows(method, features, before)
+    with pruning.pruned(backbone, method, [spliced]):
+        batch = pruning.collate([spliced])
+        backbone.logits(batch.embeds_BLD, None, batch.positions_PBL, last=True)
+    for cut, reduction in zip(spliced.cuts, decided, strict=True):
+        chosen = reduction.indices_K.cpu()
+        merged = int((chosen < 0).sum())
+        yield _decision(f"{name}\nbefore layer {cut.layer}: ", sheet, features, reduction, rows, merged)
+        rows = torch.where(chosen < 0, -1, rows[chosen.clamp(min=0)])
+
+
+def recorded(method: Method) -> tuple[Method, list[Reduction]]:
+    """Return a copy of a bound method and the list that what it selects inside the LLM is added to."""
+    copied, decided = copy.copy(method), list[Reduction]()
+
+    def select(view: Any) -> Reduction:
+        decided.append(method.select(view))
+        return decided[-1]
+
+    object.__setattr__(copied, "select", select)
+    return copied, decided
+
+
+def visual_rows(method: Method, features: Features, reduction: Reduction) -> Tensor:
+    """Return which token each visual row of the prompt is, in the order the LLM reads them; -1 for merged ones."""
+    indices = reduction.indices_K
+    slots = torch.where(indices < 0, -2, features.slot_N[indices.clamp(min=0)])
+    indices, slots = indices[slots != -1], slots[slots != -1]
+    sorts = method.positions == "original" or (features.newline_D is not None and not reducing.reduces(method))
+    return indices[slots.argsort(stable=True)] if sorts else indices
+
+
+def num_mixed(backbone: Backbone, features: Features, reduction: Reduction) -> int:
+    """Return how many rows are not the very embedding of a token: means, CLS, padding."""
+    rows, index = pruning.rows_of(backbone, features, reduction), reduction.indices_K.to(features.embeds_ND.device)
+    plain = (rows - features.embeds_ND[index.clamp(min=0)]).abs().amax(-1) <= 1e-4 * rows.abs().amax()
+    return int((~plain | (index < 0)).sum())
+
+
+def _decision(title: str, sheet: Sheet, features: Features, reduction: Reduction, alive: Tensor, mixed: int) -> Kept:
+    """Return one decision in the image's own tokens.
+
+    Args:
+        title: method and place.
+        sheet: where each token is.
+        features: of the image.
+        reduction: indices and scores among the tokens alive.
+        alive: which token each of them is, int64.
+        mixed: how many rows are no single token.
+    """
+    chosen = reduction.indices_K.cpu()
+    tokens = alive[chosen[chosen >= 0]].unique()
+    scores_N = np.full(len(features.embeds_ND), np.nan)
+    if reduction.scores_N is not None and len(reduction.scores_N) == len(alive):
+        scores_N[alive.numpy()] = reduction.scores_N.double().cpu().numpy()
+    unit = torch.nn.functional.normalize(features.embeds_ND.float(), dim=-1).cpu().numpy()
+    shown = f"{title}{len(chosen)} of {len(features.embeds_ND)}{f', {mixed} mixed' if mixed else ''}"
+    return Kept(shown, sheet, tokens[tokens >= 0].numpy(), scores_N, unit)
+
+
+def sheet_of(backbone: Backbone, image: Image.Image, prompt: Prompt, features: Features) -> Sheet:
+    """Return the picture of what the tower sees, and where each token's patch is in it.
+
+    AnyRes: the base view, and beside it the tiles as the one map the LLM reads; patches of padding are in neither.
+    """
+    (pixels,) = prompt.pixels
+    places = [part.cpu().numpy() for part in (features.view_N, features.row_N, features.col_N)]
+    views = _views(backbone, image, pixels, int(places[1].max()) + 1, int(places[2].max()) + 1)
+    cell = views[0].shape[0] // (int(places[1].max()) + 1)
+    row_N, col_N, gap = *_map_places(features, places), cell
+    tiles = places[0] > 0
+    left = gap + (int(places[2].max()) + 1) * cell
+    x_N = np.where(row_N < 0, -1, col_N * cell + np.where(tiles, left, 0))
+    y_N = np.where(row_N < 0, -1, row_N * cell)
+    canvas = np.full((int(y_N.max()) + cell, int(x_N.max()) + cell, 3), 255, dtype=np.uint8)
+    for token in np.flatnonzero(x_N >= 0):
+        view, row, col = (int(part[token]) * (cell if at else 1) for at, part in enumerate(places))
+        patch = views[view][row : row + cell, col : col + cell]
+        canvas[y_N[token] : y_N[token] + cell, x_N[token] : x_N[token] + cell] = patch
+    return Sheet(canvas, np.stack([x_N, y_N], axis=1), cell)
+
+
+def _views(backbone: Backbone, image: Image.Image, pixels: Pixels, rows: int, cols: int) -> list[NDArray[np.uint8]]:
+    """Return every view, (H, W, 3); native-resolution towers have patches only, so there the image is resized."""
+    values, processor = pixels.values.float().cpu(), backbone.processor.image_processor
+    if values.ndim == 2:
+        step = max(image.height // rows, 1)
+        return [np.asarray(image.resize((cols * step, rows * step)))]
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (processor.image_mean, processor.image_std))
+    seen = ((values * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+    return [each.permute(1, 2, 0).numpy() for each in (seen if seen.ndim == 4 else seen[None])]
+
+
+def _map_places(features: Features, places: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return row and column of each token in its map: the base view, or all tiles as one; -1 where it is not read."""
+    view_N, row_N, col_N = (part.copy() for part in places)
+    slot_N = features.slot_N.numpy()
+    tiles = np.flatnonzero((view_N > 0) & (slot_N >= 0))
+    row_N[slot_N < 0] = -1
+    if len(tiles):
+        slots = np.sort(slot_N[tiles])
+        gaps = np.flatnonzero(np.diff(slots) > 1)
+        stride = (int(gaps[0]) + 1 if len(gaps) else len(slots)) + 1  # a row of the map, and its newline
+        row_N[tiles], col_N[tiles] = np.divmod(slot_N[tiles] - slots[0], stride)
+    return row_N, col_N
+
+
+def names_of(given: Sequence[str]) -> list[str]:
+    """Return the methods of `--method a,b --method c`.
+
+    Raises:
+        ConfigError: none, or one that is not installed.
+    """
+    names = [name.strip() for entry in given for name in entry.split(",") if name.strip()]
+    if not names:
+        raise ConfigError("--method is missing; name one or several, as in --method random,diffprune")
+    for name in names:
+        registry.find(name)
+    return names
+
+
+def rule_of(backbone: str, keep: int | None, prune_rate: float | None, names: Sequence[str]) -> reducing.Rule:
+    """Return the budget that flags describe.
+
+    Raises:
+        ConfigError: both, neither where a method needs one, or out of range.
+    """
+    most = backbones.find(backbone).num_visual
+    if keep is not None and prune_rate is not None:
+        raise ConfigError("--keep and --prune-rate both set the budget; give one of them")
+    if keep is None and prune_rate is None and any(name != "none" for name in names):
+        raise ConfigError("the methods need a budget; give --keep K or --prune-rate R")
+    if keep is not None and (keep < 1 or (most is not None and keep > most)):
+        raise ConfigError(f"--keep: {keep} is not within 1 and the {most or 'image has'} visual tokens of {backbone}")
+    if prune_rate is not None and not 0 <= prune_rate < 1:
+        raise ConfigError(f"--prune-rate: {prune_rate:g} is not a share from 0 to below 1")
+    return reducing.Rule(keep=keep, prune_rate=prune_rate)
+
+
+def picture(
+    image: Path,
+    methods: Sequence[str],
+    backbone: str,
+    out: Path,
+    *,
+    keep: int | None = None,
+    prune_rate: float | None = None,
+    question: str = "Describe the image.",
+    show: Sequence[str] | None = None,
+    weights: str | None = None,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+) -> str:
+    """Draw what methods keep of an image, and say where the picture is.
+
+    Args:
+        image: a file.
+        methods: names, with commas or apart.
+        backbone: its name.
+        out: the picture; its suffix says what kind.
+        keep: visual tokens, or None.
+        prune_rate: share of them to remove, or None.
+        question: what methods that read it are asked.
+        show: rows of the picture, of `kept_figure.SHOWN`; all by default.
+        weights: folder or hub repository in place of the default.
+        revision: of a hub repository.
+        device: "auto", "cpu" or "cuda".
+        dtype: of the weights.
+
+    Raises:
+        ConfigError: one of these is wrong.
+        MissingError: the weights are not there.
+        UnsupportedError: the backbone lacks what a method reads.
+    """
+    backbones.find(backbone)
+    names, opened, shown = names_of(methods), read_image(image), kept_figure.shown(show)
+    rule = rule_of(backbone, keep, prune_rate, names)
+    kept_figure.check_out(out)
+    backbones.locate(backbone, weights, revision)
+    loaded = backbones.load(backbone, weights=weights, revision=revision, device=pick_device(device), dtype=dtype)
+    kept_figure.write(kept(loaded, opened, names, rule, question), shown, out)
+    return f"{out}: {', '.join(names)} on {image.name}, {backbone}"

@@ -1,0 +1,91 @@
+"""A whole profile on the embedded backbone: rows in order, everything measured is there, what cannot run is named."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from dpbench import record
+from dpbench.backbones import miniatures as tinies
+from dpbench.errors import DpbenchError
+from dpbench.measure import roofline
+from dpbench.measure.profile import profile_manifest
+from dpbench.measure.settings import Settings, manifest_of
+from dpbench.record import Profile
+
+QUICK = Settings(repetitions=3, seconds=0, warmups=1, image_hw=(336, 336))
+
+
+def profiled(methods: list[str], out: Path, settings: Settings = QUICK, backbone: str = "toy-llava") -> list[Profile]:
+    wanted = manifest_of(
+        name="try",
+        backbone=backbone,
+        placement={},
+        protocol={},
+        methods=methods,
+        params={},
+        keep=[16],
+        prune_rate=[],
+        kind=None,
+    )
+    return profile_manifest(wanted, out, settings, device="cpu")
+
+
+def test_every_row_says_where_time_flops_and_bytes_go(tmp_path: Path) -> None:
+    rows = profiled(["none", "cls-attention", "pyramiddrop"], tmp_path)
+    assert record.read(tmp_path / "try" / "profile.jsonl", Profile) == rows
+    none, cls, cutting = rows
+    stages = ["encode", "reduce", "splice", "prefill", "ttft", "preprocess", "decode", "end_to_end"]
+    assert list(none.stages_ms) == stages
+    assert set(cls.stages_ms) == {*stages, "signals"}
+    assert all(len(each.stages_ms["ttft"]) == 3 for each in rows)
+    assert [each.num_visual for each in rows[:2]] == [144, 16]
+    assert len(set(cutting.visual_tokens_per_layer)) > 1
+    assert cutting.num_visual == pytest.approx(16, abs=1)
+    assert {each.num_text for each in rows} == {66}
+    assert none.stages_flops["ttft"] > 1.9 * cls.stages_flops["ttft"]
+    assert sum(none.kv_bytes_per_layer) > sum(cls.kv_bytes_per_layer)
+    for each in rows:
+        assert set(each.bound_ms) == {"encode", "reduce", "splice", "prefill"}
+        assert each.joules == {}, "there is no energy counter on a CPU"
+        assert each.environment["cpu_threads"] == torch.get_num_threads()
+
+
+def test_a_method_that_cannot_run_here_is_named_and_the_others_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dpbench.runner.load_backbone", lambda manifest, device: tinies.backbone("qwen2_5_vl"))
+    rows = profiled(["random", "cls-attention"], tmp_path)
+    assert [each.method for each in rows] == ["random"]
+    assert "left out: cls-attention" in capsys.readouterr().err
+    with pytest.raises(DpbenchError, match="cls-attention"):
+        profiled(["cls-attention"], tmp_path)
+
+
+def test_batch_sizes_are_rows_of_their_own(tmp_path: Path) -> None:
+    one, two = profiled(["random"], tmp_path, Settings(repetitions=1, seconds=0, warmups=1, batch_sizes=(1, 2)))
+    assert (one.batch_size, two.batch_size) == (1, 2)
+    assert two.stages_flops["encode"] == 2 * one.stages_flops["encode"]
+    assert two.kv_bytes_per_layer == tuple(2 * each for each in one.kv_bytes_per_layer)
+
+
+def test_the_bound_is_the_larger_of_flops_and_bytes() -> None:
+    rates = {"matmul_flops_per_s": 1e9, "copy_bytes_per_s": 1e6}
+    bound = roofline.bounds_ms({"encode": 5_000_000, "reduce": 0}, {"encode": 1000, "reduce": 3000}, rates)
+    assert bound == pytest.approx({"encode": 5.0, "reduce": 3.0})
+
+
+def test_a_prefill_reads_every_decoder_weight_once() -> None:
+    model = tinies.backbone("llava")
+    moved = roofline.stage_bytes(model, kept_bytes=10, prompt_bytes=100, cache_bytes=1000)
+    head = model.model.lm_head.weight.numel()
+    layers = sum(each.numel() for each in model.decoder.layers.parameters())
+    assert moved["prefill"] == 8 * (layers + head) + 1100
+    everything = sum(each.numel() for each in model.core.parameters())
+    assert moved["encode"] == 8 * (everything - sum(each.numel() for each in model.decoder.parameters()))
+    assert (moved["reduce"], moved["splice"]) == (20, 200)
+
+
+def test_rates_are_finite_and_positive() -> None:
+    assert all(math.isfinite(rate) and rate > 0 for rate in roofline.rates(torch.device("cpu"), torch.float32).values())

@@ -1,0 +1,62 @@
+"""A run and a data root made by hand for the tests of the page: five questions, some of them hostile."""
+
+import io
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from made_records import answered, made, profiled, written
+from PIL import Image
+
+from dpbench import record
+from dpbench.journal import Answer, pack_indices
+
+HOSTILE = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
+QUESTIONS = ("Is there a circle?", HOSTILE, "Is there a square?", "Is there a cross?", "Is there a star?")
+TRUTHS = ("yes", "no", "yes", "yes", "no")
+SAID = {
+    "none": TRUTHS,
+    "grid": ("yes", "yes", "no", "yes", HOSTILE + "</script>"),
+    "holov": ("no", "no", "no", "yes", "no"),
+}
+
+
+def image_of(number: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (96, 96), (40 * number, 200 - 40 * number, 90)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def data_root(folder: Path) -> Path:
+    """Write POPE's parquet file."""
+    rows = [
+        {"question_id": str(n), "question": q, "answer": a, "image": {"bytes": image_of(n), "path": None}}
+        for n, (q, a) in enumerate(zip(QUESTIONS, TRUTHS, strict=True))
+    ]
+    place = folder / "POPE" / "data"
+    place.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), place / "test-00000-of-00001.parquet", row_group_size=2)
+    return folder
+
+
+def journal(method: str) -> list[Answer]:
+    kept = pack_indices(range(0, 32, 2), 144)
+    lines = []
+    for number, (said, truth) in enumerate(zip(SAID[method], TRUTHS, strict=True)):
+        found: dict[str, Any] = {"question_id": str(number), "score": 0, "prediction": said, "ground_truth": truth}
+        line = answered("pope", number, sha256(image_of(number)).hexdigest()[:16], {"pope_accuracy": found})
+        fields = {name: getattr(line, name) for name in Answer.__dataclass_fields__}
+        lines.append(Answer(**{**fields, "answer": said, "kept": (None if method == "holov" else kept,)}))
+    return lines
+
+
+def run(folder: Path) -> Path:
+    """Write a run of three methods with journals, and a profile."""
+    right = {name: sum(a == b for a, b in zip(said, TRUTHS, strict=True)) for name, said in SAID.items()}
+    rows = {name: made(name, None if name == "none" else 16, "pope", 20.0 * right[name]) for name in SAID}
+    written(folder, list(rows.values()), {rows[name].cell_id: journal(name) for name in SAID})
+    for each in (profiled("none", "all", (8,)), profiled("grid", "16", (3,))):
+        record.append(folder / "profile.jsonl", each)
+    return folder

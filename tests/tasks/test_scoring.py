@@ -1,0 +1,193 @@
+"""What an answer counts for, computed by hand, and where dpbench reads it otherwise than lmms-eval does."""
+
+from functools import cache
+from typing import Any
+
+import pytest
+import upstream
+from datasets import Dataset
+from places import TOY_DATA
+
+from dpbench import lmms, tasks
+from dpbench.tasks import aggregators, scoring
+
+MMBENCH: dict[str, Any] = {
+    "index": 7, "question": "What is it?", "hint": "nan", "answer": "B", "A": "apple", "B": "banana", "C": "nan",
+    "D": "nan", "category": "objects", "L2-category": "perception", "source": "s", "split": "dev",
+}  # fmt: skip
+SQA: dict[str, Any] = {"question": "Which?", "choices": ["red", "blue"], "answer": 1, "hint": ""}
+SEED: dict[str, Any] = {"answer": "B", "data_type": "image", "question_id": "1", "question": "Which?"}
+POPE: dict[str, Any] = {"question_id": "1", "answer": "yes", "question": "Is there a dog?"}
+
+
+@cache
+def task(name: str) -> lmms.BuiltTask:
+    return lmms.build(name, TOY_DATA, limit=8)
+
+
+def read(name: str, doc: dict[str, Any], answer: str) -> dict[str, Any]:
+    """Return what the task's own YAML makes of one answer."""
+    return dict(task(name).task.process_results(doc, [answer]))
+
+
+def both(name: str, doc: dict[str, Any], answer: str) -> tuple[float, float]:
+    """Return an answer's score, 0 or 1, here and upstream."""
+    metric = tasks.find(name).metric
+    assert metric is not None
+    mine = aggregators.metrics(name, [read(name, doc, answer)])[metric]
+    theirs = upstream.percent(name, [upstream.read(name, doc, answer)], metric)
+    return (mine / 100 if tasks.find(name).percent == "percent" else mine), theirs / 100
+
+
+@pytest.mark.parametrize(
+    ("answer", "here", "there"),
+    [("yes", 1, 1), ("Yes", 1, 1), ("Yes.", 1, 0), ("yes, there is", 1, 0), ('"Yes"', 1, 0), ("no", 0, 0),
+     ("There is a dog", 0, 0), ("yesterday", 0, 0), ("", 0, 0)],
+)  # fmt: skip
+def test_pope_takes_the_first_word(answer: str, here: float, there: float) -> None:
+    assert both("pope", POPE, answer) == (here, there)
+
+
+def test_popes_f1_and_yes_ratio_here_and_upstream() -> None:
+    """Of three objects the model finds one, denies one and mumbles on one; upstream forgets the last."""
+    asked = [("yes", "yes"), ("no", "yes"), ("hm", "yes"), ("no", "no")]
+    docs = [POPE | {"answer": truth} for _, truth in asked]
+    mine = aggregators.metrics("pope", [read("pope", d, said) for d, (said, _) in zip(docs, asked, strict=True)])
+    theirs = [upstream.read("pope", d, said) for d, (said, _) in zip(docs, asked, strict=True)]
+    assert mine["pope_f1_score"] == pytest.approx(2 * (1 * 1 / 3) / (1 + 1 / 3))
+    assert upstream.percent("pope", theirs, "pope_f1_score") / 100 == pytest.approx(2 * (1 * 1 / 2) / (1 + 1 / 2))
+    assert mine["pope_yes_ratio"] == pytest.approx(1 / 4)
+    assert upstream.percent("pope", theirs, "pope_yes_ratio") / 100 == pytest.approx(3 / 4)
+
+
+@pytest.mark.parametrize(
+    ("answer", "here", "there"),
+    [("B", 1, 1), ("b", 1, 1), ("B. blue", 1, 1), ("(B)", 1, 0), ("B)", 1, 0), ("(B) blue", 1, 0), ("B: blue", 1, 0),
+     ("A", 0, 0), ("Blue", 0, 0), ("blue", 0, 0), ("", 0, 0), ("A. not B", 0, 0)],
+)  # fmt: skip
+def test_scienceqa_takes_the_letter_however_it_is_written(answer: str, here: float, there: float) -> None:
+    assert both("scienceqa", SQA, answer) == (here, there)
+
+
+@pytest.mark.parametrize(
+    ("answer", "here", "there"),
+    [("B", 1, 1), ("b", 1, 1), ("B. two", 1, 1), ("(B)", 1, 0), ("Both", 0, 1), ("A", 0, 0), ("", 0, 0)],
+)
+def test_seedbench_takes_a_letter_that_no_word_begins_with(answer: str, here: float, there: float) -> None:
+    assert both("seedbench", SEED, answer) == (here, there)
+
+
+@pytest.mark.parametrize("name", ["mmbench_en", "mmbench_cn"])
+@pytest.mark.parametrize(
+    ("answer", "here", "there"),
+    [("B", 1, 1), ("B.", 1, 1), ("(B)", 1, 1), ("The answer is B.", 1, 1), ("\u7b54\u6848\u662fB\u3002", 1, 1),
+     ("A", 0, 0), ("apple", 0, 0), ("A banana", 0, 0), ("It is a banana.", 1, 0), ("Both are there", 0, 1), ("", 0, 0),
+     ("apple or banana", 0, 0)],
+)  # fmt: skip
+def test_mmbench_takes_letter_or_text_and_never_guesses(name: str, answer: str, here: float, there: float) -> None:
+    """Upstream finds the absent option "nan" in "banana", and the letter B in "Both"."""
+    assert both(name, MMBENCH, answer) == (here, there)
+
+
+def test_mmbench_circle_is_right_only_if_every_rotation_is() -> None:
+    turns = [MMBENCH, MMBENCH | {"index": 1_000_007, "answer": "A", "A": "banana", "B": "apple"}]
+    circle = [read("mmbench_en", doc, said) for doc, said in zip(turns, ("B", "banana"), strict=True)]
+    broken = [read("mmbench_en", doc, "B") for doc in turns]
+    assert aggregators.metrics("mmbench_en", circle) == {"gpt_eval_score": 100}
+    assert aggregators.metrics("mmbench_en", broken) == {"gpt_eval_score": 0}
+    assert scoring.circular_percent([each["gpt_eval_score"] for each in circle + broken[1:]]) == 0
+
+
+@pytest.mark.parametrize("hint", ["nan", "", None, float("nan")])
+def test_mmbench_cn_asks_in_chinese_only(hint: Any) -> None:
+    told = task("mmbench_cn").task.doc_to_text(MMBENCH | {"question": "\u8fd9\u662f\u4ec0\u4e48?", "hint": hint})
+    post = upstream.config("mmbench_cn")["lmms_eval_specific_kwargs"]["default"]["post_prompt"]
+    assert told == f"\u8fd9\u662f\u4ec0\u4e48?\nA. apple\nB. banana\n{post}"
+
+
+def test_mmbench_prompts_with_a_hint_begin_with_it() -> None:
+    doc = MMBENCH | {"hint": "Look."}
+    assert task("mmbench_cn").task.doc_to_text(doc).startswith("Look. What is it?\nA. apple\nB. banana\n\n")
+    assert task("mmbench_en").task.doc_to_text(doc) == upstream.prompt("mmbench_en", doc)
+    assert "nan" not in task("mmbench_en").task.doc_to_text(MMBENCH | {"B": "plum"})
+
+
+def vqa(name: str, words: list[str], answer: str) -> float:
+    answers: list[Any] = list(words)
+    if name == "vqav2":
+        answers = [{"answer": w, "answer_id": n, "answer_confidence": "yes"} for n, w in enumerate(words)]
+    doc = {"question_id": 1, "question": "What?", "answers": answers}
+    return float(read(name, doc, answer)["exact_match"])
+
+
+@pytest.mark.parametrize("name", ["vqav2", "textvqa", "vizwiz"])
+def test_vqa_accuracy_leaves_each_annotator_out_in_turn(name: str) -> None:
+    """Three of ten say red: for those three 2 others do (2/3), for the other seven all 3 do (1): 0.9."""
+    assert vqa(name, ["red"] * 3 + ["blue"] * 7, "red") == pytest.approx((3 * 2 / 3 + 7) / 10)
+    assert vqa(name, ["red"] * 2 + ["blue"] * 8, "red") == pytest.approx((2 * 1 / 3 + 8 * 2 / 3) / 10)
+    assert vqa(name, ["red"] * 1 + ["blue"] * 9, "red") == pytest.approx(9 / 30)
+    assert vqa(name, ["red"] * 4 + ["blue"] * 6, "red") == 1
+    assert vqa(name, ["red"] * 10, "green") == 0
+
+
+@pytest.mark.parametrize("name", ["vqav2", "textvqa", "vizwiz"])
+def test_vqa_answers_are_normalised_as_evalai_does(name: str) -> None:
+    for said in ("2", "Two", "two.", "the two"):
+        assert vqa(name, ["two"] * 10, said) == 1, said
+
+
+def test_vizwiz_unanswerable_is_an_answer() -> None:
+    words = ["unanswerable"] * 6 + ["red"] * 4
+    assert [vqa("vizwiz", words, said) for said in ("Unanswerable", "unanswerable.", "red", "")] == [1, 1, 1, 0]
+    (request, *_) = task("vizwiz").requests
+    assert "\nWhen the provided information is insufficient, respond with 'Unanswerable'.\nAnswer the" in request.text
+
+
+def test_textvqa_has_two_protocols_and_both_lower_the_question() -> None:
+    doc = {"question": "What does the STOP sign say?", "ocr_tokens": ["STOP", "5th"]}
+    tail = "\nAnswer the question using a single word or phrase."
+    without, given = (lmms.build("textvqa", TOY_DATA, limit=1, ocr=ocr).task for ocr in (False, True))
+    assert without.doc_to_text(doc) == f"What does the stop sign say?{tail}"
+    assert given.doc_to_text(doc) == f"What does the stop sign say?\nReference OCR token: STOP, 5th{tail}"
+
+
+@pytest.mark.parametrize(("answer", "score"), [("Yes.", 1), ("yes, it is", 1), ("y", 1), ("no", 0), ("maybe", 0)])
+def test_mme_reads_yes_and_no_as_lmms_eval_does(answer: str, score: float) -> None:
+    doc = {"question_id": "a", "category": "color", "answer": "Yes", "question": "Is it red?"}
+    found = read("mme", doc, answer)
+    assert (
+        found["mme_total_score"]
+        == found["mme_perception_score"]
+        == {"question_id": "a", "category": "color", "score": score}
+    )
+
+
+def test_mme_sum_has_cognition_in_it() -> None:
+    doc = {"question_id": "a", "category": "code_reasoning", "answer": "No", "question": "Is it 3?"}
+    assert set(read("mme", doc, "no")) == {"mme_cognition_score", "mme_total_score"}
+
+
+def test_gqa_ignores_case_and_punctuation_and_loads_nothing_from_the_hub() -> None:
+    config = task("gqa").task.config
+    assert config.process_docs is None
+    assert config.dataset_path == "parquet"
+    assert [read("gqa", {"answer": "left"}, said)["exact_match"] for said in ("Left.", "left side")] == [1, 0]
+
+
+def test_the_named_subset_is_the_same_in_any_order_and_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "SUBSET_SIZE", 20)
+    rows = Dataset.from_dict({"question_id": list(range(100)), "question": [f"q{n}" for n in range(100)]})
+    kept, turned = scoring.ten_thousand(rows), scoring.ten_thousand(rows.select(range(99, -1, -1)))
+    assert len(kept) == 20
+    assert kept["question_id"] == sorted(kept["question_id"])
+    assert list(turned["question_id"]) == list(kept["question_id"])[::-1]
+    assert list(kept["question_id"])[:5] == [10, 16, 31, 34, 35]
+
+
+def test_seedbench_all_keeps_videos_that_have_frames() -> None:
+    built = lmms.build("seedbench_all", TOY_DATA, limit=None)
+    kinds = list(built.task.test_docs_no_media()["data_type"])
+    assert (kinds.count("image"), kinds.count("video")) == (200, 4)
+    assert len(built.images(built.requests[-1])) == 2
+    rows = Dataset.from_dict({"image": [["a"], [], ["b", "c"], None], "n": [0, 1, 2, 3]})
+    assert list(scoring.with_frames(rows)["n"]) == [0, 2]

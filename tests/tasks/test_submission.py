@@ -1,0 +1,65 @@
+"""VQAv2 test-dev: asked as validation is, scored nowhere here, written as EvalAI reads it."""
+
+import json
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from places import TOY_DATA
+
+from dpbench import lmms
+from dpbench.answering import plain
+from dpbench.errors import ConfigError, RecordError
+from dpbench.journal import Answer, Journal
+from dpbench.tasks import submission
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> lmms.BuiltTask:
+    (tmp_path / "VQAv2" / "data").mkdir(parents=True)
+    for path in (TOY_DATA / "VQAv2" / "data").iterdir():
+        shutil.copy(path, tmp_path / "VQAv2" / "data" / path.name.replace("validation", "testdev"))
+    return lmms.build("vqav2_testdev", tmp_path, limit=3)
+
+
+def journal(built: lmms.BuiltTask, path: Path) -> Path:
+    """Write what the file is made of; what else an answer holds does not matter."""
+    rest: dict[str, Any] = {each.name: () for each in fields(Answer) if each.name != "schema"}
+    for at, request in enumerate(built.requests):
+        scores = plain(built.scores(request, f"word {at}"))
+        found = {"task": built.name, "doc_id": request.doc_id, "prompt_hash": request.prompt_hash, "scores": scores}
+        Journal(path).append([Answer(**rest | found)])
+    return path
+
+
+def test_a_journal_becomes_evalais_file(built: lmms.BuiltTask, tmp_path: Path) -> None:
+    path = journal(built, tmp_path / "journal.jsonl")
+    assert submission.write(path, tmp_path / "out.json", unasked=[1, 7]) == 3
+    assert json.loads((tmp_path / "out.json").read_text()) == [
+        {"question_id": 0, "answer": "word 0"},
+        {"question_id": 1, "answer": "word 1"},
+        {"question_id": 2, "answer": "word 2"},
+        {"question_id": 7, "answer": ""},
+    ]
+
+
+def test_test_dev_is_asked_as_validation_and_has_no_score(built: lmms.BuiltTask) -> None:
+    validation = lmms.build("vqav2", TOY_DATA, limit=3)
+    assert [r.text for r in built.requests] == [r.text for r in validation.requests]
+    scores = lmms.score(built, "cell", {(r.doc_id, r.text): "no" for r in built.requests})
+    assert scores.metrics == {}
+    with pytest.raises(ConfigError, match="task vqav2_testdev: only its server scores it"):
+        lmms.percent("vqav2_testdev", scores)
+
+
+def test_other_journals_are_refused(built: lmms.BuiltTask, tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"nowhere.jsonl: there is no such journal"):
+        submission.write(tmp_path / "nowhere.jsonl", tmp_path / "out.json")
+    answers = list(Journal(journal(built, tmp_path / "journal.jsonl")).answers.values())
+    with pytest.raises(RecordError, match="question 0 is answered twice"):
+        submission.rows([*answers, answers[0]])
+    path = journal(lmms.build("vqav2", TOY_DATA, limit=1), tmp_path / "other.jsonl")
+    with pytest.raises(RecordError, match="task vqav2: no server scores its answers"):
+        submission.write(path, tmp_path / "out.json")
