@@ -82,8 +82,7 @@ def weights_hash(backbone: str, weights: str | None, revision: str | None) -> st
 
 @cache
 def _task(task: str) -> str:
-    folder = tasks.yaml_path(task).parent
-    return files_hash((tasks.yaml_path(task), folder / "scoring.py", folder / "__init__.py"))
+    return files_hash((*tasks.sources(task), tasks.yaml_path(task).parent / "__init__.py"))
 
 
 @cache

@@ -48,8 +48,11 @@ def finish(folder: Path, answered: Answered, built: BuiltTask, found: Mapping[st
 
 
 def tidy(folder: Path) -> None:
-    """Sort a run's records."""
+    """Sort a run's records, and keep what each sample adds to the scores in one small file."""
+    from dpbench.report import contributions
+
     record.rewrite(folder / "records.jsonl", record.read(folder / "records.jsonl", Record))
+    contributions.pack(folder)
 
 
 def _scored(answered: Answered, built: BuiltTask, found: Mapping[str, Any]) -> Record:

@@ -37,8 +37,8 @@ class VisualTokens:
         cls_hidden_VC: the CLS row of each view.
         cls_attention: tower layer -> (H, N) float32, the CLS query over the patches, not renormalised.
         received_attention_N: for towers without CLS, mean over heads and queries, in token order.
-        keys_Nd: head-mean keys of the select layer; for towers without CLS of the last block that attends over the whole
-            image, after RoPE, and the mean over the patches of a token.
+        keys_Nd: head-mean keys of the select layer; for towers without CLS, of the last block that attends over the
+            whole image, after RoPE, and the mean over the patches of a token.
         question: the bare question, for text-aware methods.
     """
 

@@ -34,6 +34,8 @@ class Spliced:
         positions_PL: int64 position ids.
         visual_L: bool on the CPU, which rows are visual; newlines are text.
         kept: per image, the decision that was applied, its indices on the CPU.
+        tokens: per image, which of its tokens each visual row is, in the order the LLM reads them; -1 for rows that are
+            no single token. On the CPU.
         cuts: where and how far the method cuts inside the LLM.
     """
 
@@ -41,6 +43,7 @@ class Spliced:
     positions_PL: Tensor
     visual_L: Tensor
     kept: tuple[Reduction, ...]
+    tokens: tuple[Tensor, ...] = ()
     cuts: tuple[Cut, ...] = ()
 
     @property
@@ -119,12 +122,13 @@ def assemble(
     """Build the prompt that decisions, one per image, leave; the other arguments as in `splice`."""
     images = list(zip(features, kept, strict=True))
     text, length = backbone.embed(prompt.ids_L), len(prompt.ids_L)
-    parts, slots, visual_flags, at = [], [], [], 0
+    parts, slots, visual_flags, tokens, at = [], [], [], [], 0
     for (start, stop), (each, reduction) in zip(prompt.spans, images, strict=True):
-        rows, places, flags = _image_rows(backbone, method, each, reduction, rule)
+        rows, places, flags, token = _image_rows(backbone, method, each, reduction, rule)
         parts += [text[at:start], rows.to(text.dtype)]
         slots += [torch.arange(at, start), start + places]
         visual_flags += [torch.zeros(start - at, dtype=torch.bool), flags]
+        tokens.append(token)
         at = stop
     slots_L = torch.cat([*slots, torch.arange(at, length)])
     visual_L = torch.cat([*visual_flags, torch.zeros(length - at, dtype=torch.bool)])
@@ -132,13 +136,13 @@ def assemble(
     cuts = checked_cuts(method, int(visual_L.sum()), backbone.num_layers, budget)
     positions = _positions(backbone, method, prompt, slots_L)
     embeds = torch.cat([*parts, text[at:]])
-    return Spliced(embeds, positions.to(embeds.device), visual_L, tuple(r for _, r in images), cuts)
+    return Spliced(embeds, positions.to(embeds.device), visual_L, tuple(r for _, r in images), tuple(tokens), cuts)
 
 
 def _image_rows(
     backbone: Backbone, method: Method, features: Features, reduction: Reduction, rule: Rule
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the rows the LLM reads for one image (K, D), the placeholder of each, and which are visual.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the rows the LLM reads for one image (K, D), the placeholder of each, which are visual, and their tokens.
 
     Tokens that unpadding drops are left out. A row that is no single token stands where its predecessor stands. With
     newlines or original positions, rows are in the order of their placeholders.
@@ -148,20 +152,21 @@ def _image_rows(
     read = (slots != -1).nonzero()[:, 0]
     rows = rows_of(backbone, features, reduction)
     if len(read) < len(slots):
-        rows, slots = rows[read.to(rows.device)], slots[read]
+        rows, slots, indices = rows[read.to(rows.device)], slots[read], indices[read]
     slots = _filled(slots)
     if method.positions == "original":
         slots, order = slots.sort(stable=True)
-        rows = rows[order.to(rows.device)]
+        rows, indices = rows[order.to(rows.device)], indices[order]
     flags = torch.ones(len(slots), dtype=torch.bool)
     if features.newline_D is None or (reduces(method) and rule.newline == "drop"):
-        return rows, slots, flags
+        return rows, slots, flags, indices
     filled = torch.zeros(features.num_read + _num_newlines(features), dtype=torch.bool)
     filled[features.slot_N[features.slot_N >= 0]] = True
     newlines = (~filled).nonzero()[:, 0]
     slots, order = torch.cat([slots, newlines]).sort(stable=True)
     rows = torch.cat([rows, features.newline_D.to(rows)[None].expand(len(newlines), -1)])[order.to(rows.device)]
-    return rows, slots, order < len(flags)
+    visual = order < len(flags)
+    return rows, slots, visual, indices[order[visual]]
 
 
 def _num_newlines(features: Features) -> int:
@@ -318,12 +323,12 @@ class Generated:
 
 def last_indices(spliced: Spliced, generated: Generated) -> tuple[Tensor, ...]:
     """Return per image which tokens the last layer read, in order; -1 for rows that are no single token."""
-    rows = torch.cat([each.indices_K for each in spliced.kept])
-    images = torch.cat([torch.full_like(each.indices_K, n) for n, each in enumerate(spliced.kept)])
+    rows = torch.cat(spliced.tokens)
+    images = torch.cat([torch.full_like(each, n) for n, each in enumerate(spliced.tokens)])
     for survivors in generated.survivors[-1:]:
         single = survivors.clamp(min=0)
         rows, images = torch.where(survivors < 0, -1, rows[single]), images[single]
-    return tuple(rows[images == n] for n in range(len(spliced.kept)))
+    return tuple(rows[images == n] for n in range(len(spliced.tokens)))
 
 
 def generate(

@@ -54,10 +54,10 @@ class Record:
 class Profile:
     """Where the milliseconds, FLOPs, bytes and joules of one (backbone, method, budget) go, up to the first token.
 
-    A stage is one of preprocess, encode, signals, reduce, splice, prefill, ttft, decode, end_to_end; in `stages_flops`
-    also tower, projector, decoder, lm_head. `signals` (what the method makes the encoder do besides) lies inside encode;
-    what an in-LLM method's ranking takes is taken out of prefill and counted as reduce. A mapping without a key, or an
-    empty one, says that this was not measured.
+    A stage is one of preprocess, encode, signals, reduce, splice, prefill, ttft, decode, end_to_end. `reduce` is all
+    that a method adds: its decision, `signals` (what it makes the encoder do besides, taken out of encode) and its
+    ranking inside the LLM (taken out of prefill); in a CUDA graph these two cannot be told apart and stay where they
+    are. A mapping without a key, or an empty one, says that this was not measured.
 
     Attributes:
         schema: version of this format.
@@ -68,6 +68,7 @@ class Profile:
         budget: as tables show it.
         configuration: eager, compile or cuda-graph; never mixed in one column.
         batch_size: prompts at once.
+        num_images: in each prompt.
         image_hw: pixels of the image, height and width.
         num_visual: visual tokens the LLM reads, mean over its layers.
         visual_tokens_per_layer: the same, layer by layer.
@@ -94,6 +95,7 @@ class Profile:
     budget: str
     configuration: str
     batch_size: int
+    num_images: int
     image_hw: tuple[int, int]
     num_visual: float
     visual_tokens_per_layer: tuple[int, ...]

@@ -81,7 +81,7 @@ def _kept(backbone: Backbone, image: Image.Image, name: str, rule: reducing.Rule
         whole = torch.arange(len(features.embeds_ND))
         yield _decision(f"{name}\n", sheet, features, before, whole, num_mixed(backbone, features, before))
         return
-    rows = visual_rows(method, features, before)
+    (rows,) = spliced.tokens
     with pruning.pruned(backbone, method, [spliced]):
         batch = pruning.collate([spliced])
         backbone.logits(batch.embeds_BLD, None, batch.positions_PBL, last=True)
@@ -102,15 +102,6 @@ def recorded(method: Method) -> tuple[Method, list[Reduction]]:
 
     object.__setattr__(copied, "select", select)
     return copied, decided
-
-
-def visual_rows(method: Method, features: Features, reduction: Reduction) -> Tensor:
-    """Return which token each visual row of the prompt is, in the order the LLM reads them; -1 for merged ones."""
-    indices = reduction.indices_K
-    slots = torch.where(indices < 0, -2, features.slot_N[indices.clamp(min=0)])
-    indices, slots = indices[slots != -1], slots[slots != -1]
-    sorts = method.positions == "original" or (features.newline_D is not None and not reducing.reduces(method))
-    return indices[slots.argsort(stable=True)] if sorts else indices
 
 
 def num_mixed(backbone: Backbone, features: Features, reduction: Reduction) -> int:

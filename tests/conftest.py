@@ -1,6 +1,6 @@
 """Tiny random models on the real processor, so that every test runs on a CPU without network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,14 @@ def tiny_model(processor: LlavaProcessor, dtype: torch.dtype) -> LlavaForConditi
     )
     torch.manual_seed(0)
     return LlavaForConditionalGeneration(config).to(dtype).eval()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the report's cached intervals out of the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

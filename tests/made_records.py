@@ -46,6 +46,7 @@ def profiled(method: str, budget: str, times: Sequence[float], **changes: Any) -
         "budget": budget,
         "configuration": "eager",
         "batch_size": 1,
+        "num_images": 1,
         "image_hw": (168, 168),
         "num_visual": 144.0 if method == "none" else 16.0,
         "visual_tokens_per_layer": (144, 144) if method == "none" else (16, 16),

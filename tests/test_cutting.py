@@ -246,6 +246,7 @@ def seen_views(model: Backbone, prompt: pruning.Spliced, behind: int) -> list[An
         prompt.positions_PL,
         prompt.visual_L,
         prompt.kept,
+        prompt.tokens,
         method.cuts(prompt.num_visual, 4, Budget(1)),
     )
     pruning.logits(model, method, [cut])

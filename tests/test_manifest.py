@@ -111,7 +111,8 @@ def test_the_cell_id_follows_everything_that_can_change_an_answer(tmp_path: Path
         for change in (
             {"method": "grid"}, {"params": {"positions": "original"}}, {"keep": 3}, {"prune_rate": 0.5},
             {"budget_kind": "final"}, {"task": "mme"}, {"prompt": "vicuna_v1"}, {"ocr": True}, {"dtype": "float16"},
-            {"attention": "eager"}, {"anyres": "global"}, {"newline": "keep"}, {"seed": 7}, {"limit": 5}, {"subset": "hard"},
+            {"attention": "eager"}, {"anyres": "global"}, {"newline": "keep"}, {"seed": 7}, {"limit": 5},
+            {"subset": "hard"},
             {"weights": "elsewhere"}, {"revision": "abc"}, {"backbone": "llava-1.5"},
             {"fingerprints": {"source": "1"}}, {"fingerprints": {"source": "2"}},
         )

@@ -4,12 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
 from dpbench import pruning, reducing, registry
+from dpbench.backbones import miniatures as tinies
 from dpbench.backbones.base import Backbone, Prompt
 from dpbench.backbones.llava import Llava
 from dpbench.method import Method, Reduction, VisualTokens
@@ -232,3 +234,25 @@ def test_every_method_meets_its_budget_and_answers(tiny: Llava, picture: Picture
     single = kept[kept >= 0]
     assert len(single.unique()) == len(single)
     assert pruning.logits(tiny, method, [once]).isfinite().all()
+
+
+@pytest.mark.parametrize("family", tinies.FAMILIES)
+@pytest.mark.parametrize("name", ["none", "grid", "holov", "fastv"])
+def test_the_tokens_of_a_prompt_are_those_its_rows_are_the_embeddings_of(family: str, name: str) -> None:
+    """An image of two tiles and padding: tower order, reading order and what unpadding leaves all differ."""
+    model = tinies.backbone(family)
+    method = registry.load(name, {}).bind(model)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 150, 3), dtype=np.uint8))
+    prompt = model.prompt([picture], QUESTIONS[0])
+    (features,) = model.encode(prompt.pixels, method.needs(model.provides))
+    rule = reducing.Rule(prune_rate=0.5)
+    cut = pruning.splice(model, method, prompt, [features], [reducing.image_generator(0, "test", 0)], rule)
+    (tokens,) = cut.tokens
+    single = tokens >= 0
+    rows = cut.embeds_LD[cut.visual_L]
+    assert len(rows) == len(tokens)
+    assert torch.equal(rows[single], features.embeds_ND[tokens[single]])
+    (told,) = pruning.generate(model, method, [cut], max_new_tokens=1)
+    (alive,) = pruning.last_indices(cut, told)
+    assert len(alive) == cut.per_layer(model.num_layers)[-1]
+    assert set(alive.tolist()) <= set(tokens.tolist())

@@ -17,7 +17,8 @@ from dpbench.errors import MissingError
 from dpbench.method import Budget, Cut, LayerView, Method, Reduction
 
 GOLDENS = Path(__file__).parent / "goldens"
-COUNTS = {"fastv": 8, "pyramiddrop": 8, "holov": 13, "prunesid": 10}
+COUNTS = {"fastv": 8, "pyramiddrop": 8, "holov": 13, "prunesid": 10, "visionzip": 6, "hired": 5, "divprune": 5}
+COUNTS |= {"dart": 4, "sparsevlm": 5, "cdpruner": 2}
 PATHS = {path.stem: path for name in COUNTS for path in sorted(GOLDENS.glob(f"{name}_*.npz"))}
 
 ROW, ONE_LAYER, GROUPED, FAST = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,9 @@ from dpbench.measure.settings import Configuration, Settings, steps
 from dpbench.measure.timing import Recorder, clock_of
 from dpbench.method import Method
 from dpbench.record import Profile
+
+VERSIONS = 4
+"""Of a compiled layer: lengths of the prompt, a cache that is empty or not."""
 
 
 @dataclass(slots=True)
@@ -109,12 +113,16 @@ def _profiled(bench: Bench, manifest: Manifest, configuration: Configuration) ->
 
 @contextmanager
 def _configured(backbone: Backbone, configuration: Configuration) -> Iterator[None]:
-    """Compile the layers of tower and decoder for as long as it is asked for."""
-    compiled = _layers(backbone) if configuration == "compile" else ()
+    """Compile the layers of tower and decoder for as long as it is asked for.
+
+    A layer of the decoder is compiled anew for the place it has in the cache: there are as many versions as layers.
+    """
+    compiled = _layers(backbone) if configuration == "compile" else []
     for layer in compiled:
         layer.compile()
     try:
-        yield
+        with torch._dynamo.config.patch(recompile_limit=VERSIONS * max(1, len(compiled))):
+            yield
     finally:
         for layer in compiled:
             layer._compiled_call_impl = None
@@ -164,7 +172,14 @@ def _asked(name: str, settings: Settings) -> Iterator[Inputs]:
             yield replace(base, batch_size=size)
         else:
             for count, grid in steps(name):
-                yield replace(base, batch_size=size, num_images=count, grid=grid)
+                hw = base.image_hw if grid is None else _pixels(name, grid)
+                yield replace(base, batch_size=size, num_images=count, grid=grid, image_hw=hw)
+
+
+def _pixels(name: str, grid: tuple[int, int]) -> tuple[int, int]:
+    """Return the size of an image of which a tower of one size makes a smaller grid."""
+    patch = usual_size(name)[0] // math.isqrt(backbones.find(name).num_visual or 1)
+    return grid[0] * patch, grid[1] * patch
 
 
 def _timed(bench: Bench, subjects: Sequence[Subject]) -> list[Series]:
@@ -234,6 +249,7 @@ def _row(bench: Bench, subject: Subject, series: Series, configuration: Configur
         budget=cell.budget_label,
         configuration=configuration,
         batch_size=asked.batch_size,
+        num_images=asked.num_images,
         image_hw=asked.image_hw or usual_size(cell.backbone),
         num_visual=mean(layers),
         visual_tokens_per_layer=layers,

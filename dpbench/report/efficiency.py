@@ -20,7 +20,7 @@ from dpbench.report.section import DASH, Cell, Footnotes, Mark, Row, Section, gr
 
 VOLATILE = ("gpu_clock_mhz",)
 """What of an environment changes from moment to moment; `Profile.monitor` has it."""
-CONDITIONS = ("backbone", "weights", "configuration", "batch_size", "image_hw")
+CONDITIONS = ("backbone", "weights", "configuration", "batch_size", "num_images", "image_hw")
 STAGES = {
     "encode": "Encode",
     "signals": "Signals",
@@ -236,17 +236,18 @@ def _heading(first: Profile, rows: Sequence[Measured]) -> str:
     times = f"median of at least {min(repeats)}" if repeats else "not timed"
     text = min(row.profile.num_text for row in rows)
     dtype = f", {found['dtype']}" if "dtype" in found else ""
+    images = "image" if first.num_images == 1 else f"{first.num_images} images"
     return (
         f"{first.backbone}, time to first token on {device}{torch}{dtype}, {first.configuration}, batch size "
-        f"{first.batch_size}, image {height}x{width}, {text} other positions, {times}"
+        f"{first.batch_size}, {images} {height}x{width}, {text} other positions, {times}"
     )
 
 
 def _notes(first: Profile, rows: Sequence[Measured], other: Profile | None) -> Iterable[str]:
     if any(row.profile.stages_ms for row in rows):
         yield (
-            "Milliseconds: median [10th-90th percentile]. TTFT = encode + reduce + splice + prefill; signals lie in "
-            "encode."
+            "Milliseconds: median [10th-90th percentile]. TTFT = encode + reduce + splice + prefill. Reduce is all "
+            "that a method adds: its signals, shown apart as well, and its ranking inside the LLM."
         )
     if any(row.flops for row in rows):
         yield "FLOPs count 2 per multiply-add: encoder, projector, pruner, decoder and LM head (last position)."
@@ -258,6 +259,8 @@ def _notes(first: Profile, rows: Sequence[Measured], other: Profile | None) -> I
             "prompts of several lengths are in one table" if several else "none was not measured under these conditions"
         )
         yield f"No speed-up: {why}."
+    if first.configuration == "cuda-graph":
+        yield "Inside a CUDA graph nothing is told apart: signals are in encode, rankings inside the LLM in prefill."
     if first.weights == "random":
         yield "Random weights: times and FLOPs mean something, answers would not."
     if other is not None:

@@ -15,7 +15,7 @@ from dpbench.report.runs import Comparison, RowKey, options, unpruned_tokens
 Intervals = Mapping[RowKey, tuple[float, float]]
 """A row's lower and upper end of its average retention's 95 % interval, in percent."""
 TTFT_STAGES = ("encode", "reduce", "splice", "prefill")
-"""What the time to the first token is made of; signals lie inside encode."""
+"""What the time to the first token is made of; signals and rankings are part of reduce."""
 MIB = 2**20
 
 

@@ -30,6 +30,7 @@ SHARED = (
     "max_pixels",
     "budget_kind",
     "limit",
+    "subset",
 )
 """Cell fields that must agree within one table; weights are compared by their hash."""
 

@@ -40,7 +40,7 @@ def _prompt(method: Method, vector: Vector, num_layers: int) -> Spliced:
     start, num = vector.integer("image_start"), vector.integer("n_visual")
     positions = torch.arange(len(embeds_LD))
     visual_L = (positions >= start) & (positions < start + num)
-    return Spliced(embeds_LD, positions[None], visual_L, (), checked_cuts(method, num, num_layers, Budget(num)))
+    return Spliced(embeds_LD, positions[None], visual_L, (), (), checked_cuts(method, num, num_layers, Budget(num)))
 
 
 def _generate(bare: Bare, method: Method, spliced: Spliced, *, num_new: int) -> tuple[Any, Cutting]:

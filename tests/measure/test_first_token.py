@@ -66,8 +66,7 @@ def test_the_stages_sum_to_the_time_to_the_first_token(method: str) -> None:
 def test_the_last_stage_is_the_engines_prefill(method: str) -> None:
     subject = first(method, batch_size=2)
     with torch.inference_mode():
-        for name, call in subject.stages(0).items():
-            last = call()
+        *_, (name, last) = [(name, call()) for name, call in subject.stages(0).items()]
         wanted = pruning.prefill(subject.backbone, subject.method, subject.spliced)
     assert name == "prefill"
     assert last.shape[0] == 2

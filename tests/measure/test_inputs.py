@@ -30,7 +30,7 @@ def test_too_few_text_tokens_are_refused_with_the_least_that_do() -> None:
     backbone, asked = tinies.backbone("llava"), Inputs(image_hw=SIZE, text_tokens=1)
     with pytest.raises(ConfigError, match=r"--text-tokens: the conversation has (\d+) before the question, got 1") as e:
         prompts(backbone, Method(), Rule(), asked, asked.images("llava-1.5", 0))
-    least = int(str(e.value).rstrip(" or more").split()[-1])
+    least = int(str(e.value).removesuffix(" or more").split()[-1])
     enough = Inputs(image_hw=SIZE, text_tokens=least)
     assert prompts(backbone, Method(), Rule(), enough, enough.images("llava-1.5", 0))
 

@@ -70,6 +70,7 @@ def test_flops_alone_make_a_table_without_times() -> None:
         {"configuration": "cuda-graph"},
         {"batch_size": 2},
         {"image_hw": (336, 336)},
+        {"num_images": 2},
         {"weights": "random"},
         {"num_text": 20},
         {"environment": {**CPU, "cpu": "another processor"}},
