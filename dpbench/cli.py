@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from dpbench import stopping
 from dpbench.errors import DpbenchError
 from dpbench.options import (
     BackboneName,
@@ -29,6 +30,7 @@ from dpbench.options import (
     MethodName,
     MinPixels,
     Newlines,
+    NoWait,
     NumShards,
     Out,
     Params,
@@ -38,6 +40,7 @@ from dpbench.options import (
     Revision,
     RunFolders,
     Runs,
+    SampleTimeout,
     Scale,
     Several,
     ShardNumber,
@@ -67,9 +70,6 @@ app.add_typer(data_app, name="data")
 app.add_typer(toy_app, name="toy")
 
 
-INTERRUPTED = 130
-
-
 @app.command()
 def run(
     manifest: Manifest = None,
@@ -90,6 +90,8 @@ def run(
     feature_cache: FeatureCache = "4GiB",
     num_shards: NumShards = None,
     shard: ShardNumber = None,
+    sample_timeout: SampleTimeout = None,
+    no_wait: NoWait = False,
     device: Device = Device.auto,
     dtype: Annotated[Dtype | None, typer.Option(help="Type of the weights.")] = None,
     attention: Kernel = None,
@@ -111,7 +113,8 @@ def run(
     if dry_run:
         typer.echo(flags.describe(runner.plan(wanted, out, root)))
         return
-    outcome = merging.run(wanted, out, root, mine, device=device, feature_cache=size)
+    settings = {"device": device, "feature_cache": size, "wait": not no_wait, "sample_timeout": sample_timeout}
+    outcome = merging.run(wanted, out, root, mine, **settings)
     typer.echo(flags.summary(outcome, out / wanted.name, mine), err=True)
     raise typer.Exit(1 if outcome.failed else 0)
 
@@ -227,15 +230,15 @@ def report(
     from dpbench.report import tables
 
     text = tables.from_options(locals())
-    if out is None:
-        typer.echo(text)
-    else:
-        tables.save(out, text)
     if figures is not None:
         from dpbench.report import figures as drawing
 
         drawn = drawing.write([*(runs or ()), *(run or ())] or tables.runs_under(tables.RESULTS), figures)
         typer.echo(f"{figures}: {len(drawn)} files", err=True)
+    if out is None:
+        typer.echo(text)
+    else:
+        tables.save(out, text)
 
 
 @app.command()
@@ -372,7 +375,7 @@ def toy_build(
     out: Annotated[Path, typer.Option(help="Folder for the weights; stages found there are not run again.")] = Path(
         "toy"
     ),
-    seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and data.")] = 0,
     scale: Annotated[Scale, typer.Option(help="small: about 90 minutes on 2 cores; full: for a GPU.")] = Scale.small,
     device: Device = Device.auto,
     compiled: Annotated[
@@ -380,19 +383,24 @@ def toy_build(
     ] = False,
 ) -> None:
     """Train toy-llava from nothing: vision tower, then projector and decoder."""
+    from dpbench import runner, storage
     from dpbench.toy.build import build
 
+    storage.check_writable(out)
+    runner.pick_device(device.value)
     build(out, seed=seed, scale=scale.value, device=device.value, compiled=compiled)
 
 
 @toy_app.command("data")
 def toy_data(
     out: Annotated[Path, typer.Option(help="Folder for the data root.")] = Path("toy-data"),
-    seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes.")] = 0,
 ) -> None:
     """Write the ten toy benchmarks as a data root."""
+    from dpbench import storage
     from dpbench.toy.mirror import build
 
+    storage.check_writable(out)
     for path in build(out, seed):
         typer.echo(str(path))
 
@@ -411,13 +419,17 @@ def toy_bars(
 
 
 def main() -> None:
-    """Run the command line; errors meant for the user print as one sentence and exit with 2."""
+    """Run the command line; errors meant for the user print as one sentence, and what was stopped says what goes on."""
     try:
-        app()
+        with stopping.terminable():
+            app()
     except DpbenchError as error:
         typer.echo(f"{type(error).__name__}: {error}", err=True)
+        sys.exit(error.exit_code)
+    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        typer.echo(f"ConfigError: {error.filename}: {error.strerror}; give another path, or mend that one", err=True)
         sys.exit(2)
     except SystemExit as leaving:
-        if leaving.code == INTERRUPTED:
-            typer.echo("stopped; what was finished is kept, the same command goes on from there", err=True)
+        if leaving.code in (stopping.INTERRUPTED, stopping.TERMINATED):
+            typer.echo(stopping.said(sys.argv[1:]), err=True)
         raise

@@ -4,15 +4,24 @@ DpbenchError
 +-- ConfigError        bad manifest, flag, name or parameter
 +-- UnsupportedError   this method cannot run on this backbone
 +-- MissingError       weights or data are not where they were looked for
++-- ImageError         an image that the backbone's processor does not take; in a benchmark a failed sample
 +-- RecordError        a record or journal that cannot be used (schema, another environment)
++-- StorageError       what is to be kept cannot be written: no room, or the disk is failing
 """
 
+import reprlib
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import ClassVar
 
 
 class DpbenchError(Exception):
-    """Base of every error whose message is all the user needs: printed without a traceback, exit code 2."""
+    """Base of every error whose message is all the user needs: printed without a traceback.
+
+    exit_code: of the command; 2 says that what was asked for is wrong.
+    """
+
+    exit_code: ClassVar[int] = 2
 
 
 class ConfigError(DpbenchError):
@@ -27,8 +36,24 @@ class MissingError(DpbenchError):
     """Weights or data are not where they were looked for."""
 
 
+class ImageError(DpbenchError):
+    """An image is none that the backbone's processor takes."""
+
+
 class RecordError(DpbenchError):
     """A record or journal cannot be used."""
+
+
+class StorageError(DpbenchError):
+    """What is to be kept cannot be written, though the request was right; what was written before is whole."""
+
+    exit_code: ClassVar[int] = 1
+
+
+def shown(value: object) -> str:
+    """Return a value as an error sentence shows it: the beginning of a long one."""
+    text = reprlib.repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -87,9 +87,23 @@ def _task(task: str) -> str:
 
 @cache
 def _data(task: str, data_root: Path | None) -> str:
-    paths = data_files(task, data_root)
     images = tasks.find(task).images
-    return files_hash([*paths, *(data_files(task, data_root, images) if images else ())])
+    paths = [*data_files(task, data_root), *(data_files(task, data_root, images) if images else ())]
+    for path in paths:
+        _check_footer(task, path)
+    return files_hash(paths)
+
+
+def _check_footer(task: str, path: Path) -> None:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import read_metadata
+
+    try:
+        read_metadata(path)
+    except (ArrowException, OSError):
+        raise MissingError(
+            f"task {task}: {path} is truncated or no parquet file; remove it and fetch it with dpbench data pull {task}"
+        ) from None
 
 
 def _method_files(cell: Cell) -> dict[str, str]:

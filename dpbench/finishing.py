@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpbench import record, subset
+from dpbench import record, subset, tasks
 from dpbench.journal import Answer, Journal
 from dpbench.manifest import Cell
 from dpbench.record import Record
+from dpbench.tasks import submission
 
 if TYPE_CHECKING:
     from dpbench.lmms import BuiltTask, Request
@@ -32,8 +33,10 @@ class Answered:
         return [self.journal.answers[key] for key in keys if key in self.journal.answers]
 
 
-def finish(folder: Path, answered: Answered, built: BuiltTask, found: Mapping[str, Any]) -> Record:
+def finish(folder: Path, answered: Answered, built: BuiltTask, found: Mapping[str, Any]) -> Record | None:
     """Score a cell whose journal is complete, and append its record.
+
+    A task that only a server scores gets no record: its answers are written to `submissions/`, as the server reads it.
 
     Args:
         folder: of the run.
@@ -42,9 +45,19 @@ def finish(folder: Path, answered: Answered, built: BuiltTask, found: Mapping[st
         found: the environment, as in `environment.json`.
     """
     answered.journal.sync()
+    if tasks.find(answered.cell.task).metric is None:
+        out = submitted(folder, answered.cell)
+        out.parent.mkdir(exist_ok=True)
+        submission.write(answered.journal.path, out)
+        return None
     finished = _scored(answered, built, found)
     record.append(folder / "records.jsonl", finished)
     return finished
+
+
+def submitted(folder: Path, cell: Cell) -> Path:
+    """Return the file that a server is given for a cell."""
+    return folder / "submissions" / f"{cell.id}.json"
 
 
 def tidy(folder: Path) -> None:

@@ -69,7 +69,7 @@ class Flags:
         """Return the protocol keys that were given."""
         given = self._given(_PROTOCOL)
         size = given.get("batch_size")
-        return given | ({"batch_size": int(size)} if size and size.isdigit() else {})
+        return given | ({"batch_size": int(size)} if size and size.isascii() and size.isdecimal() else {})
 
     def placement(self) -> dict[str, Any]:
         """Return the backbone keys that were given besides its name."""
@@ -212,8 +212,13 @@ def summary(outcome: Outcome, folder: Path, shard: Shard = WHOLE) -> str:
     counts = outcome.feature_cache
     if any(counts.values()):
         lines.append(f"feature cache: {counts['encoded']} images encoded, {counts['hits']} times found again")
+    if outcome.broken:
+        rows = [(each.cell.label, each.reason) for each in outcome.broken]
+        lines.append(tabulate(rows, ("cell that failed", "reason"), "github", maxcolwidths=[None, 80]))
+        lines.append("the same command tries them again")
     if shard != WHOLE and not outcome.added:
         return "\n".join([*lines, f"shard {shard.label} is done; once all are: dpbench merge {folder}"])
+    lines += [f"for its server, with no score here: {path}" for path in sorted(folder.glob("submissions/*.json"))]
     return "\n".join([*lines, f"{len(outcome.added)} records added; see: dpbench report --run {folder}"])
 
 

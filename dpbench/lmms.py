@@ -12,6 +12,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from glob import escape
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from PIL.Image import Image
 from tenacity import RetryError
 
 from dpbench import tasks
+from dpbench.data.images import whole_only
 from dpbench.data.root import data_files
 from dpbench.errors import ConfigError, DpbenchError
 
@@ -83,8 +85,17 @@ class BuiltTask:
         return hashes[0] if len(hashes) == 1 else sha256("".join(hashes).encode()).hexdigest()[:16]
 
     def images(self, request: Request) -> list[Image]:
-        """Decode a sample's images."""
-        return list(self.task.doc_to_visual(self.task.test_docs()[request.doc_id]))
+        """Decode a sample's images; `datasets` turns those upright that EXIF says are not, here as in lmms-eval.
+
+        Raises:
+            OSError: one is broken or cut off.
+            DecompressionBombError: one is too large to be an image.
+        """
+        with whole_only():
+            images = list(self.task.doc_to_visual(self.task.test_docs()[request.doc_id]))
+            for image in images:
+                image.load()
+        return images
 
     def scores(self, request: Request, answer: str) -> dict[str, Any]:
         """Return what lmms-eval makes of one answer."""
@@ -148,7 +159,7 @@ def build(name: str, data_root: Path | None, *, limit: int | None, ocr: bool = F
     with _quiet(), _uncounted(), _unwrapped():
         config = load_yaml_config(str(tasks.yaml_path(name)))
         config |= {"dataset_path": "parquet", "dataset_name": None}
-        config["dataset_kwargs"] = {"data_files": {known.split: [str(path) for path in data_files(name, data_root)]}}
+        config["dataset_kwargs"] = {"data_files": {known.split: _literal(data_files(name, data_root))}}
         table = ImageTable.load(data_files(name, data_root, known.images)) if known.images else None
         if table:
             config["doc_to_visual"] = table.visual
@@ -161,6 +172,11 @@ def build(name: str, data_root: Path | None, *, limit: int | None, ocr: bool = F
     return BuiltTask(name, task, requests, table.files(task) if table else _files(task.test_docs()))
 
 
+def _literal(paths: Sequence[Path]) -> list[str]:
+    """Return paths as `datasets` takes them: it reads [, ? and * as a pattern, and a pattern past no linked folder."""
+    return [escape(str(path.parent.resolve() / path.name)) for path in paths]
+
+
 @dataclass(frozen=True, slots=True)
 class ImageTable:
     """Images kept apart from their questions (GQA), found by id."""
@@ -171,7 +187,7 @@ class ImageTable:
     @classmethod
     def load(cls, paths: Sequence[Path]) -> ImageTable:
         """Open a split of images with their ids."""
-        images = datasets.load_dataset("parquet", data_files=[str(path) for path in paths], split="train")
+        images = datasets.load_dataset("parquet", data_files=_literal(paths), split="train")
         return cls(images, {image_id: row for row, image_id in enumerate(images["id"])})
 
     def visual(self, doc: Mapping[str, Any]) -> list[Image]:
@@ -192,9 +208,16 @@ def _files(docs: datasets.Dataset) -> Callable[[int], list[bytes]]:
     def read(row: int) -> list[bytes]:
         cells = [cell for column in rows[row].columns for cell in column.to_pylist()]
         entries = [each for cell in cells for each in (cell if isinstance(cell, list) else [cell]) if each]
-        return [each["bytes"] or Path(each["path"]).read_bytes() for each in entries]
+        return [_content(each) for each in entries]
 
     return read
+
+
+def _content(entry: Mapping[str, Any]) -> bytes:
+    """Return an image file, as it is: empty where the row has none, which decoding will say."""
+    if entry["bytes"] is None and entry["path"] is not None:
+        return Path(entry["path"]).read_bytes()
+    return entry["bytes"] or b""
 
 
 def _request(name: str, instance: Instance) -> Request:

@@ -6,7 +6,7 @@ Command-line flags build the same `Manifest`, so there is one way to run.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from importlib.resources import files
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from dpbench import backbones, registry, tasks
-from dpbench.errors import ConfigError, did_you_mean
+from dpbench import backbones, plain_yaml, registry, tasks
+from dpbench.errors import ConfigError, did_you_mean, shown
 
 CHOOSERS = ("none", "downsample")
 """Methods the hard subset is chosen by: what the first gets right and the second wrong."""
@@ -32,10 +32,34 @@ def _named(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _known_to(find: Callable[[str], object]) -> AfterValidator:
+    """Refuse a name that is not known, at its place in the manifest."""
+
+    def check(name: str) -> str:
+        try:
+            find(name)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return name
+
+    return AfterValidator(check)
+
+
+_BackboneName = Annotated[str, _known_to(backbones.find)]
+_MethodName = Annotated[str, _known_to(registry.find)]
+_TaskName = Annotated[str, _known_to(tasks.find)]
+
+
+def _batch_size(value: object) -> object:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError("give a whole number from 1, or auto")
+
+
 class BackboneEntry(_Strict):
     """Which vision-language model, which weights if not its default ones, and how they are packed and placed."""
 
-    name: str
+    name: _BackboneName
     weights: str | None = None
     revision: str | None = None
     quantize: Literal["4bit", "8bit"] | None = None
@@ -45,14 +69,14 @@ class BackboneEntry(_Strict):
 class MethodEntry(_Strict):
     """A method and its hyper-parameters."""
 
-    name: str
+    name: _MethodName
     params: dict[str, Any] = Field(default_factory=dict)
 
 
 class Budgets(_Strict):
     """How many visual tokens: counts or shares removed, one or the other."""
 
-    keep: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None
+    keep: Annotated[list[Annotated[int, Field(ge=1, strict=True)]], Field(min_length=1)] | None = None
     prune_rate: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=1)] | None = None
     kind: Literal["mean", "final"] = "mean"
 
@@ -70,7 +94,7 @@ class Protocol(_Strict):
     ocr: bool = False
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     attention: Literal["sdpa", "eager"] = "sdpa"
-    batch_size: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    batch_size: Annotated[Literal["auto"] | int, BeforeValidator(_batch_size)] = "auto"
     seeds: Annotated[list[int], Field(min_length=1)] = [0]
     limit: Annotated[int, Field(ge=1)] | None = None
     subset: Literal["hard"] | None = None
@@ -87,17 +111,13 @@ class Manifest(_Strict):
     backbone: Annotated[BackboneEntry, BeforeValidator(_named)]
     methods: list[Annotated[MethodEntry, BeforeValidator(_named)]] = Field(min_length=1)
     budgets: Budgets | None = None
-    tasks: list[str] = Field(default_factory=lambda: list(tasks.TASKS), min_length=1)
+    tasks: list[_TaskName] = Field(default_factory=lambda: list(tasks.TASKS), min_length=1)
     protocol: Protocol = Protocol()
 
     @model_validator(mode="after")
     def _known(self) -> Manifest:
         family = backbones.find(self.backbone.name)
         self._no_setting_without_effect(family)
-        for method in self.methods:
-            registry.find(method.name)
-        for task in self.tasks:
-            tasks.find(task)
         if self.protocol.subset and all(method.name in CHOOSERS for method in self.methods):
             raise ConfigError(f"protocol.subset: it is chosen by {' and '.join(CHOOSERS)}; name another method to run")
         if self.budgets is None and any(method.name != "none" for method in self.methods):
@@ -243,18 +263,13 @@ def load_manifest(path: Path) -> Manifest:
         ConfigError: it is not there, is not YAML, or holds a key or value that cannot be; says which line.
     """
     path = _existing(path)
-    text = path.read_text(encoding="utf-8")
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{where}: not YAML: {getattr(error, 'problem', error)}") from None
+        data, node = plain_yaml.load(_text(path))
+    except plain_yaml.YamlError as error:
+        raise ConfigError(f"{path}{f':{error.line}' if error.line else ''}: {error}") from None
     if not isinstance(data, dict):
-        raise ConfigError(
-            f"{path}: a manifest is a mapping with name, backbone, methods, ..., found {type(data).__name__}"
-        )
+        found = "nothing" if data is None else type(data).__name__
+        raise ConfigError(f"{path}: a manifest is a mapping with name, backbone, methods, ..., found {found}")
     return make_manifest(data, source=str(path), node=node)
 
 
@@ -265,7 +280,19 @@ def _existing(path: Path) -> Path:
         return shipped()[str(path)]
     if path.name in {f"{name}.yaml" for name in shipped()} and path.parent.name in ("manifests", ""):
         return shipped()[path.stem]
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder, not a manifest; give the YAML file itself")
     raise ConfigError(f"there is no manifest {path}; {did_you_mean(path.stem, shipped())}")
+
+
+def _text(path: Path) -> str:
+    size = path.stat().st_size
+    if size > 4 * plain_yaml.MOST_CHARACTERS:
+        raise ConfigError(f"{path} is no manifest: it has {size:,} bytes, a manifest takes a few thousand")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is no manifest: byte {error.start} is not UTF-8 text; save it as UTF-8") from None
 
 
 def make_manifest(data: Mapping[str, Any], *, source: str, node: yaml.Node | None = None) -> Manifest:
@@ -279,7 +306,13 @@ def make_manifest(data: Mapping[str, Any], *, source: str, node: yaml.Node | Non
     except ValidationError as error:
         first = error.errors()[0]
         where = _place(source, first["loc"], node)
-        raise ConfigError(f"{where}{_complaint(dict(first))}") from None
+        raise ConfigError(f"{where}{_complaint(dict(first), in_file=node is not None)}") from None
+    except ConfigError as error:
+        if node is None:
+            raise
+        key, _, text = str(error).partition(": ")
+        loc = ("budgets", "keep") if key == "--keep" else tuple(key.split("."))
+        raise ConfigError(f"{_place(source, loc, node)}{text}") from None
 
 
 def _place(source: str, loc: tuple[int | str, ...], node: yaml.Node | None) -> str:
@@ -292,7 +325,7 @@ def _line(node: yaml.Node, loc: tuple[int | str, ...]) -> int:
     """Return the 1-based line of the deepest part of `loc` that is written in the file."""
     for step in loc:
         if isinstance(node, yaml.MappingNode):
-            pair = next(((key, value) for key, value in node.value if key.value == step), None)
+            pair = next(((key, value) for key, value in node.value if key.value == str(step)), None)
             if pair is None:
                 break
             node = pair[1] if step != loc[-1] else pair[0]
@@ -301,9 +334,14 @@ def _line(node: yaml.Node, loc: tuple[int | str, ...]) -> int:
     return int(node.start_mark.line) + 1
 
 
-def _complaint(error: dict[str, Any]) -> str:
+def _complaint(error: dict[str, Any], *, in_file: bool) -> str:
+    if error["type"] == "missing":
+        return "it is missing; add it"
+    text = str(error["msg"]).removeprefix("Value error, ")
+    if text.startswith("--"):  # a name that is not known: the sentence has it, and on the command line its flag
+        return text.partition(": ")[2] if in_file else text
     if error["type"] != "extra_forbidden":
-        return f"{error['msg'].removeprefix('Value error, ')}, got {error['input']!r}"
+        return f"{text}, got {shown(error['input'])}"
     owner = _owner(error["loc"])
     return f"unknown key {error['loc'][-1]!r}; {did_you_mean(str(error['loc'][-1]), owner.model_fields)}"
 

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import TypeAdapter, ValidationError
+
 from dpbench.errors import RecordError
 
 
@@ -115,11 +117,13 @@ class Profile:
 
 
 Line = TypeVar("Line", Record, Profile)
+_TYPES: Mapping[type, TypeAdapter[Any]] = {Record: TypeAdapter(Record), Profile: TypeAdapter(Profile)}
 
 
 def append(path: Path, line: Record | Profile) -> None:
-    """Add one line to a JSON-lines file."""
+    """Add one line to a JSON-lines file; what a kill left of a line before is cut off."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _mend(path)
     with path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(asdict(line), ensure_ascii=False) + "\n")
         stream.flush()
@@ -127,30 +131,61 @@ def append(path: Path, line: Record | Profile) -> None:
 
 
 def read(path: Path, kind: type[Line]) -> list[Line]:
-    """Read a file of records or profiles; a file that is not there holds none, a line a kill cut off is dropped.
+    """Read a file of records or profiles; a file that is not there holds none, a line a kill cut off is passed over.
 
     Raises:
-        RecordError: a line of another schema or without the fields of this one.
+        RecordError: it is a folder, or has a line of another schema or without the fields of this one.
     """
+    if path.is_dir():
+        raise RecordError(f"{path} is a folder, where a file of records is due; move it away")
     if not path.is_file():
         return []
-    *lines, cut_off = path.read_text(encoding="utf-8").split("\n")
-    if cut_off:
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    *lines, last = path.read_bytes().split(b"\n")
+    if _whole(last):
+        lines.append(last)
     return [_parse(line, kind, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line]
 
 
-def _parse(text: str, kind: type[Line], where: str) -> Line:
+def _whole(last: bytes) -> bool:
+    """Tell whether a last line without its end is complete: an editor may have stripped the newline."""
+    try:
+        return isinstance(json.loads(last), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _mend(path: Path) -> None:
+    """Cut off what a kill left of a last line, or end it where it is whole."""
+    data = path.read_bytes() if path.is_file() else b""
+    last = data[data.rfind(b"\n") + 1 :]
+    if last:
+        with path.open("r+b") as stream:
+            stream.seek(0, os.SEEK_END)
+            stream.write(b"\n") if _whole(last) else stream.truncate(len(data) - len(last))
+
+
+def _parse(text: bytes, kind: type[Line], where: str) -> Line:
     try:
         data = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         raise RecordError(f"{where}: this line is not JSON; delete it and run again") from None
+    if not isinstance(data, dict):
+        raise RecordError(f"{where}: this line is no record but {type(data).__name__}; delete it and run again")
     version = next(field.default for field in fields(kind) if field.name == "schema")
     if data.get("schema") != version:
         raise RecordError(f"{where}: schema {data.get('schema')!r}, this dpbench reads {version}; move the file away")
     names = {field.name for field in fields(kind)}
     if set(data) != names:
         raise RecordError(f"{where}: fields {sorted(set(data) ^ names)} are missing or unknown; move the file away")
+    try:
+        _TYPES[kind].validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise RecordError(f"{where}: {place}: {first['msg']}; delete the line and run again") from None
+    name = str(data.get("cell_id", ""))  # it names a file of the run folder
+    if name.startswith("/") or ".." in name.split("/") or {"\\", "\0"} & set(name):
+        raise RecordError(f"{where}: cell_id {name[:80]!r} leads out of the run folder; delete the line")
     return kind(**{name: _tupled(value) for name, value in data.items()})
 
 

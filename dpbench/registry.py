@@ -11,10 +11,10 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from dpbench.errors import ConfigError, did_you_mean
+from dpbench import plain_yaml
+from dpbench.errors import ConfigError, did_you_mean, shown
 
 if TYPE_CHECKING:
     from dpbench.method import Method
@@ -56,7 +56,7 @@ def load(name: str, params: Mapping[str, object] | None = None) -> Method:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "parameters"
-        raise ConfigError(f"--param: {name}.{where}: {first['msg']}, got {first['input']!r}") from None
+        raise ConfigError(f"--param: {name}.{where}: {first['msg']}, got {shown(first['input'])}") from None
 
 
 def summary(name: str) -> str:
@@ -119,7 +119,7 @@ def parse_params(pairs: list[str]) -> dict[str, object]:
         if not equals or not name:
             raise ConfigError(f"--param: {pair!r} is not of the form name=value, as in --param layer=3")
         try:
-            params[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(f"--param: the value of {name} is not YAML: {value!r}") from None
+            params[name], _ = plain_yaml.load(value)
+        except plain_yaml.YamlError:
+            raise ConfigError(f"--param: the value of {name!r} is not YAML: {shown(value)}") from None
     return params

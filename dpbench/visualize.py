@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from dpbench import backbones, pruning, reducing, registry
 from dpbench.backbones.base import Backbone, Features, Pixels, Prompt
+from dpbench.data.images import whole_only
 from dpbench.errors import ConfigError
 from dpbench.method import Method, Reduction
 from dpbench.report import kept_figure
@@ -29,7 +30,7 @@ SAMPLE = "picture"
 
 
 def read_image(path: Path) -> Image.Image:
-    """Return an image file as RGB.
+    """Return an image file as RGB, upright where EXIF says it is not: as benchmarks' images are read.
 
     Raises:
         ConfigError: it is not there, no file, empty, cut off or no image.
@@ -41,8 +42,8 @@ def read_image(path: Path) -> Image.Image:
     try:
         if path.stat().st_size == 0:
             raise ConfigError(f"IMAGE: {path} is empty (0 bytes); give a whole image file")
-        with Image.open(path) as opened:
-            return opened.convert("RGB")
+        with whole_only(), Image.open(path) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
     except UnidentifiedImageError:
         raise ConfigError(f"IMAGE: {path} is no image that Pillow can read; give a PNG, JPEG or WebP file") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

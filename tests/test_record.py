@@ -114,7 +114,8 @@ def test_a_record_that_a_kill_cut_off_is_dropped(tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"schema": 1, "ce')
     assert len(record.read(path, Record)) == 1
-    assert path.read_bytes() == whole
+    record.append(path, RECORD)
+    assert path.read_bytes() == whole * 2
 
 
 def test_line_separators_inside_an_answer_split_no_line(tmp_path: Path) -> None:

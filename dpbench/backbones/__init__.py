@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.util import find_spec
@@ -126,7 +126,7 @@ def locate(name: str, weights: str | None = None, revision: str | None = None) -
         ConfigError: unknown name, or random weights, which lie nowhere.
         MissingError: it is in none of them, or incomplete; says what to do.
     """
-    wanted = weights or find(name).weights
+    wanted = find(name).weights if weights is None else weights
     if wanted == RANDOM:
         raise ConfigError("--weights random: answers of random weights mean nothing; use them with profile only")
     if wanted.startswith("package:"):
@@ -138,7 +138,33 @@ def locate(name: str, weights: str | None = None, revision: str | None = None) -
     absent = _absent(folder)
     if absent:
         raise MissingError(f"--backbone {name}: {folder} lacks {', '.join(absent)}; {_remedy(wanted, revision)}")
+    for file in _damaged(folder):
+        raise MissingError(f"--backbone {name}: {folder / file} is damaged; {_remedy(wanted, revision)}")
     return folder
+
+
+def _damaged(folder: Path) -> Iterator[str]:
+    """Yield the files of a model that cannot be whole: no JSON, or no safetensors by header and length."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in (*_CONFIGS, *_PROCESSORS):
+        if (folder / file).is_file() and _mapping(folder / file) is None:
+            yield file
+    for path in [folder / _SINGLE] if (folder / _SINGLE).is_file() else sorted(folder.glob(_SHARDS)):
+        try:
+            with safe_open(path, "numpy"):
+                pass
+        except (SafetensorError, OSError):
+            yield path.name
+
+
+def _mapping(path: Path) -> dict[str, Any] | None:
+    """Return what a JSON file holds, or None where that is no mapping."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _absent(folder: Path) -> list[str]:
@@ -150,7 +176,8 @@ def _absent(folder: Path) -> list[str]:
         return absent
     if not (folder / _INDEX).is_file():
         return [*absent, _INDEX if any(folder.glob(_SHARDS)) else _SINGLE]
-    shards = set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+    named = (_mapping(folder / _INDEX) or {}).get("weight_map")
+    shards = set(map(str, named.values())) if isinstance(named, dict) else {f"a whole {_INDEX}"}
     return absent + sorted(shard for shard in shards if not (folder / shard).is_file())
 
 

@@ -16,10 +16,21 @@ from transformers.vision_utils import get_vision_window_index
 
 from dpbench import ranges
 from dpbench.backbones.base import Backbone, Features, Pixels, Prompt, spans_of
+from dpbench.errors import ImageError
 
 MODEL, PROCESSOR = Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+LONGEST = 200
+"""The longer over the shorter side of an image, at most; the processor's own limit."""
 _QUERY_BLOCK = 1024
 """Queries whose attention rows exist at one time, so that a large image does not need a full attention matrix."""
+
+
+def _check_shape(image: Image) -> None:
+    if max(image.size) > LONGEST * min(image.size):
+        raise ImageError(
+            f"an image of {image.width} x {image.height} pixels is too long for Qwen2.5-VL, which reads sides of up to "
+            f"{LONGEST} : 1; crop it"
+        )
 
 
 class Qwen25VL(Backbone):
@@ -36,13 +47,20 @@ class Qwen25VL(Backbone):
     def grid(self, image: Image) -> tuple[int, int]:
         """Return the rows and columns of tokens at the image's own resolution, within the pixel bounds."""
         step, bounds = self.tower.patch_size * self.merge, self.processor.image_processor.size
+        _check_shape(image)
         height, width = smart_resize(
             image.height, image.width, step, min_pixels=bounds["shortest_edge"], max_pixels=bounds["longest_edge"]
         )
         return height // step, width // step
 
     def prompt(self, images: Sequence[Image], text: str, grids: Sequence[tuple[int, int]] | None = None) -> Prompt:
-        """Preprocess images at their own resolution and tokenise the conversation, with M-RoPE positions."""
+        """Preprocess images at their own resolution and tokenise the conversation, with M-RoPE positions.
+
+        Raises:
+            ImageError: an image is longer than its processor allows.
+        """
+        for each in images:
+            _check_shape(each)
         settings, step = {}, self.tower.patch_size * self.merge
         if grids is not None:
             images = [

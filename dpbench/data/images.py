@@ -33,7 +33,7 @@ class Batch:
         """Return which rows hold an image that cannot be decoded, and why."""
         # An empty list is no failure: SEED-Bench's video rows need not hold frames.
         images = [(self.first + n, image) for n, value in enumerate(self.values) for image in _as_list(value)]
-        with _whole_only(), ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
+        with whole_only(), ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
             causes = list(pool.map(_cause, (image for _, image in images)))
         return [f"row {row} {cause}" for (row, _), cause in zip(images, causes, strict=True) if cause]
 
@@ -59,7 +59,7 @@ def batches(table: pq.ParquetFile, column: str | None, *, quick: bool) -> Iterat
 
 
 @contextmanager
-def _whole_only() -> Iterator[None]:
+def whole_only() -> Iterator[None]:
     """Have Pillow refuse half an image; lmms-eval, once imported, lets it fill the rest with grey."""
     lenient = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False

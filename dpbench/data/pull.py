@@ -54,7 +54,7 @@ def pull(names: Sequence[str], to: Path | None, revision: str | None = None) -> 
     """
     if revision is not None and to is None:
         raise ConfigError("--revision needs --to DIR: in the hub's cache another revision would not be found again")
-    if to is not None and to.exists() and not to.is_dir():
+    if to is not None and not next(each for each in (to, *to.absolute().parents) if each.exists()).is_dir():
         raise ConfigError(f"--to: {to} is not a folder")
     tasks = {name: find(name) for name in names or TASKS}
     command = " ".join(

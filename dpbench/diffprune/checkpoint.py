@@ -102,15 +102,24 @@ def read_card(folder: Path, backbone: str) -> Card:
     try:
         card = Card.model_validate_json((folder / CARD).read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{folder / CARD} is no card of a scorer: {str(error).splitlines()[0]}; train again"
-        ) from None
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "it is not UTF-8 text"
+        raise ConfigError(f"{folder / CARD} is no card of a scorer ({reason}); copy it again, or train again") from None
     if card.backbone != backbone:
         raise ConfigError(
             f"{folder}: this scorer was trained for {card.backbone}, not for {backbone}; train one with: "
             f"dpbench train --backbone {backbone} --out scorers/{backbone}"
         )
     return card
+
+
+def check_pair(folder: Path, card: Card) -> None:
+    """Refuse weights that are not those of their card.
+
+    Raises:
+        ConfigError: their hash is another.
+    """
+    if sha256((folder / WEIGHTS).read_bytes()).hexdigest() != card.sha256:
+        raise ConfigError(f"{folder}: {WEIGHTS} is not the file that {CARD} describes; copy both again, or train again")
 
 
 def load(folder: Path, backbone: str, width: int) -> Scorer:
@@ -130,9 +139,8 @@ def load(folder: Path, backbone: str, width: int) -> Scorer:
             f"{folder}: this scorer reads tokens of width {card.size.width}, the {backbone} loaded here has "
             f"{width}; train one on these weights"
         )
+    check_pair(folder, card)
     path = folder / WEIGHTS
-    if sha256(path.read_bytes()).hexdigest() != card.sha256:
-        raise ConfigError(f"{folder}: {WEIGHTS} is not the file that {CARD} describes; copy both again, or train again")
     try:
         if _stored_size(path) != asdict(card.size):
             raise ConfigError(f"{path} does not hold the scorer of its card: its size is another; train again")

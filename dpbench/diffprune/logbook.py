@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dpbench import storage
 
 LOG, BOARD = "log.jsonl", "tensorboard"
 
@@ -57,16 +60,33 @@ def logbook(
         console: where the bar goes.
         title: before the bar.
         num_steps: of the whole training.
-        step: where it begins.
+        step: where it goes on; what an earlier sitting logged behind it is forgotten. -1 forgets everything.
         shown: False in all processes but the main one, which then show and write nothing.
     """
     columns = (BarColumn(8), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"), TimeRemainingColumn())
     with ExitStack() as stack:
         path = folder / LOG if shown else Path(os.devnull)
+        if shown:
+            _forget(path, step)
         log = stack.enter_context(path.open("a", encoding="utf-8"))
         board = stack.enter_context(_board(folder, console)) if shown else None
         bar = Progress(TextColumn("{task.description}"), *columns, console=console, disable=not shown)
-        yield Logbook(stack.enter_context(bar), log, board, title=title, num_steps=num_steps, step=step)
+        yield Logbook(stack.enter_context(bar), log, board, title=title, num_steps=num_steps, step=max(0, step))
+
+
+def _forget(path: Path, step: int) -> None:
+    """Take out of a log what came after the step a training goes on from, and a row that a kill cut off."""
+    if path.is_file():
+        rows = [line for line in path.read_bytes().split(b"\n")[:-1] if _step(line) <= step]
+        storage.replace(path, b"".join(row + b"\n" for row in rows))
+
+
+def _step(line: bytes) -> float:
+    """Return the step of a row; one that says none came after all others."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return math.inf
 
 
 @contextmanager

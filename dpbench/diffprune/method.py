@@ -46,7 +46,7 @@ class DiffPrune(Method):
                 "--param checkpoint=untrained: its answers mean nothing, it is for profile and check only"
             )
         folder = checkpoints.find(self.checkpoint, backbone)
-        checkpoints.read_card(folder, backbone)
+        checkpoints.check_pair(folder, checkpoints.read_card(folder, backbone))
         return folder / checkpoints.WEIGHTS, folder / checkpoints.CARD
 
     def untrained(self) -> DiffPrune:

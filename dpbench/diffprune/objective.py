@@ -60,6 +60,17 @@ class KeepRule:
             f"--keep: {text!r} is no budget; give counts (64 or 64,128), shares (0.1,0.2) or a range (0.05-0.4)"
         )
 
+    def within(self, num_visual: int | None, backbone: str) -> KeepRule:
+        """Return this rule where the backbone has that many visual tokens; None is a number that follows the image.
+
+        Raises:
+            ConfigError: a count is above it.
+        """
+        most = max((each for each in self.choices if isinstance(each, int)), default=0)
+        if num_visual is not None and most > num_visual:
+            raise ConfigError(f"--keep: {most} is more than the {num_visual} visual tokens of {backbone}")
+        return self
+
     def drawn(self, rng: np.random.Generator) -> Budget:
         """Return one step's budget."""
         if self.span is not None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dpbench.errors import ConfigError, did_you_mean
+from dpbench.errors import ConfigError, did_you_mean, shown
 
 Variant = Literal["diffprune", "gumbel-ste", "scale-gate", "global-denoiser"]
 
@@ -123,7 +123,7 @@ def recipe(backbone: str, settings: Mapping[str, Any]) -> Recipe:
         return Recipe.model_validate(merged)
     except ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:  # settings that do not go together: the sentence names them
+            raise ConfigError(f"--param {first['msg'].removeprefix('Value error, ')}") from None
         where = ".".join(map(str, first["loc"]))
-        raise ConfigError(
-            f"--param {where}: {first['msg']}, got {first['input']!r}".replace("--param :", "--param")
-        ) from None
+        raise ConfigError(f"--param {where}: {first['msg']}, got {shown(first['input'])}") from None

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-STATE = "training.safetensors"
+from dpbench import storage
+from dpbench.stopping import CHECKPOINT
+
+STATE = CHECKPOINT
 _ADAM = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -30,6 +33,7 @@ class Progressed:
         seconds: time spent, all sittings together.
         full: validation loss of the unpruned backbone; None before the first.
         num_broken: examples that could not be read.
+        validated: the last step that was validated; -1 before the first.
     """
 
     step: int
@@ -40,21 +44,25 @@ class Progressed:
     seconds: float = 0.0
     full: float | None = None
     num_broken: int = 0
+    validated: int = -1
 
 
 def write(
     folder: Path, modules: Mapping[str, nn.Module], optimizer: AdamW, state: Progressed, recipe: Mapping[str, Any]
 ) -> None:
-    """Write a checkpoint; the file is replaced as a whole."""
+    """Write a checkpoint; the file is replaced as a whole.
+
+    Raises:
+        StorageError: there is no room for it; the last one stays.
+    """
     tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
     for number, parameter in enumerate(_parameters(optimizer)):
         adam = optimizer.state.get(parameter, {})
         tensors |= {f"adam.{number}.{name}": adam[name] for name in _ADAM if name in adam}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    metadata = {"recipe": json.dumps(recipe), "state": json.dumps(asdict(state))}
     folder.mkdir(parents=True, exist_ok=True)
-    half = folder / f"{STATE}.part"
-    save_file(tensors, half, {"recipe": json.dumps(recipe), "state": json.dumps(asdict(state))})
-    half.replace(folder / STATE)
+    storage.replace(folder / STATE, save(tensors, metadata))
 
 
 def read(folder: Path, modules: Mapping[str, nn.Module], optimizer: AdamW) -> Progressed:

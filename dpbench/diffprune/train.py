@@ -7,29 +7,29 @@ resumed training is the same training.
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from threading import Event, current_thread, main_thread
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
 from rich.console import Console
+from safetensors import SafetensorError
 from torch import Tensor
 
-from dpbench import backbones, fingerprint
+from dpbench import backbones, fingerprint, locks, storage
 from dpbench.backbones.base import Backbone
 from dpbench.diffprune import checkpoint
 from dpbench.diffprune import resume as resume_from
 from dpbench.diffprune.checkpoint import Card
 from dpbench.diffprune.data import Broken, Split, batches, split
 from dpbench.diffprune.denoiser import Denoiser
+from dpbench.diffprune.interruption import Interruption, LateError, interruptible
 from dpbench.diffprune.logbook import Logbook, logbook
 from dpbench.diffprune.objective import KeepRule, Objective, generator_of, hardness
 from dpbench.diffprune.recipe import Recipe
@@ -75,39 +75,37 @@ def train(
         console: where progress goes.
 
     Raises:
-        ConfigError: `out` holds a training and `resume` was not given, or another one; or the data cannot be used.
+        ConfigError: `out` holds a training and `resume` was not given, or another one, or one that is running, or
+            cannot be written to; or the data cannot be used.
         MissingError: weights or data are not there.
+        StorageError: the disk is full; the last checkpoint stays.
     """
     _check_folder(recipe, out, resume)
+    storage.check_writable(out)
     accelerator = Accelerator(cpu=device == "cpu")
     if device == "cuda" and accelerator.device.type != "cuda":
         raise ConfigError("--device cuda: torch sees no GPU here; leave --device out, or say cpu")
     training = Training(recipe, out, accelerator, console or Console(stderr=True))
-    if resume and (out / STATE).is_file():
-        training.restore()
-    with _interruptible() as asked:
-        training.run(asked)
+    with storage.writing(out), _alone(out, accelerator):
+        if resume and (out / STATE).is_file():
+            training.restore()
+        with interruptible() as asked:
+            training.run(asked)
     return training.ended()
 
 
 @contextmanager
-def _interruptible() -> Iterator[Event]:
-    """Let Ctrl-C end a training after its step, so that the checkpoint is whole; a second one ends it at once."""
-    asked, before = Event(), signal.getsignal(signal.SIGINT)
-
-    def ask(*_: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    if current_thread() is not main_thread():
-        yield asked
+def _alone(out: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Refuse a folder in which another training runs; of several processes of one training, the main one holds it."""
+    if not accelerator.is_main_process:
+        yield
         return
-    signal.signal(signal.SIGINT, ask)
+    out.mkdir(parents=True, exist_ok=True)
+    lock = locks.take(out / "train.lock", seconds=1)
     try:
-        yield asked
+        yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        lock.release()
 
 
 def _check_folder(recipe: Recipe, out: Path, resume: bool) -> None:
@@ -146,7 +144,7 @@ class Training:
             len(self.source), fraction=recipe.fraction, num_validation=recipe.num_validation, seed=recipe.seed
         )
         self.num_steps = recipe.steps or max(1, len(self.indices.training) // recipe.batch_size)
-        self.keep = KeepRule.parse(recipe.keep)
+        self.keep = KeepRule.parse(recipe.keep).within(backbones.find(recipe.backbone).num_visual, recipe.backbone)
         self.broken = Broken()
         self.backbone = _frozen(recipe, accelerator.device)
         self.objective = _objective(recipe, self.backbone)
@@ -154,44 +152,57 @@ class Training:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
         self.state = Progressed(0, recipe.micro_batch or -(-recipe.batch_size // accelerator.num_processes))
         self.saved_at = 0.0
+        self.asked = Interruption()
 
-    def run(self, asked: Event) -> None:
+    def run(self, asked: Interruption) -> None:
         """Train to the last step, until validation has not improved for long, or until asked to stop.
 
         Raises:
             KeyboardInterrupt: it was asked to stop, and has saved a checkpoint.
+            SystemExit: likewise, by SIGTERM.
         """
         if self.state.finished:
             self.console.print(f"{self.out}: this training is finished, there is nothing to go on with")
             return
-        self.out.mkdir(parents=True, exist_ok=True)
+        self.asked = asked
+        if not (self.out / STATE).is_file():
+            self.save()  # before the first scorer is there, which no training would write over
         title, shown = self.recipe.variant, self.accelerator.is_main_process
-        sizes = {"num_steps": self.num_steps, "step": self.state.step}
+        sizes = {"num_steps": self.num_steps, "step": self.state.step if self.state.full is not None else -1}
         with logbook(self.out, self.console, title=title, shown=shown, **sizes) as book:
-            if self.state.full is None:
-                book.validated(self.validate())
-            for examples in self._steps():
-                self._advance(examples, book)
-                if self.state.finished or asked.is_set():
-                    break
-        if asked.is_set() and not self.state.finished:
-            self._stop()
+            try:
+                self._go_on(book)
+            except LateError:
+                self.console.print("the step takes too long to wait for; it is left out")
+        if asked.asked is not None and not self.state.finished:
+            self.save()
+            self.console.print(f"stopped after step {self.state.step}; --resume goes on from there")
+            asked.leave()
         self.broken.check(final=True)
 
-    def _stop(self) -> None:
-        self.save()
-        self.console.print(f"stopped after step {self.state.step}; --resume goes on from there")
-        raise KeyboardInterrupt
+    def _go_on(self, book: Logbook) -> None:
+        """Do what is left: the validation that is due, then step by step."""
+        if self.state.full is None or (self._due and self.state.validated < self.state.step):
+            book.validated(self.validate())
+            self.save()
+        for examples in self._steps() if not self.state.finished else ():
+            self._advance(examples, book)
+            if self.state.finished or self.asked.asked is not None:
+                break
+
+    @property
+    def _due(self) -> bool:
+        """Tell whether the scorer is to be validated after this step."""
+        return self.state.step % self.recipe.validate_every == 0 or self.state.step == self.num_steps
 
     def _advance(self, examples: list[Example], book: Logbook) -> None:
         """Make a step and what is due after it: validation, checkpoint, a look at what was broken."""
         began = time.perf_counter()
         book.stepped(self._step(examples), self.recipe.batch_size)
-        due = self.state.step % self.recipe.validate_every == 0 or self.state.step == self.num_steps
-        if due:
+        if self._due:
             book.validated(self.validate())
         self.state.seconds += time.perf_counter() - began
-        if due or self.state.seconds - self.saved_at > 60 * self.recipe.save_minutes:
+        if self._due or self.state.seconds - self.saved_at > 60 * self.recipe.save_minutes:
             self.save()
             self.saved_at = self.state.seconds
         self.broken.check()
@@ -221,8 +232,9 @@ class Training:
             raise DpbenchError(
                 f"the loss is {loss} at step {self.state.step + 1}; lower --param lr, or --dtype float32"
             )
-        self.optimizer.step()
-        self.state.step += 1
+        with self.asked.whole():
+            self.optimizer.step()
+            self.state.step += 1
         return {"step": self.state.step, "loss": loss, "tau": tau, "lr": lr, "mass_on_top_k": hard}
 
     def _accumulated(self, examples: list[Example], tau: float) -> tuple[float, float]:
@@ -280,15 +292,24 @@ class Training:
     def validate(self) -> dict[str, float]:
         """Measure the loss as deployed, keep the scorer if it is the best so far, and tell whether to stop."""
         losses = self._validation_losses()
-        self.state.full = losses["full"]
-        if self.state.best is None or losses["hard"] < self.state.best:
-            self.state.best, self.state.waited = losses["hard"], 0
-            if self.accelerator.is_main_process:
-                checkpoint.save(self.out, self.objective.scorer, self._card(losses))
-        else:
-            self.state.waited += 1
-        self.state.finished = self.state.waited >= self.recipe.patience or self.state.step == self.num_steps
+        with self.asked.whole():
+            self.state.full, self.state.validated = losses["full"], self.state.step
+            if self.state.best is None or losses["hard"] < self.state.best:
+                self.state.best, self.state.waited = losses["hard"], 0
+                self._keep_scorer(losses)
+            else:
+                self.state.waited += 1
+            self.state.finished = self.state.waited >= self.recipe.patience or self.state.step == self.num_steps
         return {"step": self.state.step, **losses}
+
+    def _keep_scorer(self, losses: dict[str, float]) -> None:
+        """Write the scorer as it is now; safetensors has an error of its own for a disk that is full."""
+        if not self.accelerator.is_main_process:
+            return
+        try:
+            checkpoint.save(self.out, self.objective.scorer, self._card(losses))
+        except SafetensorError as error:
+            raise storage.refused(self.out / checkpoint.WEIGHTS, str(error)) from error
 
     @torch.no_grad()
     def _validation_losses(self) -> dict[str, float]:

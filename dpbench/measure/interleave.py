@@ -13,6 +13,8 @@ Run = Callable[[int], dict[str, float]]
 STABLE = 0.05
 WINDOW = 3
 MOST_WARMUPS = 20
+MOST_SECONDS = 60.0
+"""Of warm-up, over all subjects: long prompts are not run twenty times for nothing."""
 
 
 @dataclass(slots=True)
@@ -48,7 +50,7 @@ def interleave(
         runs: one per subject.
         repetitions: rounds that count, at least.
         seconds: spent in each subject, at least.
-        warmups: rounds before, at least; `MOST_WARMUPS` or this at most.
+        warmups: rounds before, at least; beyond them at most `MOST_WARMUPS`, and for at most `MOST_SECONDS`.
         after_round: told the share that is done, between rounds.
     """
     warmed = _warm_up(runs, warmups)
@@ -67,8 +69,8 @@ def interleave(
 
 def _warm_up(runs: Sequence[Run], least: int) -> int:
     history: list[list[float]] = [[] for _ in runs]
-    turn = 0
-    while turn < least or (turn < MOST_WARMUPS and not all(map(stable, history))):
+    turn, stop = 0, time.perf_counter() + MOST_SECONDS
+    while turn < least or (turn < MOST_WARMUPS and time.perf_counter() < stop and not all(map(stable, history))):
         for run, times in zip(runs, history, strict=True):
             times.append(run(turn)["ttft"])
         turn += 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dpbench import backbones, flags, registry
+from dpbench import backbones, flags, registry, storage
 from dpbench.errors import ConfigError
 from dpbench.manifest import Manifest, make_manifest
 
@@ -55,7 +55,7 @@ def image_size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+    if len(parts) > 2 or not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
         raise ConfigError(f"--image-size: {text!r} is no size in pixels; give 336, or HEIGHTxWIDTH as 672x1008")
     return int(parts[0]), int(parts[-1])
 
@@ -99,6 +99,7 @@ def manifest_of(
         ConfigError: flags that do not go together, or a budget is missing.
     """
     backbone = backbone or EMBEDDED
+    backbones.find(backbone)
     if keep and prune_rate:
         raise ConfigError("--keep and --prune-rate both set the budget; give one of them")
     if not keep and not prune_rate and backbone == EMBEDDED and list(methods) != ["none"]:
@@ -152,6 +153,7 @@ def profile(options: Mapping[str, Any]) -> str:
     wanted, settings = requested(options)
     if options["flops_only"]:
         return _counted(wanted, settings)
+    storage.check_writable(options["out"])
     from dpbench.measure.profile import profile_manifest
     from dpbench.report import efficiency, render
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from dpbench import plain_yaml
 from dpbench.errors import ConfigError, RecordError
 from dpbench.report.contributions import NAME as CONTRIBUTIONS
 
@@ -74,6 +75,7 @@ def _kept(copy: Path) -> list[Path]:
 def _copy(folder: Path, copy: Path) -> Path:
     """Write cleaned copies of a run's files; its journals, which hold no path, are linked for the page."""
     copy.mkdir()
+    _check_inside(folder)
     for name in RUN_FILES:
         if (folder / name).is_file():
             (copy / name).write_text(_clean_file(folder / name), encoding="utf-8")
@@ -84,15 +86,22 @@ def _copy(folder: Path, copy: Path) -> Path:
     return copy
 
 
+def _check_inside(folder: Path) -> None:
+    """Refuse a file of a run that is a link to one elsewhere: what it holds is not the run's to send."""
+    for path in (*(folder / name for name in (*RUN_FILES, CONTRIBUTIONS)), *(folder / "samples").glob("*")):
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise RecordError(f"{path} is a link that leads out of the run folder; replace it by the file itself")
+
+
 def _clean_file(path: Path) -> str:
     text = path.read_text(encoding="utf-8")
     try:
         if path.suffix == ".yaml":
-            return yaml.safe_dump(cleaned(yaml.safe_load(text)), sort_keys=False, allow_unicode=True)
+            return yaml.safe_dump(cleaned(plain_yaml.load(text)[0]), sort_keys=False, allow_unicode=True)
         if path.suffix == ".json":
             return json.dumps(cleaned(json.loads(text)), indent=2, ensure_ascii=False) + "\n"
-        rows = [json.loads(line) for line in text.splitlines() if line]
-    except (yaml.YAMLError, ValueError) as error:
+        rows = [json.loads(line) for line in text.split("\n") if line]
+    except ValueError as error:
         raise RecordError(f"{path} is damaged ({error}); restore it before it is sent") from None
     return "".join(json.dumps(cleaned(row), ensure_ascii=False) + "\n" for row in rows)
 

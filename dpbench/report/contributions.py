@@ -162,7 +162,7 @@ def load(folder: Path, records: Iterable[Record], *, journals: bool = True) -> d
 
 def _read(path: Path) -> dict[str, Contribution]:
     try:
-        with path.open("rb") as stream, np.load(stream) as arrays:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             index = json.loads(str(arrays["index"]))
             if index["schema"] != SCHEMA:
                 raise RecordError(

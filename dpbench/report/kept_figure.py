@@ -19,6 +19,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from dpbench import storage
 from dpbench.errors import ConfigError, did_you_mean
 from dpbench.report.figures import FORMATS, style
 
@@ -126,10 +127,11 @@ def check_out(out: Path) -> None:
     """Refuse a file that no picture can be written to.
 
     Raises:
-        ConfigError: its suffix is no picture's, or it is a folder.
+        ConfigError: its suffix is no picture's, it is a folder, or nothing can be written there.
     """
     if out.suffix[1:].lower() not in FORMATS or out.is_dir():
         raise ConfigError(f"--out: {out} is no picture's name; give one that ends in .png, .pdf or .svg")
+    storage.check_writable(out.parent)
 
 
 def draw(decisions: Sequence[Kept], rows: Sequence[str]) -> Figure:

@@ -8,12 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from types import UnionType
 from typing import Any
 
-import yaml
-
-from dpbench import record, tasks
-from dpbench.errors import ConfigError, RecordError
+from dpbench import plain_yaml, record, tasks
+from dpbench.errors import ConfigError, RecordError, shown
 from dpbench.record import Profile, Record
 
 SHARED = (
@@ -49,6 +48,16 @@ REQUIRED = frozenset(
         "fingerprints",
     )
 )
+
+
+KINDS: Mapping[str, type | UnionType] = {
+    **dict.fromkeys(("task", "method", "backbone"), str),
+    **dict.fromkeys(("params", "fingerprints"), dict),
+    "keep": int | None,
+    "prune_rate": float | int | None,
+    "seed": int,
+}
+"""What a report sorts and compares of a cell, and must be able to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +179,9 @@ def _check(each: Record, folder: Path) -> None:
     where = f"{folder / 'records.jsonl'}: cell {each.cell_id}"
     if absent:
         raise RecordError(f"{where} has no {absent[0]!r}; it is no record of a finished cell, move the file away")
+    for name, kind in KINDS.items():
+        if not isinstance(each.cell[name], kind) or isinstance(each.cell[name], bool):
+            raise RecordError(f"{where}: {name} is {shown(each.cell[name])}; move the file away")
     if each.cell["task"] not in known_tasks():
         raise RecordError(f"{where} is of task {each.cell['task']!r}, which this dpbench does not know; update dpbench")
     if not isinstance(each.score, int | float) or not -1e-6 <= each.score <= 100 + 1e-6:
@@ -180,10 +192,10 @@ def _asked(folder: Path) -> frozenset[tuple[str, str]]:
     """Return the methods and benchmarks of the run's manifest."""
     path = folder / "manifest.yaml"
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        data = plain_yaml.load(path.read_text(encoding="utf-8"))[0] if path.is_file() else {}
         names = [each if isinstance(each, str) else each["name"] for each in data.get("methods", ())]
         return frozenset((name, task) for name in names for task in data.get("tasks", tasks.TASKS))
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError):
+    except (ValueError, AttributeError, KeyError, TypeError):
         raise RecordError(f"{path} is no manifest that dpbench wrote; restore it or delete it") from None
 
 

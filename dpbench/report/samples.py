@@ -18,7 +18,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dpbench import backbones, journal
 from dpbench.errors import MissingError
@@ -232,7 +232,7 @@ def thumbnail(data: bytes, fit: str) -> str:
         fit: "centre" cuts out the middle square, "stretch" makes it square, "whole" leaves it.
     """
     with Image.open(io.BytesIO(data)) as opened:
-        image = opened.convert("RGB")
+        image = ImageOps.exif_transpose(opened).convert("RGB")
     side = min(image.size)
     if fit == "centre":
         left, top = (image.width - side) // 2, (image.height - side) // 2

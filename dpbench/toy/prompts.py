@@ -1,4 +1,4 @@
-"""The benchmarks' prompt formats, as training needs them; a test holds them equal to what lmms-eval builds.
+"""The benchmarks' prompt formats, as training needs them; a test holds them equal to what the tasks ask.
 
 `worded` turns a question about a scene into a prompt and the answer in one of the formats.
 """
@@ -71,10 +71,14 @@ def vizwiz(text: str) -> str:
     return text.capitalize() + INSUFFICIENT + SHORT
 
 
-def mmbench(text: str, options: Sequence[str], *, chinese_prompt: bool = False) -> str:
-    """Return the prompt of MMBench; the Chinese one starts with "nan", as upstream's does where there is no hint."""
-    hint, post = ("nan ", LETTER_CN) if chinese_prompt else ("", LETTER)
-    return f"{hint}{text} {OPTIONS}\n{lettered(options)}\n{post}"
+def mmbench(text: str, options: Sequence[str]) -> str:
+    """Return the prompt of MMBench."""
+    return f"{text} {OPTIONS}\n{lettered(options)}\n{LETTER}"
+
+
+def mmbench_cn(text: str, options: Sequence[str]) -> str:
+    """Return the prompt of MMBench-CN."""
+    return f"{text}\n{lettered(options)}\n{LETTER_CN}"
 
 
 def seedbench(text: str, options: Sequence[str]) -> str:
@@ -148,7 +152,7 @@ def options_for(question: Question, truth: str, form: str, rng: np.random.Genera
 def _lettered(question: Question, truth: str, form: str, options: Sequence[str], rng: np.random.Generator) -> Exchange:
     letter = LETTERS[options.index(truth)]
     if form == "mmbench_cn":
-        return Exchange(mmbench(chinese(question), [in_chinese(o) for o in options], chinese_prompt=True), letter)
+        return Exchange(mmbench_cn(chinese(question), [in_chinese(o) for o in options]), letter)
     if form == "mmbench_en":
         return Exchange(mmbench(english(question), options), letter)
     if form == "seedbench":

@@ -84,7 +84,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(trained: Path, tmp_path: 
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     # the reference is not saved between steps; a killed one has to be
     with subprocess.Popen([*command, "--param", "save_minutes=0"], env=os.environ | threads) as process:
-        while not (out / STATE).is_file():
+        while not (out / "log.jsonl").is_file() or not any("loss" in row for row in rows(out)):
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)

@@ -12,7 +12,7 @@ from dpbench.manifest import Cell, cells
 from dpbench.measure import memory
 from dpbench.measure.first_token import DECODED, FirstToken, net
 from dpbench.measure.inputs import Inputs
-from dpbench.measure.profile import stage_flops
+from dpbench.measure.row import stage_flops
 from dpbench.measure.settings import manifest_of
 from dpbench.measure.timing import HostClock, Recorder
 

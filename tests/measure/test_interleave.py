@@ -41,6 +41,13 @@ def test_warm_up_ends_in_any_case() -> None:
     assert series[0].warmups == MOST_WARMUPS
 
 
+def test_warm_up_ends_after_a_minute_of_long_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interleave, "MOST_SECONDS", 0.05)
+    rising = [float(2**n) for n in range(100)]
+    run = subject("a", [], rising, seconds=0.02)
+    assert 2 <= interleave.interleave([run], repetitions=1, seconds=0, warmups=2)[0].warmups < 6
+
+
 def test_seconds_are_spent_in_the_fastest_subject_too() -> None:
     runs = [subject("fast", [], seconds=0.005), subject("slow", [], seconds=0.01)]
     series = interleave.interleave(runs, repetitions=1, seconds=0.05, warmups=0)

@@ -2,17 +2,18 @@
 
 import json
 import shutil
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 from places import TOY_DATA
+from rich.console import Console
 
-from dpbench import lmms
+from dpbench import flags, lmms, runner
 from dpbench.answering import plain
 from dpbench.errors import ConfigError, RecordError
 from dpbench.journal import Answer, Journal
+from dpbench.manifest import make_manifest
 from dpbench.tasks import submission
 
 
@@ -26,7 +27,9 @@ def built(tmp_path: Path) -> lmms.BuiltTask:
 
 def journal(built: lmms.BuiltTask, path: Path) -> Path:
     """Write what the file is made of; what else an answer holds does not matter."""
-    rest: dict[str, Any] = {each.name: () for each in fields(Answer) if each.name != "schema"}
+    rest: dict[str, Any] = dict.fromkeys(("image_hash", "image_group", "answer"), "")
+    rest |= dict.fromkeys(("seed", "shard", "cache_hits", "encoded", "ms"), 0)
+    rest |= {"visual_tokens": (), "kept": (), "failure": None}
     for at, request in enumerate(built.requests):
         scores = plain(built.scores(request, f"word {at}"))
         found = {"task": built.name, "doc_id": request.doc_id, "prompt_hash": request.prompt_hash, "scores": scores}
@@ -63,3 +66,17 @@ def test_other_journals_are_refused(built: lmms.BuiltTask, tmp_path: Path) -> No
     path = journal(lmms.build("vqav2", TOY_DATA, limit=1), tmp_path / "other.jsonl")
     with pytest.raises(RecordError, match="task vqav2: no server scores its answers"):
         submission.write(path, tmp_path / "out.json")
+
+
+def test_a_run_leaves_the_file_and_no_record(built: lmms.BuiltTask, tmp_path: Path) -> None:
+    wanted = {"name": "server", "backbone": "toy-llava", "methods": ["none"], "tasks": ["vqav2_testdev"]}
+    manifest = make_manifest(wanted | {"protocol": {"limit": 3}}, source="a test")
+    for _ in range(2):
+        outcome = runner.run(manifest, tmp_path / "results", tmp_path, device="cpu", console=Console(quiet=True))
+        assert outcome.added == outcome.found == ()
+        assert not outcome.failed
+        (path,) = (tmp_path / "results" / "server" / "submissions").iterdir()
+        rows = json.loads(path.read_text())
+        assert len(rows) == 3
+        assert all(set(row) == {"question_id", "answer"} and row["answer"] for row in rows)
+    assert "submissions" in flags.summary(outcome, tmp_path / "results" / "server")

@@ -1,12 +1,26 @@
-"""Questions: answers follow from the scene; every text is balanced over its answers."""
+"""Questions: answers follow from the scene; every text is balanced over its answers; prompts are what the tasks ask."""
 
 from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
+from places import TOY_DATA
 
+from dpbench import lmms, tasks
 from dpbench.toy.balanced import balanced_set, more_questions
-from dpbench.toy.prompts import FORMATS, LETTERS, random_exchange
+from dpbench.toy.prompts import (
+    FORMATS,
+    LETTERS,
+    mmbench,
+    mmbench_cn,
+    random_exchange,
+    scienceqa,
+    seedbench,
+    short,
+    vizwiz,
+)
 from dpbench.toy.questions import (
     KINDS,
     UNANSWERABLE,
@@ -100,3 +114,25 @@ def test_training_exchanges_are_answered_right(form: str) -> None:
         else:
             assert exchange.reply in LETTERS
             assert f"\n{exchange.reply}. " in exchange.prompt
+
+
+def asked_shortly(doc: Mapping[str, Any]) -> str:
+    return short(doc["question"].removesuffix(" Please answer yes or no."))
+
+
+TRAINED: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    **dict.fromkeys(("gqa", "mme", "pope", "vqav2", "textvqa"), asked_shortly),
+    "vizwiz": lambda doc: vizwiz(doc["question"]),
+    "mmbench_en": lambda doc: mmbench(doc["question"], [doc[letter] for letter in "ABCD"]),
+    "mmbench_cn": lambda doc: mmbench_cn(doc["question"], [doc[letter] for letter in "ABCD"]),
+    "seedbench": lambda doc: seedbench(doc["question"], [doc[f"choice_{letter}"] for letter in "abcd"]),
+    "scienceqa": lambda doc: scienceqa(doc["question"], doc["choices"], hint=doc["hint"]),
+}
+
+
+@pytest.mark.parametrize("name", list(tasks.TASKS))
+def test_a_training_prompt_is_word_for_word_what_its_task_asks(name: str) -> None:
+    built = lmms.build(name, TOY_DATA, limit=None)
+    docs = built.task.test_docs_no_media()
+    for request in built.requests:
+        assert request.text == TRAINED[name](docs[request.doc_id])
