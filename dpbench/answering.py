@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpbench import prefix, pruning, reducing, registry
 from dpbench.encoding import Encoder, Sample
+from dpbench.faults import Faults
 from dpbench.feature_cache import FeatureCache
 from dpbench.journal import Answer, Journal, pack_indices
 from dpbench.manifest import Cell
 from dpbench.method import Budget, Method, num_kept
+from dpbench.patience import Patience
 from dpbench.room import NO_ROOM, Room
 from dpbench.sharding import WHOLE, Shard
 
@@ -88,8 +91,12 @@ def answer(
     requests: Sequence[Request],
     batch_size: int | str,
     encoder: Encoder,
+    faults: Faults | None = None,
+    patience: Patience | None = None,
 ) -> Iterator[tuple[int, str]]:
     """Answer one task's samples for all its cells, batch by batch; yields how many were done and what is next.
+
+    A cell that fails keeps the answers of its earlier batches, and is not asked again.
 
     Args:
         backbone: answers.
@@ -98,15 +105,20 @@ def answer(
         requests: what this process answers of the task.
         batch_size: samples at once, or "auto".
         encoder: of the task's images.
+        faults: of the run; without it, a cell's error is raised.
+        patience: how long a sample may take; without it, for ever.
     """
+    patience = patience or Patience(None, backbone.model)
     size = AUTO_BATCH.get(backbone.device.type, 32) if batch_size == "auto" else int(batch_size)
     for batch in batches(built, requests, size):
         encoder.start_batch()
         for each in group:
-            todo = each.unanswered(batch)
+            failed = faults is not None and each.cell in faults
+            todo = [] if failed else each.unanswered(batch)
             yield len(each.samples(batch)) - len(todo), each.cell.label
             if todo:
-                _answer_cell(backbone, each, built, encoder.samples(todo, each.method, each.rule))
+                with faults.of(each.cell) if faults else nullcontext():
+                    _answer_cell(backbone, each, built, _encoded(encoder, each, todo, patience), patience)
                 yield len(todo), each.cell.label
 
 
@@ -128,10 +140,18 @@ def batches(built: BuiltTask, requests: Iterable[Request], size: int) -> Iterato
             yield ordered[at : at + size]
 
 
-def _answer_cell(backbone: Backbone, running: Running, built: BuiltTask, samples: Sequence[Sample]) -> None:
+def _encoded(encoder: Encoder, running: Running, todo: Sequence[Request], patience: Patience) -> list[Sample]:
+    """Encode a batch's images for one cell; a sample whose images take too long has failed."""
+    made = patience.map(todo, lambda part: encoder.samples(part, running.method, running.rule))
+    return [each or Sample(todo[n], None, failure=patience.reason) for n, each in enumerate(made)]
+
+
+def _answer_cell(
+    backbone: Backbone, running: Running, built: BuiltTask, samples: Sequence[Sample], patience: Patience
+) -> None:
     """Prune and answer a batch under one cell, and journal it."""
     start = time.perf_counter()
-    said = _say(backbone, running, built, samples)
+    said = _say(backbone, running, built, samples, patience)
     ms = 1000 * (time.perf_counter() - start) / len(samples)
     running.journal.append(
         _journalled(backbone, running, built, sample, each, ms) for sample, each in zip(samples, said, strict=True)
@@ -147,7 +167,9 @@ class _Said:
     failure: str | None = None
 
 
-def _say(backbone: Backbone, running: Running, built: BuiltTask, samples: Sequence[Sample]) -> list[_Said]:
+def _say(
+    backbone: Backbone, running: Running, built: BuiltTask, samples: Sequence[Sample], patience: Patience
+) -> list[_Said]:
     """Answer the samples that can be, in batches that fit."""
     refused = {id(each): reason for each in samples if (reason := each.failure)}
     good = [each for each in samples if id(each) not in refused]
@@ -160,15 +182,27 @@ def _say(backbone: Backbone, running: Running, built: BuiltTask, samples: Sequen
         limit = part[0].request.max_new_tokens
         told = iter(prefix.generate(backbone, running.method, prompts, images, max_new_tokens=limit) if fits else ())
         return [
-            _Said(failure=failure) if failure else _Said(each, next(told))
+            _Said(failure=failure) if failure else _Said(each, _checked(running.method, next(told)))
             for each, failure in zip(spliced, failures, strict=True)
         ]
 
-    done = iter(running.room.map(good, work))
+    def in_time(part: Sequence[Sample]) -> list[_Said]:
+        return [each or _Said(failure=patience.reason) for each in patience.map(part, work)]
+
+    done = iter(running.room.map(good, in_time))
     return [
         _Said(failure=refused[id(each)]) if id(each) in refused else next(done) or _Said(failure=NO_ROOM)
         for each in samples
     ]
+
+
+def _checked(method: Method, generated: pruning.Generated) -> pruning.Generated:
+    """Refuse what was read after a cut that kept a visual row twice."""
+    for survivors in generated.survivors:
+        single = survivors[survivors >= 0]
+        if len(single.unique()) < len(single):
+            raise ValueError(f"{type(method).__name__}.select: a visual row is kept twice")
+    return generated
 
 
 def too_long(backbone: Backbone, spliced: pruning.Spliced) -> str | None:

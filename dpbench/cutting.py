@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -63,6 +63,7 @@ class Cutting:
     positions: Tensor | None = None
     past: int = 0
     decode_angles: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    doubts: dict[str, list[Tensor]] = field(default_factory=dict)
 
     @property
     def length(self) -> int:
@@ -75,7 +76,14 @@ class Cutting:
         return tuple(cut.layer for cut in self.layouts[0].cuts)
 
     def survivors(self) -> list[list[Tensor]]:
-        """Return per prompt and cut which of its visual rows were kept, -1 for merged ones."""
+        """Return per prompt and cut which of its visual rows were kept, -1 for merged ones.
+
+        Raises:
+            ValueError: the method's scores or indices were none (a bug in the method); waits for the device.
+        """
+        for what, found in self.doubts.items():
+            if bool(torch.stack(found).any()):
+                raise ValueError(f"{type(self.method).__name__}.select: {what}")
         each = max(1, len(self.stages[0].rows) // len(self.layouts)) if self.stages else 1
         return [[stage.rows[n * each].token for stage in self.stages] for n in range(len(self.layouts))]
 
@@ -213,6 +221,7 @@ def _start_stage(
         view = _view(state, number, layout, r, row, pad, hidden, current)
         reduction = state.method.select(view)
         _check_selected(state.method, reduction, layout.cuts[number], len(row.visual))
+        reduction = _guarded(state, reduction, len(row.visual))
         chosen, rest = survivors(row, reduction)
         states = hidden[r, pad:].index_select(0, chosen)
         if reduction.embeds_KD is not None:
@@ -280,6 +289,19 @@ def _check_selected(method: Method, reduction: Reduction, wanted: Cut, num_visua
         raise ValueError(f"{type(method).__name__}.select: {count} rows at a cut to {wanted.keep} of {num_visual}")
     if reduction.hidden_KC is not None:
         raise ValueError(f"{type(method).__name__}.select: hidden_KC is tower space; inside the LLM give embeds_KD")
+
+
+def _guarded(state: Cutting, reduction: Reduction, num_visual: int) -> Reduction:
+    """Move indices into range and note that it was needed, and NaN scores; the device is not waited for.
+
+    An index out of range would make every later call on a GPU fail, those of other methods too.
+    """
+    indices, scores = reduction.indices_K, reduction.scores_N
+    inside = indices.clamp(-1, num_visual - 1)
+    state.doubts.setdefault("an index is no visual row", []).append((inside != indices).any())
+    if scores is not None:
+        state.doubts.setdefault("scores are NaN", []).append(scores.isnan().any())
+    return replace(reduction, indices_K=inside)
 
 
 def _renumbers(state: Cutting) -> bool:

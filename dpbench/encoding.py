@@ -10,6 +10,7 @@ from PIL.Image import DecompressionBombError
 
 from dpbench import reducing
 from dpbench.backbones.base import Backbone, Features, Pixels, Prompt
+from dpbench.errors import ImageError
 from dpbench.feature_cache import FeatureCache, Key, Seen, compact
 from dpbench.method import Method
 from dpbench.room import NO_ROOM, Room
@@ -103,17 +104,17 @@ class Encoder:
             images = self._open(request)
             if isinstance(images, str):
                 return _Asked(request, (), images)
-            self._grids |= {each: self.backbone.grid(image) for each, image in zip(hashes, images, strict=True)}
+            try:
+                self._grids |= {each: self.backbone.grid(image) for each, image in zip(hashes, images, strict=True)}
+            except ImageError as error:
+                return _Asked(request, (), str(error))
         return _Asked(request, tuple((h, reducing.smaller(method, self._grids[h], rule)) for h in hashes))
 
     def _open(self, request: Request) -> list[Image] | str:
         """Decode a sample's images, once per batch, or say why they cannot be."""
         if request.doc_id not in self._images:
             try:
-                images = self.built.images(request)
-                for image in images:
-                    image.load()
-                self._images[request.doc_id] = images
+                self._images[request.doc_id] = self.built.images(request)
             except (OSError, SyntaxError, DecompressionBombError) as error:  # PIL calls a broken PNG a SyntaxError
                 self._images[request.doc_id] = f"{NO_IMAGE}: {error}"
         return self._images[request.doc_id]
@@ -128,7 +129,11 @@ class Encoder:
                 seen[key] = images
                 continue
             grids = None if key[1] is None else [key[1]]
-            prompt = self.backbone.prompt([images[number]], request.text, grids)
+            try:
+                prompt = self.backbone.prompt([images[number]], request.text, grids)
+            except ImageError as error:
+                seen[key] = str(error)
+                continue
             ready.append((key, prompt.spans[0][1] - prompt.spans[0][0], prompt.pixels[0]))
         made = self.room.map(ready, lambda part: self.backbone.encode([each[2] for each in part], self.needs))
         for (key, rows, pixels), features in zip(ready, made, strict=True):

@@ -56,6 +56,7 @@ class Flags:
     tasks: list[str] | None = None
     limit: int | None = None
     subset: str | None = None
+    asked_as: str | None = None
     batch_size: str | None = None
     dtype: str | None = None
     attention: str | None = None
@@ -67,7 +68,7 @@ class Flags:
 
     def protocol(self) -> dict[str, Any]:
         """Return the protocol keys that were given."""
-        given = self._given(_PROTOCOL)
+        given = self._given(_PROTOCOL) | ({"ocr": self.asked_as == "llava"} if self.asked_as else {})
         size = given.get("batch_size")
         return given | ({"batch_size": int(size)} if size and size.isascii() and size.isdecimal() else {})
 

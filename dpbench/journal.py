@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import base64
 import json
-import os
+import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import pairwise
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from dpbench import storage
 from dpbench.errors import RecordError
 
 SCHEMA = 2
 SYNC_S = 1.0
 """Seconds between two syncs of a journal to the disk."""
+
+Key = tuple[str, int, str]
+"""Task, number in its split and hash of the prompt: what an answer is looked up by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +69,14 @@ class Answer:
     ms: float
 
     @property
-    def key(self) -> tuple[str, int, str]:
+    def key(self) -> Key:
         """Return what the answer is looked up by."""
         return self.task, self.doc_id, self.prompt_hash
 
 
 def pack_indices(indices: Sequence[int], num_visual: int) -> str | None:
-    """Pack kept indices as base64 of a bit field; None if a row is no single token or the order is not rising."""
-    if any(after <= before for before, after in pairwise(indices)) or (indices and indices[0] < 0):
+    """Pack kept indices as base64 of a bit field, without their order; None if a row is merged or comes twice."""
+    if len(set(indices)) < len(indices) or any(index < 0 for index in indices):
         return None
     field = bytearray((num_visual + 7) // 8)
     for index in indices:
@@ -88,53 +94,132 @@ def unpack_indices(packed: str) -> list[int]:
 class Journal:
     """The answers of one cell, in a file that is only ever appended to.
 
+    Reading changes no file, so that a report can read beside a run. Lines that are no answers are told of on standard
+    error, by number, and left out: what they held is answered again.
+
     Args:
         path: the file.
         others: journals of the same cell that other processes write: read once, never changed.
+
+    Raises:
+        RecordError: a line of another schema.
     """
 
     def __init__(self, path: Path, others: Iterable[Path] = ()) -> None:
         self.path = path
         self._synced = float("-inf")
-        self.answers = {answer.key: answer for other in others for answer in _read(other, mend=False)}
-        self.answers |= {answer.key: answer for answer in _read(path, mend=True)}
+        mine = _read(path)
+        self.answers: dict[Key, Answer] = {}
+        for other in others:
+            self.answers |= _read(other).answers
+        self.answers |= mine.answers
+        self._damage = mine.damage
+        if self._damage:
+            print(f"{path}: {self._damage}; left out, and answered again where it is missing", file=sys.stderr)
+
+    def mend(self) -> None:
+        """Leave only whole answers in the file; no other process may be writing it.
+
+        Raises:
+            StorageError: there is no room for it; the file is as it was.
+        """
+        if self._damage:
+            storage.replace(self.path, _lines(_read(self.path).answers.values()))
+            self._damage = ""
 
     def append(self, answers: Iterable[Answer]) -> None:
-        """Add answers: on return a kill loses none of them; the disk is waited for at most once a second."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Add answers: on return a kill loses none of them; the disk is waited for at most once a second.
+
+        Raises:
+            StorageError: there is no room for them; the file is as it was.
+        """
+        self.mend()
         answers = list(answers)
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
-            stream.flush()
-            if time.monotonic() - self._synced > SYNC_S:
-                os.fsync(stream.fileno())
-                self._synced = time.monotonic()
+        due = time.monotonic() - self._synced > SYNC_S
+        storage.append(self.path, _lines(answers), sync=due)
+        if due:
+            self._synced = time.monotonic()
         self.answers |= {answer.key: answer for answer in answers}
 
     def sync(self) -> None:
-        """Wait until the disk has everything."""
+        """Wait until the disk has everything.
+
+        Raises:
+            StorageError: it has no room for it.
+        """
         if self.path.is_file():
-            with self.path.open("a") as stream:
-                os.fsync(stream.fileno())
+            storage.append(self.path, b"", sync=True)
 
 
-def _read(path: Path, *, mend: bool) -> Iterator[Answer]:
-    """Yield a journal's answers; a last line that a kill cut off is left out, and cut from the file to mend it."""
+@dataclass(frozen=True, slots=True)
+class _Contents:
+    """A journal's answers, and what is wrong with its other lines, if there are any."""
+
+    answers: dict[Key, Answer]
+    damage: str
+
+
+def _lines(answers: Iterable[Answer]) -> bytes:
+    return "".join(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers).encode()
+
+
+def _read(path: Path) -> _Contents:
+    """Read a journal: of two answers to one sample the first counts, and what a kill or a bad disk left is told."""
     if not path.is_file():
-        return
-    names = {field.name for field in fields(Answer)}
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if mend and len(whole) < len(data):
-        with path.open("r+b") as stream:
-            stream.truncate(len(whole))
-    for number, line in enumerate(whole.decode().split("\n")[:-1], start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            raise RecordError(f"{path}:{number}: this line is not JSON; delete it and run again") from None
-        if row.get("schema") != SCHEMA or set(row) != names:
-            raise RecordError(
-                f"{path}:{number}: journal schema {row.get('schema')!r}, this dpbench reads {SCHEMA}; move it"
-            )
-        yield Answer(**{**row, "visual_tokens": tuple(row["visual_tokens"]), "kept": tuple(row["kept"])})
+        return _Contents({}, "")
+    answers: dict[Key, Answer] = {}
+    unreadable, repeated = [], []
+    *lines, cut_off = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        answer = _parse(line, f"{path}:{number}")
+        if answer is None:
+            unreadable.append(number)
+        elif answers.setdefault(answer.key, answer) is not answer:
+            repeated.append(number)
+    found = (
+        _named(unreadable, "is no answer", "are no answers"),
+        _named(repeated, "repeats another", "repeat others"),
+        _named([len(lines) + 1] if cut_off else [], "is cut off", ""),
+    )
+    return _Contents(answers, ", ".join(filter(None, found)))
+
+
+def _parse(line: bytes, where: str) -> Answer | None:
+    """Return the answer in a line, or None where there is none.
+
+    Raises:
+        RecordError: it is one of another schema.
+    """
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict):
+        return None
+    schema = row.get("schema")
+    if isinstance(schema, int) and schema != SCHEMA:
+        raise RecordError(f"{where}: journal schema {schema}, this dpbench reads {SCHEMA}; move the file away")
+    try:
+        return _answers().validate_json(line, strict=True) if row.keys() == _NAMES else None
+    except ValueError:
+        return None
+
+
+@cache
+def _answers() -> TypeAdapter[Answer]:
+    return TypeAdapter(Answer)
+
+
+_NAMES = {field.name for field in fields(Answer)}
+_MOST_NAMED = 10
+
+
+def _named(numbers: Sequence[int], one: str, several: str) -> str:
+    """Name lines by number and say what is wrong with them; nothing where there are none."""
+    if not numbers:
+        return ""
+    if len(numbers) == 1:
+        return f"line {numbers[0]} {one}"
+    named = ", ".join(map(str, numbers[:_MOST_NAMED]))
+    more = f" and {len(numbers) - _MOST_NAMED} more" if len(numbers) > _MOST_NAMED else ""
+    return f"lines {named}{more} {several}"

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dpbench import runner, sharding, subset
+from dpbench import runner, sharding, storage, subset
 from dpbench.errors import ConfigError
 from dpbench.finishing import Answered, finish, tidy
 from dpbench.manifest import Manifest, load_manifest
@@ -37,11 +37,12 @@ def merge(folder: Path, data_root: Path | None) -> Outcome:
     Raises:
         ConfigError: it is no run folder, or a shard is still running.
         MissingError: weights or data are not there.
+        StorageError: the disk is full or fails; what was written before is whole.
     """
     manifest = manifest_of(folder)
     added: list[Record] = []
     unfinished = []
-    with sharding.turn(folder):
+    with storage.writing(folder), sharding.turn(folder):
         planned = runner.plan(manifest, folder.parent, data_root)
         hard = subset.hard(folder, planned.pending, data_root)
         built = runner.build_tasks(manifest, planned.pending, data_root)
@@ -52,7 +53,8 @@ def merge(folder: Path, data_root: Path | None) -> Outcome:
             if len(answered.answers) < len(samples):
                 unfinished.append((cell.label, len(answered.answers), len(samples)))
             elif samples:
-                added.append(finish(folder, answered, task, _environment(folder)))
+                done = finish(folder, answered, task, _environment(folder))
+                added += [done] if done else []
         if added:
             tidy(folder)
     return Outcome(tuple(added), planned.done, tuple(unfinished))
@@ -84,4 +86,5 @@ def run(manifest: Manifest, out: Path, data_root: Path | None, shard: sharding.S
         answered = runner.run(manifest, out, data_root, shard=shard, **settings)
     if shard.number:
         return answered
-    return replace(merge(out / manifest.name, data_root), feature_cache=answered.feature_cache)
+    merged = merge(out / manifest.name, data_root)
+    return replace(merged, broken=answered.broken, feature_cache=answered.feature_cache)

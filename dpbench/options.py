@@ -123,6 +123,13 @@ class Subset(StrEnum):
     hard = "hard"
 
 
+class AskedAs(StrEnum):
+    """Whose prompts are asked: they differ in TextVQA's OCR tokens."""
+
+    lmms_eval = "lmms-eval"
+    llava = "llava"
+
+
 class Sweep(StrEnum):
     """What a profile varies."""
 
@@ -157,6 +164,12 @@ MaxPixels = Annotated[int | None, typer.Option(help="Qwen2.5-VL: larger images a
 Tasks = Annotated[list[str] | None, typer.Option("--tasks", help="Benchmarks, comma-separated; all ten by default.")]
 TaskNames = Annotated[list[str] | None, typer.Argument(metavar="TASK", help="Benchmarks; all ten by default.")]
 Limit = Annotated[int | None, typer.Option(help="Answer at least so many samples a task, in whole groups.")]
+Protocol = Annotated[
+    AskedAs | None,
+    typer.Option(
+        "--protocol", help="llava: TextVQA with OCR tokens in the prompt, as LLaVA's own 58.2; lmms-eval: without."
+    ),
+]
 HardSubset = Annotated[
     Subset | None,
     typer.Option("--subset", help="hard: what downsample gets wrong and none right, by this run's finished cells."),
@@ -171,6 +184,11 @@ FeatureCache = Annotated[
 ]
 NumShards = Annotated[int | None, typer.Option(help="Split the samples over so many processes; then dpbench merge.")]
 ShardNumber = Annotated[int | None, typer.Option("--shard", help="Which of them this is, from 0.")]
+SampleTimeout = Annotated[
+    float | None,
+    typer.Option("--sample-timeout", min=0.001, metavar="SECONDS", help="Give up samples that take longer."),
+]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Refuse, rather than wait, where another dpbench runs this.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder with the benchmarks' data; DPBENCH_DATA by default.")]
 Out = Annotated[Path, typer.Option(help="Folder for results.")]
 RunFolders = Annotated[

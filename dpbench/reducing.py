@@ -89,28 +89,64 @@ def reduce_image(method: Method, visual: VisualTokens, rule: Rule, *, num_read: 
     num_views = int(visual.view_N[-1]) + 1 if max_views > 1 else 1
     if num_views == 1 or method.anyres == "global" or rule.anyres == "global" or not reduces(method):
         keep = num_kept(num_read, rule.keep, rule.prune_rate)
-        return _checked(method, method.reduce(visual, min(keep, len(visual))), visual)
+        keep = min(keep, len(visual))
+        return _checked(method, method.reduce(visual, keep), visual, keep)
     size = len(visual) // num_views
     keep = num_kept(size, None if rule.keep is None else max(1, rule.keep // max_views), rule.prune_rate)
     if method.anyres == "own":
-        return _checked(method, method.reduce(visual, keep * num_views), visual)
+        return _checked(method, method.reduce(visual, keep * num_views), visual, keep * num_views)
     views = [view_of(visual, view) for view in range(num_views)]
-    return _joined([_checked(method, method.reduce(each, keep), each) for each in views], size)
+    return _joined([_checked(method, method.reduce(each, keep), each, keep) for each in views], size)
 
 
-def _checked(method: Method, reduction: Reduction, visual: VisualTokens) -> Reduction:
-    name, indices = type(method).__name__, reduction.indices_K
-    if indices.dtype != torch.int64 or indices.ndim != 1:
-        raise ValueError(f"{name}.reduce: indices_K must be 1-D int64, got {indices.dtype}")
-    indices = indices.cpu()
-    if bool(((indices < -1) | (indices >= len(visual))).any()):
-        raise ValueError(f"{name}.reduce: an index is outside -1..{len(visual) - 1}")
-    merges = bool((indices < 0).any())
+def _checked(method: Method, reduction: Reduction, visual: VisualTokens, keep: int) -> Reduction:
+    """Hold a decision to the contract; the device is waited for once, by the copy that the indices need anyway."""
+    name = f"{type(method).__name__}.reduce"
+    _check_shapes(name, reduction, visual)
+    indices, scores = reduction.indices_K, reduction.scores_N
+    if reduces(method) and method.budgeted and len(indices) > keep:
+        raise ValueError(f"{name}: {len(indices)} rows for a budget of {keep}")
+    if scores is None:
+        indices, undefined = indices.cpu(), 0
+    else:
+        copied = torch.cat([indices, scores.isnan().sum()[None].to(indices.device)]).cpu()
+        indices, undefined = copied[:-1], int(copied[-1])
+    if undefined:
+        raise ValueError(f"{name}: {undefined} of {len(scores)} scores are NaN")  # type: ignore[arg-type]
+    _check_indices(name, indices, len(visual))
+    merges = len(indices) > 0 and int(indices.min()) < 0
     if merges and method.positions == "original":
-        raise ValueError(f"{name}.reduce: rows without a token of their own need compact positions")
+        raise ValueError(f"{name}: rows without a token of their own need compact positions")
     if merges and reduction.embeds_KD is None and reduction.hidden_KC is None:
-        raise ValueError(f"{name}.reduce: rows that are no single token must bring embeds_KD or hidden_KC")
+        raise ValueError(f"{name}: rows that are no single token must bring embeds_KD or hidden_KC")
     return replace(reduction, indices_K=indices)
+
+
+def _check_shapes(name: str, reduction: Reduction, visual: VisualTokens) -> None:
+    """Refuse what is no decision, or whose tensors do not fit the image or one another."""
+    if not isinstance(reduction, Reduction) or not isinstance(reduction.indices_K, Tensor):
+        raise ValueError(f"{name}: a Reduction with indices_K is due, got {type(reduction).__name__}")
+    indices = reduction.indices_K
+    if indices.dtype != torch.int64 or indices.ndim != 1:
+        raise ValueError(f"{name}: indices_K must be 1-D int64, got {indices.dtype} of shape {tuple(indices.shape)}")
+    expected = {
+        "embeds_KD": (len(indices), visual.embeds_ND.shape[1]),
+        "hidden_KC": (len(indices), visual.hidden_NC.shape[1]),
+        "scores_N": (len(visual),),
+    }
+    for each, shape in expected.items():
+        given = getattr(reduction, each)
+        if given is not None and given.shape != shape:
+            raise ValueError(f"{name}: {each} must have shape {shape}, got {tuple(given.shape)}")
+
+
+def _check_indices(name: str, indices_K: Tensor, num_visual: int) -> None:
+    """Refuse indices, on the CPU, that are no token of the image, or one token twice."""
+    listed = indices_K.tolist()
+    if listed and not (min(listed) >= -1 and max(listed) < num_visual):
+        raise ValueError(f"{name}: an index is outside -1..{num_visual - 1}")
+    if len(set(listed) - {-1}) < len(listed) - listed.count(-1):
+        raise ValueError(f"{name}: a token is kept twice")
 
 
 def _joined(parts: Sequence[Reduction], size: int) -> Reduction:

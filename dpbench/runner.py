@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,8 +22,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from dpbench import backbones, record, subset
-from dpbench.errors import ConfigError
+from dpbench import backbones, record, storage, subset
+from dpbench.errors import ConfigError, DpbenchError
+from dpbench.faults import Fault, Faults
 from dpbench.fingerprint import fingerprints
 from dpbench.finishing import Answered, finish, tidy
 from dpbench.manifest import Cell, Manifest, cells, with_fingerprints
@@ -66,12 +67,14 @@ class Outcome:
         added: the records it added, in order.
         found: the records that were there.
         unfinished: per cell whose samples are not all answered, its label, how many are and how many there are.
+        broken: the cells that failed, and why; they have no record.
         feature_cache: images that came from the feature cache ("hits") and images that were "encoded" by this process.
     """
 
     added: tuple[Record, ...] = ()
     found: tuple[Record, ...] = ()
     unfinished: tuple[tuple[str, int, int], ...] = ()
+    broken: tuple[Fault, ...] = ()
     feature_cache: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -81,9 +84,9 @@ class Outcome:
 
     @property
     def failed(self) -> bool:
-        """Tell whether a cell is not finished, or too many of its samples have no answer to trust its score."""
+        """Tell whether a cell failed or is not finished, or has too few answers for its score to be trusted."""
         shares = [each.num_failed / each.num_samples for each in (*self.added, *self.found)]
-        return bool(self.unfinished) or any(share > FAILURES_ALLOWED for share in shares)
+        return bool(self.unfinished or self.broken) or any(share > FAILURES_ALLOWED for share in shares)
 
 
 def plan(manifest: Manifest, out: Path, data_root: Path | None) -> Plan:
@@ -111,9 +114,11 @@ def run(
     device: str = "auto",
     feature_cache: int = FEATURE_CACHE,
     shard: Shard = WHOLE,
+    wait: bool = False,
+    sample_timeout: float | None = None,
     console: Console | None = None,
 ) -> Outcome:
-    """Run every cell of a manifest that has no record yet.
+    """Run every cell of a manifest that has no record yet; a cell that fails does not keep the others from it.
 
     Args:
         manifest: what to run.
@@ -122,19 +127,23 @@ def run(
         device: "auto", "cpu" or "cuda".
         feature_cache: bytes of encoded images to keep for later questions about them.
         shard: which samples are this process's; a part of them leaves journals to be merged, and no records.
+        wait: for a process that holds this run's folder; else it is an error.
+        sample_timeout: seconds after which a sample is given up; None waits for ever.
         console: where progress goes.
 
     Raises:
-        ConfigError: another process holds this run's folder, or the device is not there.
+        ConfigError: another process holds this run's folder, nothing can be written there, or the device is not there.
         MissingError: weights or data are not there.
+        StorageError: the disk is full or fails; what was written before is whole.
     """
     from dpbench.feature_cache import FeatureCache
     from dpbench.measure.environment import environment
 
     console, device, folder = console or Console(stderr=True), pick_device(device), out / manifest.name
     plan(manifest, out, data_root)
+    storage.check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with turn(folder, shard):
+    with storage.writing(folder), turn(folder, shard, waiting=_said(console) if wait else None):
         planned = plan(manifest, out, data_root)
         console.print(f"{len(planned.pending)} cells to run, {len(planned.done)} done already")
         if not planned.pending:
@@ -145,15 +154,24 @@ def run(
             for cell in planned.pending:
                 journal = join(folder, cell.id)
                 if cell.subset:
-                    journal.append(subset.known_answers(folder, cell, hard[cell.id]))
-        job = _load(manifest, planned, hard, data_root, device, FeatureCache(feature_cache), shard, console)
-        added = []
-        for name in _answer(job, manifest.protocol.batch_size, console):
+                    known = subset.known_answers(folder, cell, hard[cell.id])
+                    journal.append(each for each in known if each.key not in journal.answers)
+        faults = Faults(console)
+        job = _load(manifest, planned, hard, data_root, device, FeatureCache(feature_cache), shard, faults)
+        added: list[Record] = []
+        for name in _answer(job, manifest.protocol.batch_size, faults, sample_timeout):
             for each in job.answered(name) if shard == WHOLE else ():
-                added.append(finish(folder, each, job.built[name], environment(device)))
+                if each.cell not in faults:
+                    with faults.of(each.cell):
+                        done = finish(folder, each, job.built[name], environment(device))
+                        added += [done] if done else []
         if added:
             tidy(folder)
-        return Outcome(tuple(added), planned.done, feature_cache=job.cache.counts)
+        return Outcome(tuple(added), planned.done, broken=faults.found, feature_cache=job.cache.counts)
+
+
+def _said(console: Console) -> Callable[[str], None]:
+    return lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def pick_device(device: str) -> str:
@@ -215,15 +233,16 @@ def _load(
     device: str,
     cache: FeatureCache,
     shard: Shard,
-    console: Console,
+    faults: Faults,
 ) -> _Job:
     from dpbench import answering
 
+    console, running = faults.console, []
     with console.status(f"loading {manifest.backbone.name}"):
         backbone = load_backbone(manifest, device)
-        running = [
-            answering.start(cell, backbone, planned.folder, cache, shard, hard.get(cell.id)) for cell in planned.pending
-        ]
+        for cell in planned.pending:
+            with faults.of(cell, refuse=DpbenchError):
+                running.append(answering.start(cell, backbone, planned.folder, cache, shard, hard.get(cell.id)))
     with console.status("loading the benchmarks"):
         built = build_tasks(manifest, planned.pending, data_root)
         mine = {
@@ -233,18 +252,20 @@ def _load(
     return _Job(planned, backbone, cache, running, built, mine)
 
 
-def _answer(job: _Job, batch_size: int | str, console: Console) -> Iterator[str]:
+def _answer(job: _Job, batch_size: int | str, faults: Faults, sample_timeout: float | None) -> Iterator[str]:
     """Answer all cells of one task after the other; yields each task that is done."""
     from dpbench import answering
     from dpbench.encoding import Encoder
+    from dpbench.patience import Patience
 
-    needs = answering.needs_of(job.backbone, job.running)
-    with _progress(console) as bar:
+    needs, patience = answering.needs_of(job.backbone, job.running), Patience(sample_timeout, job.backbone.model)
+    with _progress(faults.console) as bar:
         shown = bar.add_task("starting", total=job.num_answers)
         for name, task in job.built.items():
             group = [each for each in job.running if each.cell.task == name]
             encoder = Encoder(job.backbone, task, job.cache, needs)
-            for done, label in answering.answer(job.backbone, group, task, job.mine[name], batch_size, encoder):
+            work = (job.backbone, group, task, job.mine[name], batch_size, encoder)
+            for done, label in answering.answer(*work, faults, patience):
                 bar.update(shown, advance=done, description=label)
             yield name
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from dpbench import locks
 from dpbench.errors import ConfigError
 from dpbench.journal import Journal
 
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _WAIT = timedelta(days=30)
+_AT_ONCE_S, _POLL_S = 0.2, 0.5
+_GATE_S = 5.0
+"""Seconds a shard tries to get the run's lock, which other shards hold while they begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +42,11 @@ class Shard:
     def journal(self, folder: Path, cell_id: str) -> Journal:
         """Open this process's journal of a cell; it knows what all the others had written by then."""
         main, parts = folder / "samples" / f"{cell_id}.jsonl", journals(folder, cell_id)
-        if self.total == 1:
-            return Journal(main, parts)
         mine = folder / "samples" / f"{cell_id}.{self.label}.jsonl"
-        return Journal(mine, [main, *(each for each in parts if each != mine)])
+        others = [main, *(each for each in parts if each != mine)]
+        journal = Journal(main, parts) if self.total == 1 else Journal(mine, others)
+        journal.mend()
+        return journal
 
 
 WHOLE = Shard()
@@ -59,6 +63,7 @@ def join(folder: Path, cell_id: str) -> Journal:
     No shard may be running.
     """
     journal, parts = Journal(folder / "samples" / f"{cell_id}.jsonl"), journals(folder, cell_id)
+    journal.mend()
     for part in parts:
         found = Journal(part).answers
         journal.append(answer for key, answer in found.items() if key not in journal.answers)
@@ -68,32 +73,48 @@ def join(folder: Path, cell_id: str) -> Journal:
 
 
 @contextmanager
-def turn(folder: Path, shard: Shard = WHOLE) -> Iterator[None]:
+def turn(folder: Path, shard: Shard = WHOLE, *, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold the run folder: alone, or together with other shards.
 
+    Args:
+        folder: of the run.
+        shard: this process's part.
+        waiting: told, once, who is waited for; without it, nobody is.
+
     Raises:
-        ConfigError: another process is there that must not be.
+        BusyError: another process is there that must not be, and is not waited for.
     """
-    busy = f"{folder}: another dpbench is running there; wait for it or give another --out"
-    with ExitStack() as held:
-        gate = held.enter_context(_locked(folder / "run.lock", busy, wait=0.2 if shard == WHOLE else 60))
-        if shard == WHOLE:
-            for path in folder.glob("shard.*.lock"):
-                with _locked(path, busy, wait=0.2):
-                    path.unlink()
-        else:
-            held.enter_context(_locked(folder / f"shard.{shard.label}.lock", busy, wait=0.2))
-            gate.release()
-        yield
+    told = False
+    while True:
+        with ExitStack() as held:
+            try:
+                _take(folder, shard, held)
+            except locks.BusyError as error:
+                busy = error
+            else:
+                yield
+                return
+        if waiting is None:
+            raise busy
+        if not told:
+            waiting(f"{folder}: waiting for another dpbench{busy.holder}; --no-wait refuses instead")
+        told = True
+        time.sleep(_POLL_S)
 
 
-@contextmanager
-def _locked(path: Path, busy: str, *, wait: float) -> Iterator[FileLock]:
-    try:
-        with FileLock(path, timeout=wait) as lock:
-            yield lock
-    except Timeout:
-        raise ConfigError(busy) from None
+def _take(folder: Path, shard: Shard, held: ExitStack) -> None:
+    """Take the locks of a process: the run's, which a shard only needs to begin, and the shard's or every shard's."""
+    gate = locks.take(folder / "run.lock", seconds=_AT_ONCE_S if shard == WHOLE else _GATE_S)
+    held.callback(gate.release)
+    if shard != WHOLE:
+        mine = locks.take(folder / f"shard.{shard.label}.lock", seconds=_AT_ONCE_S)
+        held.callback(mine.release)
+        gate.release()
+        return
+    for path in folder.glob("shard.*.lock"):
+        lock = locks.take(path, seconds=_AT_ONCE_S)
+        path.unlink()
+        lock.release()
 
 
 def chosen(num_shards: int | None, shard: int | None) -> Shard:

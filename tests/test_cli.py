@@ -7,7 +7,7 @@ import pytest
 import typer
 from places import TOY_DATA
 
-from dpbench import cli
+from dpbench import cli, flags
 
 CELL_FLAGS = {
     "--method", "--param", "--backbone", "--weights", "--revision", "--quantize", "--device-map", "--keep",
@@ -16,8 +16,8 @@ CELL_FLAGS = {
 }  # fmt: skip
 COMMANDS = {
     "run": CELL_FLAGS | {
-        "--tasks", "--limit", "--subset", "--batch-size", "--feature-cache", "--num-shards", "--shard", "--data-root",
-        "--dry-run",
+        "--tasks", "--limit", "--subset", "--protocol", "--batch-size", "--feature-cache", "--num-shards", "--shard",
+        "--data-root", "--dry-run", "--no-wait", "--sample-timeout",
     },
     "merge": {"--data-root"},
     "train": {
@@ -149,3 +149,9 @@ def test_the_toy_data_root_can_be_written_anywhere(
     code, printed = dpbench(capsys, monkeypatch, "toy", "data", "--out", str(tmp_path / "root"))
     assert code == 0
     assert Path(printed.strip()).is_file()
+
+
+@pytest.mark.parametrize(("given", "ocr"), [(None, False), ("lmms-eval", False), ("llava", True)])
+def test_the_protocol_decides_on_ocr_tokens(given: str | None, ocr: bool) -> None:
+    wanted = flags.manifest(None, flags.Flags(method="none", backbone="toy-llava", asked_as=given))
+    assert wanted.protocol.ocr is ocr

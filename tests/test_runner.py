@@ -138,8 +138,11 @@ def test_the_selection_that_is_tested_is_the_one_that_runs(
     asked = make_manifest(wanted.model_dump() | settings, source="test")
     assert run(asked, tmp_path / "whole").num_failed == 0
     monkeypatch.setattr(f"dpbench_baselines.{module}.{function}", broken)
-    with pytest.raises(RuntimeError, match="the selection is broken"):
-        run(asked, tmp_path / "broken")
+    outcome = run(asked, tmp_path / "broken")
+    assert [(each.cell.method, each.reason) for each in outcome.broken] == [
+        (method, "RuntimeError: the selection is broken")
+    ]
+    assert [each.cell["method"] for each in outcome.added] == ["none"]
 
 
 def test_a_change_to_the_methods_source_runs_its_cells_again(

@@ -1,0 +1,144 @@
+"""Methods with one fault each, as a third party might bring them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+from typing import ClassVar
+
+import torch
+
+from dpbench.method import Budget, Cut, LayerView, Method, Reduction, VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Before(Method):
+    budgeted = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raises(Before):
+    def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
+        raise ZeroDivisionError("no such luck")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(Before):
+    def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
+        return Reduction(torch.arange(keep)[None])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortRows(Before):
+    def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
+        return Reduction(torch.arange(keep), embeds_KD=visual.embeds_ND[: keep - 1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nothing(Before):
+    def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
+        return None  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twice(Before):
+    def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
+        return Reduction(torch.zeros(keep, dtype=torch.int64))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outside(Before):
+    def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
+        return Reduction(torch.arange(keep) + len(visual) - keep + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Undefined(Before):
+    def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
+        return Reduction(torch.arange(keep), scores_N=visual.embeds_ND[:, 0] * torch.nan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TooMany(Before):
+    def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
+        return Reduction(torch.arange(keep + 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inside(Method):
+    budgeted = True
+
+    def cuts(self, num_visual: int, num_layers: int, budget: Budget) -> tuple[Cut, ...]:
+        return (Cut(layer=2, keep=min(num_visual, budget.count), probe=2),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InsideTwice(Inside):
+    def select(self, view: LayerView) -> Reduction:
+        return Reduction(torch.zeros(view.cut.keep, dtype=torch.int64))
+
+
+@dataclass(frozen=True, kw_only=True)
+class InsideOutside(Inside):
+    def select(self, view: LayerView) -> Reduction:
+        return Reduction(torch.arange(view.cut.keep) + len(view.visual_index_N) - view.cut.keep + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InsideUndefined(Inside):
+    def rank(self, view: LayerView) -> torch.Tensor:
+        return view.hidden_LD[view.visual_index_N, 0] * torch.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class InsideTooMany(Inside):
+    def select(self, view: LayerView) -> Reduction:
+        return Reduction(torch.arange(view.cut.keep + 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeverCuts(Inside):
+    def cuts(self, num_visual: int, num_layers: int, budget: Budget) -> tuple[Cut, ...]:
+        return (Cut(layer=num_layers, keep=1, probe=0),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moody(Before):
+    """Fails from its n-th image on, until it is in a better mood."""
+
+    patience: ClassVar[int] = 0
+
+    def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
+        Moody.patience -= 1
+        if Moody.patience < 0:
+            raise RuntimeError("not now")
+        return Reduction(torch.arange(keep))
+
+
+REASONS = {
+    Raises: "ZeroDivisionError: no such luck",
+    Table: "ValueError: Table.reduce: indices_K must be 1-D int64, got torch.int64 of shape (1, 5)",
+    ShortRows: "ValueError: ShortRows.reduce: embeds_KD must have shape (5, 32), got (4, 32)",
+    Nothing: "ValueError: Nothing.reduce: a Reduction with indices_K is due, got NoneType",
+    Twice: "ValueError: Twice.reduce: a token is kept twice",
+    Outside: "ValueError: Outside.reduce: an index is outside -1..143",
+    Undefined: "ValueError: Undefined.reduce: 144 of 144 scores are NaN",
+    TooMany: "ValueError: TooMany.reduce: 6 rows for a budget of 5",
+    InsideTwice: "ValueError: InsideTwice.select: a visual row is kept twice",
+    InsideOutside: "ValueError: InsideOutside.select: an index is no visual row",
+    InsideUndefined: "ValueError: InsideUndefined.select: scores are NaN",
+    InsideTooMany: "ValueError: InsideTooMany.select: 6 rows at a cut to 5 of 144",
+    NeverCuts: "ValueError: NeverCuts.cuts: Cut(layer=6, keep=1, probe=0, merged=0) is not behind",
+}
+"""What a run says of each."""
+
+
+def named(method: type[Method]) -> str:
+    return f"bad-{method.__name__}"
+
+
+def entry_points() -> Mapping[str, EntryPoint]:
+    """Return the entry points that a package of these methods would have."""
+    return {
+        named(method): EntryPoint(named(method), f"bad_methods:{method.__name__}", "dpbench.methods")
+        for method in (*REASONS, Moody)
+    }

@@ -1,0 +1,126 @@
+"""A method with a fault fails its own cells with its name and the reason; the others of the grid go on."""
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bad_methods import REASONS, Moody, Raises, entry_points, named
+from places import TOY_DATA
+from rich.console import Console
+
+from dpbench import cli, finishing, record, registry, runner
+from dpbench.errors import ConfigError, StorageError
+from dpbench.faults import Faults
+from dpbench.journal import Journal
+from dpbench.manifest import Cell, Manifest, cells, make_manifest
+from dpbench.record import Record
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {**registry.methods(), **entry_points()}
+    monkeypatch.setattr(registry, "methods", lambda: known)
+
+
+def grid(folder: Path, methods: list[str], **protocol: Any) -> Manifest:
+    given = {"name": "trial", "backbone": {"name": "toy-llava", "weights": str(folder)}, "methods": methods}
+    budgets = {"budgets": {"keep": [5], "kind": "final"}, "tasks": ["pope"]}
+    return make_manifest(given | budgets | {"protocol": {"limit": 4, "batch_size": 2, **protocol}}, source="test")
+
+
+def run(wanted: Manifest, out: Path, said: io.StringIO | None = None) -> runner.Outcome:
+    return runner.run(wanted, out, TOY_DATA, device="cpu", console=Console(file=said or io.StringIO(), width=200))
+
+
+def test_every_fault_fails_its_cell_alone_and_is_tried_again(tiny_folder: Path, tmp_path: Path) -> None:
+    said = io.StringIO()
+    wanted = grid(tiny_folder, ["none", *map(named, REASONS), "grid"])
+    outcome = run(wanted, tmp_path, said)
+    found = {each.cell.method: each.reason for each in outcome.broken}
+    assert found.keys() == {named(method) for method in REASONS}
+    for method, reason in REASONS.items():
+        assert found[named(method)].startswith(reason)
+    assert outcome.failed
+    assert [each.cell["method"] for each in outcome.added] == ["none", "grid"]
+    assert said.getvalue().count("Traceback") == 1, "the first failure's"
+    folder = tmp_path / "trial"
+    assert {each.cell["method"] for each in record.read(folder / "records.jsonl", Record)} == {"none", "grid"}
+    for each in outcome.broken:
+        assert not Journal(folder / "samples" / f"{each.cell.id}.jsonl").answers
+    again = run(wanted, tmp_path)
+    assert (again.broken, len(again.found), again.added) == (outcome.broken, 2, ())
+
+
+def test_a_cell_that_fails_late_keeps_its_answers_and_goes_on(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Moody, "patience", 2)
+    wanted = grid(tiny_folder, [named(Moody)])
+    (broken,) = run(wanted, tmp_path).broken
+    path = tmp_path / "trial" / "samples" / f"{broken.cell.id}.jsonl"
+    assert (broken.reason, len(Journal(path).answers)) == ("RuntimeError: not now", 2)
+    monkeypatch.setattr(Moody, "patience", 2)
+    outcome = run(wanted, tmp_path)
+    assert (outcome.broken, [each.num_samples for each in outcome.added]) == ((), [4])
+
+
+def test_a_task_that_cannot_be_scored_fails_its_cell_and_keeps_its_answers(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ArithmeticError("no score")
+
+    monkeypatch.setattr(finishing, "_scored", broken)
+    (fault,) = run(grid(tiny_folder, ["none"]), tmp_path).broken
+    assert fault.reason == "ArithmeticError: no score"
+    monkeypatch.undo()
+    assert len(run(grid(tiny_folder, ["none"]), tmp_path).added) == 1
+
+
+def test_the_command_ends_with_a_table_and_exit_code_one(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "trial.yaml"
+    path.write_text(grid(tiny_folder, ["none", named(Raises)]).model_dump_json(exclude_none=True))
+    arguments = ["run", str(path), "--out", str(tmp_path / "out"), "--data-root", str(TOY_DATA)]
+    monkeypatch.setattr(sys, "argv", ["dpbench", *arguments])
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    assert done.value.code == 1
+    table = capsys.readouterr().err.splitlines()[-5:]
+    assert [cell.strip() for cell in table[0].split("|")[1:-1]] == ["cell that failed", "reason"]
+    assert [cell.strip() for cell in table[2].split("|")[1:-1]] == [
+        "bad-Raises @ 5 on pope",
+        "ZeroDivisionError: no such luck",
+    ]
+    assert table[-1].startswith("1 records added")
+
+
+@pytest.mark.parametrize("error", [StorageError("full"), OSError(28, "No space left on device")])
+def test_what_concerns_the_whole_run_is_no_cells_fault(error: Exception, tiny_folder: Path) -> None:
+    faults = Faults(Console(quiet=True))
+    with pytest.raises(type(error)), faults.of(only_cell(tiny_folder)):
+        raise error
+    assert faults.found == ()
+
+
+def only_cell(folder: Path) -> Cell:
+    return next(cells(grid(folder, ["none"])))
+
+
+def test_bad_input_refuses_the_whole_run_before_anything_is_answered(tiny_folder: Path) -> None:
+    faults = Faults(Console(quiet=True))
+    with pytest.raises(ConfigError), faults.of(only_cell(tiny_folder), refuse=ConfigError):
+        raise ConfigError("out of reach")
+
+
+def test_a_gpu_that_is_lost_ends_the_run_with_the_cells_name(tiny_folder: Path) -> None:
+    with (
+        pytest.raises(torch.AcceleratorError) as raised,
+        Faults(Console(quiet=True)).of(only_cell(tiny_folder)),
+    ):
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+    assert "none @ all on pope" in raised.value.__notes__[0]

@@ -1,0 +1,386 @@
+"""Signals, full and read-only disks, samples that hang: what was done is kept, and a sentence says what goes on."""
+
+import errno
+import json
+import os
+import re
+import resource
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from places import PACKAGE, TOY_DATA
+from rich.console import Console
+
+from dpbench import cli, pruning, record, runner, stopping, storage
+from dpbench.diffprune import interruption
+from dpbench.diffprune.logbook import Logbook
+from dpbench.diffprune.recipe import Recipe, recipe
+from dpbench.diffprune.resume import STATE
+from dpbench.diffprune.train import Training, train
+from dpbench.errors import ConfigError, StorageError
+from dpbench.journal import Answer, Journal
+from dpbench.manifest import Manifest, make_manifest
+from dpbench.patience import Patience
+from dpbench.record import Record
+
+QUIET = Console(quiet=True)
+CELL = ("run", "--method", "grid", "--keep", "16", "--backbone", "toy-llava", "--tasks", "pope", "--batch-size", "4")
+NAME = "toy-llava-grid-16"
+
+
+def dpbench(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "dpbench", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "400"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, **options)
+
+
+def goes_on(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
+    """Run a command in this process, which has everything loaded, and return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["dpbench", *arguments])
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    return done.value.code or 0
+
+
+def answers(folder: Path) -> list[dict[str, Any]]:
+    return [
+        json.loads(line)
+        for path in (folder / NAME / "samples").glob("*.jsonl")
+        for line in path.read_text().split("\n")[:-1]
+    ]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_asked_to_stop_does_so_at_once_and_says_what_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+) -> None:
+    with dpbench(*CELL, "--limit", "48", "--out", str(tmp_path)) as running:
+        while not answers(tmp_path):
+            assert running.poll() is None
+            time.sleep(0.02)
+        running.send_signal(number)
+        began = time.monotonic()
+        _, said = running.communicate()
+    assert time.monotonic() - began < 5
+    assert running.returncode == code
+    assert "Traceback" not in said
+    before = answers(tmp_path)
+    assert 0 < len(before) < 48
+    sentence, _, command = said.strip().splitlines()[-1].partition("go on with: ")
+    assert sentence == "stopped; what was finished is kept, "
+    words = shlex.split(command)
+    assert words == ["dpbench", *CELL, "--limit", "48", "--out", str(tmp_path)]
+    assert goes_on(monkeypatch, *words[1:]) == 0
+    after = answers(tmp_path)
+    assert after[: len(before)] == before
+    assert len({each["doc_id"] for each in after}) == len(after) == 48
+
+
+def test_the_command_that_goes_on_is_quoted_and_resumes_a_training(tmp_path: Path) -> None:
+    assert stopping.said(["run", "my grid.yaml"]).endswith("go on with: dpbench run 'my grid.yaml'")
+    arguments = ["train", "--backbone", "toy-llava", f"--out={tmp_path}"]
+    assert not stopping.said(arguments).endswith("--resume"), "there is no checkpoint yet"
+    (tmp_path / STATE).touch()
+    assert stopping.said(arguments).endswith(f"--out={tmp_path} --resume")
+    assert stopping.said([*arguments, "--resume"]).count("--resume") == 1
+
+
+def limited(size: int) -> Any:
+    """Return what gives a process a disk on which no file may be larger than so many bytes."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_a_full_disk_is_a_sentence_and_the_run_goes_on_once_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = (*CELL, "--limit", "24", "--out", str(tmp_path))
+    with dpbench(*command, preexec_fn=limited(8000)) as running:
+        _, said = running.communicate()
+    assert running.returncode == 1
+    assert "Traceback" not in said
+    assert re.search(r"StorageError: \S+\.jsonl: cannot be written \(File too large\); what was finished is kept", said)
+    (path,) = (tmp_path / NAME / "samples").glob("*.jsonl")
+    before = path.read_bytes()
+    assert before.endswith(b"\n")
+    assert 0 < len(answers(tmp_path)) < 24
+    assert goes_on(monkeypatch, *command) == 0
+    assert path.read_bytes().startswith(before)
+    assert len({each["doc_id"] for each in answers(tmp_path)}) == len(answers(tmp_path)) == 24
+    assert [each.num_failed for each in record.read(tmp_path / NAME / "records.jsonl", Record)] == [0]
+
+
+@pytest.fixture
+def wanted(tiny_folder: Path) -> Manifest:
+    given = {"name": "trial", "backbone": {"name": "toy-llava", "weights": str(tiny_folder)}, "methods": ["grid"]}
+    protocol = {"budgets": {"keep": [5]}, "tasks": ["pope"], "protocol": {"limit": 8, "batch_size": 4}}
+    return make_manifest(given | protocol, source="test")
+
+
+def run(wanted: Manifest, out: Path, **options: Any) -> runner.Outcome:
+    return runner.run(wanted, out, TOY_DATA, device="cpu", console=QUIET, **options)
+
+
+@pytest.mark.parametrize("what", ["below a file", "read-only", "full"])
+def test_a_folder_that_takes_nothing_is_refused_before_the_backbone_loads(
+    wanted: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def loaded(*_: object) -> None:
+        raise AssertionError("the backbone was loaded")
+
+    def refuse(**_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(runner, "load_backbone", loaded)
+    code = {"below a file": errno.ENOTDIR, "read-only": errno.EROFS, "full": errno.ENOSPC}[what]
+    if what == "below a file":
+        (tmp_path / "file").touch()
+    else:
+        monkeypatch.setattr(storage, "TemporaryFile", refuse)
+    before = list(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match=rf"--out: nothing can be written to .*trial \({os.strerror(code)}\)"):
+        run(wanted, tmp_path / "file")
+    assert list(tmp_path.iterdir()) == before
+
+
+def test_a_disk_that_fills_up_while_a_record_is_written_loses_no_answer(
+    wanted: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(record, "append", full)
+    with pytest.raises(StorageError, match="No space left on device"):
+        run(wanted, tmp_path)
+    monkeypatch.undo()
+    (path,) = (tmp_path / "trial" / "samples").iterdir()
+    before = path.read_bytes()
+    assert [each.num_samples for each in run(wanted, tmp_path).added] == [8]
+    assert path.read_bytes() == before
+
+
+def test_a_sample_that_hangs_is_given_up_alone(
+    wanted: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls, stuck = pruning.splice, 0, ""
+
+    def splice(backbone: Any, method: Any, prompt: Any, *rest: Any) -> Any:
+        nonlocal calls, stuck
+        calls += 1
+        stuck = stuck or (prompt.question if calls == 3 else "")
+        until = time.monotonic() + 20
+        while prompt.question == stuck and time.monotonic() < until:
+            try:
+                time.sleep(0.01)
+            except Exception:
+                continue
+        return real(backbone, method, prompt, *rest)
+
+    monkeypatch.setattr(pruning, "splice", splice)
+    (outcome,) = run(wanted, tmp_path, sample_timeout=0.5).added
+    failures = [each.failure for each in journal(tmp_path).values()]
+    assert failures.count("timed out after 0.5 s") == outcome.num_failed >= 1
+    assert failures.count(None) == 8 - outcome.num_failed >= 4
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def journal(out: Path) -> dict[Any, Answer]:
+    (path,) = (out / "trial" / "samples").iterdir()
+    return Journal(path).answers
+
+
+def test_an_image_that_hangs_is_given_up_alone(
+    wanted: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dpbench.lmms import BuiltTask
+
+    real, seen = BuiltTask.images, []
+
+    def images(self: BuiltTask, request: Any) -> Any:
+        seen.append(self.image_group(request))
+        while seen[0] == seen[-1]:
+            time.sleep(0.01)
+        return real(self, request)
+
+    monkeypatch.setattr(BuiltTask, "images", images)
+    run(wanted, tmp_path, sample_timeout=0.3)
+    for each in journal(tmp_path).values():
+        assert each.failure == ("timed out after 0.3 s" if each.image_group == seen[0] else None)
+
+
+def test_what_was_given_up_leaves_no_hook_and_no_alarm() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    model[0].register_forward_hook(lambda *_: None)
+
+    def work(part: Sequence[int]) -> list[int]:
+        model[0].register_forward_pre_hook(lambda *_: None)
+        if 1 in part:
+            time.sleep(60)
+        return [10 * each for each in part]
+
+    before = signal.getsignal(signal.SIGALRM)
+    assert Patience(0.05, model).map([0, 1, 2], work) == [0, None, 20]
+    assert len(model[0]._forward_hooks) == 1
+    assert len(model[0]._forward_pre_hooks) == 2, "those of the work that ended are its own"
+    assert (signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)) == (before, (0, 0))
+
+
+def test_without_a_timeout_nothing_is_armed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "setitimer", None)
+    assert Patience(None, torch.nn.Identity()).map([1], lambda part: part) == [1]
+
+
+SMALL = {
+    "dtype": "float32",
+    "steps": 4,
+    "batch_size": 4,
+    "num_validation": 4,
+    "validate_every": 2,
+    "keep": "16,32",
+    "hidden": 16,
+}
+
+
+def small() -> Recipe:
+    return recipe("toy-llava", SMALL)
+
+
+def left(folder: Path) -> tuple[dict[str, bytes], list[dict[str, float]], dict[str, Any]]:
+    """Return a training's end: state and scorer in bytes, its log without speeds, how far it says it is."""
+    from safetensors import safe_open
+
+    with safe_open(folder / STATE, "pt") as file:
+        tensors = {name: file.get_tensor(name).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
+        state = json.loads(file.metadata()["state"])
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    log = [{name: value for name, value in row.items() if name != "images_per_s"} for row in rows]
+    return {**tensors, "scorer": (folder / "scorer.safetensors").read_bytes()}, log, state | {"seconds": 0}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("scorers") / "whole"
+    train(small(), out, console=QUIET)
+    return out
+
+
+@pytest.mark.parametrize("slow", ["_summed", "_validation_losses"])
+@pytest.mark.parametrize(("number", "leaves"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_training_that_cannot_end_its_step_in_time_stops_within_it_and_goes_on_the_same(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    slow: str,
+    number: signal.Signals,
+    leaves: type[BaseException],
+) -> None:
+    real = getattr(Training, slow)
+
+    def hanging(self: Training, *given: Any) -> Any:
+        if self.state.step == 2:
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+        return real(self, *given)
+
+    monkeypatch.setattr(interruption, "GRACE_S", 0.2)
+    monkeypatch.setattr(Training, slow, hanging)
+    began = time.monotonic()
+    with pytest.raises(leaves):
+        train(small(), tmp_path / "stopped", console=QUIET)
+    assert time.monotonic() - began < 50
+    assert left(tmp_path / "stopped")[2]["step"] == 2
+    monkeypatch.undo()
+    train(small(), tmp_path / "stopped", resume=True, console=QUIET)
+    assert left(tmp_path / "stopped") == left(trained)
+
+
+def test_a_stop_does_not_break_into_what_must_be_whole() -> None:
+    asked, done = interruption.Interruption(), []
+
+    def work() -> None:
+        with asked.whole():
+            asked.ring(signal.SIGALRM, None)
+            with asked.whole():
+                done.append("all of it")
+            done.append("really")
+
+    with pytest.raises(interruption.LateError):
+        work()
+    assert done == ["all of it", "really"]
+
+
+def test_a_disk_that_fills_up_keeps_the_last_checkpoint(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, room = os.fsync, iter([True, True])
+
+    def fsync(number: int) -> None:
+        if not next(room, False):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(number)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(StorageError, match=r"cannot be written \(No space left on device\)"):
+        train(small(), tmp_path / "full", console=QUIET)
+    monkeypatch.undo()
+    assert not list((tmp_path / "full").glob("*.part"))
+    train(small(), tmp_path / "full", resume=True, console=QUIET)
+    assert left(tmp_path / "full") == left(trained)
+
+
+def test_a_training_on_a_full_disk_is_a_sentence(tmp_path: Path) -> None:
+    settings = [word for name, value in SMALL.items() for word in ("--param", f"{name}={value}")]
+    command = ("train", "--backbone", "toy-llava", "--out", str(tmp_path / "out"), *settings)
+    with dpbench(*command, preexec_fn=limited(20_000)) as running:
+        _, said = running.communicate()
+    assert running.returncode == 1
+    assert "Traceback" not in said
+    assert re.search(r"StorageError: \S+: cannot be written \(", said)
+
+
+def test_a_training_killed_with_its_first_scorer_just_written_goes_on(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise MemoryError("killed")
+
+    monkeypatch.setattr(Logbook, "validated", killed)
+    with pytest.raises(MemoryError):
+        train(small(), tmp_path / "killed", console=QUIET)
+    assert (tmp_path / "killed" / "scorer.safetensors").is_file()
+    monkeypatch.undo()
+    train(small(), tmp_path / "killed", resume=True, console=QUIET)
+    assert left(tmp_path / "killed") == left(trained)
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
+    code = "import sys\nfrom pathlib import Path\nfrom dpbench import locks\n"
+    code += "lock = locks.take(Path(sys.argv[1]), seconds=1)\nprint('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path / "train.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline().strip() == b"held"
+        with pytest.raises(ConfigError, match=rf"another dpbench is running there \(process {other.pid}"):
+            train(small(), tmp_path, console=QUIET)
+        other.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [("--limit", "1"), ("--train",)])
+def test_chaos_finds_nothing(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(
+        "name: grid\nbackbone: toy-llava\nmethods: [none, grid]\nbudgets: {keep: [16]}\ntasks: [gqa, mme]\n"
+    )
+    script = PACKAGE.parent / "benchmarks" / "chaos.py"
+    command = [sys.executable, str(script), "--kills", "3", "--manifest", str(grid), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"3 kills, 0 lost, 0 duplicated, (records|weights) identical\n", done.stdout)

@@ -1,0 +1,155 @@
+"""Two processes on one run folder: the second waits or says who holds it, and the dead hold nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from places import TOY_DATA
+
+from dpbench import locks, merging
+from dpbench.errors import ConfigError
+from dpbench.sharding import WHOLE, Shard, turn
+
+HOLD = (
+    "import sys\nfrom pathlib import Path\nfrom dpbench.sharding import Shard, turn\n"
+    "with turn(Path(sys.argv[1]), Shard(int(sys.argv[2]), int(sys.argv[3]))):\n"
+    "    print('held', flush=True); sys.stdin.read()"
+)
+
+
+@contextmanager
+def holder(folder: Path, shard: Shard = WHOLE) -> Iterator[subprocess.Popen[bytes]]:
+    """Hold a run folder from another process; its stdin closed, it leaves."""
+    command = [sys.executable, "-c", HOLD, str(folder), str(shard.number), str(shard.total)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline().strip() == b"held"
+        yield other
+        if other.poll() is None:
+            other.communicate()
+
+
+def test_the_second_waits_and_says_for_whom(tmp_path: Path) -> None:
+    said: list[str] = []
+    with holder(tmp_path) as other:
+
+        def waiting(text: str) -> None:
+            said.append(text)
+            assert other.stdin is not None
+            other.stdin.close()
+
+        with turn(tmp_path, waiting=waiting):
+            assert other.wait(5) == 0
+    (text,) = said
+    assert text.startswith(f"{tmp_path}: waiting for another dpbench (process {other.pid} on ")
+    assert "since 2" in text
+    assert text.endswith("; --no-wait refuses instead")
+
+
+@pytest.mark.parametrize("shard", [WHOLE, Shard(0, 2)], ids=lambda shard: shard.label)
+def test_without_waiting_the_second_is_refused_at_once(tmp_path: Path, shard: Shard) -> None:
+    with holder(tmp_path, shard) as other:
+        began = time.monotonic()
+        with (
+            pytest.raises(ConfigError, match=rf"another dpbench is running there \(process {other.pid} on .* since"),
+            turn(tmp_path, shard),
+        ):
+            pass
+        assert time.monotonic() - began < 2
+
+
+def test_the_lock_of_a_dead_process_is_free(tmp_path: Path) -> None:
+    with holder(tmp_path) as other:
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+        assert json.loads((tmp_path / "run.lock").read_text())["pid"] == other.pid
+        with turn(tmp_path):
+            assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
+
+
+def test_a_lock_whose_file_says_nothing_is_still_a_lock(tmp_path: Path) -> None:
+    with holder(tmp_path):
+        for text in ("", "{", "[]", '{"pid": 1}'):
+            (tmp_path / "run.lock").write_text(text)
+            with pytest.raises(ConfigError, match="another dpbench is running there; wait for it"):
+                locks.take(tmp_path / "run.lock", seconds=0)
+
+
+def test_shards_run_side_by_side_and_the_same_one_does_not(tmp_path: Path) -> None:
+    with holder(tmp_path, Shard(0, 2)):
+        with turn(tmp_path, Shard(1, 2)):
+            pass
+        for mine in (Shard(0, 2), WHOLE):
+            with pytest.raises(ConfigError, match=r"another dpbench is running there \(process"), turn(tmp_path, mine):
+                pass
+        with turn(tmp_path, Shard(1, 2)):
+            pass  # a refused one has left nothing locked
+
+
+def test_a_shard_that_waits_for_its_like_keeps_no_other_from_starting(tmp_path: Path) -> None:
+    with holder(tmp_path, Shard(0, 2)) as first:
+
+        def waiting(_: str) -> None:
+            with holder(tmp_path, Shard(1, 2)):
+                pass
+            assert first.stdin is not None
+            first.stdin.close()
+
+        with turn(tmp_path, Shard(0, 2), waiting=waiting):
+            assert first.wait(5) == 0
+
+
+def dpbench(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "dpbench", *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+CELL = ("--method", "grid", "--keep", "16", "--backbone", "toy-llava", "--tasks", "gqa", "--limit", "12")
+
+
+def answered(folder: Path) -> Counter[int]:
+    return Counter(
+        json.loads(line)["doc_id"]
+        for path in (folder / "toy-llava-grid-16" / "samples").glob("*.jsonl")
+        for line in path.read_text().splitlines()
+    )
+
+
+def test_two_commands_on_one_folder_answer_every_sample_once(tmp_path: Path) -> None:
+    with holder_of_run(tmp_path):
+        started = [dpbench("run", *CELL, "--out", str(tmp_path)) for _ in range(2)]
+        refused = dpbench("run", *CELL, "--out", str(tmp_path), "--no-wait")
+        assert "another dpbench is running there (process" in refused.communicate()[1]
+        assert refused.returncode == 2
+    said = [each.communicate()[1] for each in started]
+    assert [each.returncode for each in started] == [0, 0], said
+    assert all("waiting for another dpbench" in text.replace("\n", " ") for text in said)
+    assert sorted(text.strip().splitlines()[-1].split(" records")[0] for text in said) == ["0", "1"]
+    assert set(answered(tmp_path).values()) == {1}
+
+
+@contextmanager
+def holder_of_run(out: Path) -> Iterator[None]:
+    (out / "toy-llava-grid-16").mkdir()
+    with holder(out / "toy-llava-grid-16"):
+        yield
+
+
+def test_two_shards_at_once_never_collide(tmp_path: Path) -> None:
+    shards = [("--num-shards", "2", "--shard", str(number)) for number in range(2)]
+    started = [dpbench("run", *CELL, "--out", str(tmp_path), *shard) for shard in shards]
+    for each in started:
+        said = each.communicate()[1]
+        assert each.returncode == 0, said
+    once = answered(tmp_path)
+    assert set(once.values()) == {1}
+    outcome = merging.merge(tmp_path / "toy-llava-grid-16", TOY_DATA)
+    assert [each.num_samples for each in outcome.added] == [12] == [len(once)]
