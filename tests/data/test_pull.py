@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from fakehub import COMMIT, FakeHub, serving
 from huggingface_hub.hf_api import DatasetInfo
+from huggingface_hub.utils import enable_progress_bars
 from places import TOY_DATA
 
 from dpbench import cli
@@ -36,6 +37,7 @@ def dpbench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     """Run a command against a hub, with an empty cache, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DPBENCH_DATA", raising=False)
+    enable_progress_bars()  # loading a model in this process switches them off
     hub_settings = "huggingface_hub.constants"
     monkeypatch.setattr(f"{hub_settings}.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(f"{hub_settings}.HF_HUB_DISABLE_XET", True)
