@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
@@ -14,7 +15,7 @@ from tabulate import tabulate
 
 from dpbench import backbones, registry, tasks
 from dpbench.data.root import data_files
-from dpbench.errors import ConfigError, MissingError
+from dpbench.errors import ConfigError, MissingError, UnsupportedError
 from dpbench.manifest import Manifest, load_manifest, make_manifest
 from dpbench.sharding import WHOLE, Shard
 
@@ -116,18 +117,29 @@ def _on(backbone: str, loaded: Manifest) -> dict[str, Any]:
     """Return what changes where a manifest is run on another backbone than its own.
 
     Budgets that are counts become the same share of the other's visual tokens, where both have a fixed number of them;
-    scorers belong to a backbone, so the one that ships for the other is taken; of weights, the default ones.
+    scorers belong to a backbone, so the one that ships for the other is taken; of weights, the default ones. A method
+    that the other backbone cannot serve is named on stderr and left out.
     """
     old, new = backbones.find(loaded.backbone.name).num_visual, backbones.find(backbone).num_visual
     methods = [
         {"name": each.name, "params": {name: value for name, value in each.params.items() if name != "checkpoint"}}
         for each in loaded.methods
     ]
+    methods = [each for each in methods if _served(each, backbone)]
     changed: dict[str, Any] = {"backbone": {"name": backbone}, "methods": methods}
     if loaded.budgets and loaded.budgets.keep and old and new:
         budgets = loaded.budgets.model_dump(exclude_none=True)
         changed["budgets"] = budgets | {"keep": [max(1, round(keep * new / old)) for keep in budgets["keep"]]}
     return changed
+
+
+def _served(entry: Mapping[str, Any], backbone: str) -> bool:
+    try:
+        registry.load(entry["name"], entry["params"]).files(backbone)
+    except UnsupportedError as error:
+        print(f"left out: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _from_flags(flags: Flags) -> Manifest:

@@ -155,3 +155,13 @@ def test_the_toy_data_root_can_be_written_anywhere(
 def test_the_protocol_decides_on_ocr_tokens(given: str | None, ocr: bool) -> None:
     wanted = flags.manifest(None, flags.Flags(method="none", backbone="toy-llava", asked_as=given))
     assert wanted.protocol.ocr is ocr
+
+
+def test_on_another_backbone_a_method_it_cannot_serve_is_named_and_left_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wanted = flags.manifest(Path("table1-llava-1.5"), flags.Flags(backbone="toy-llava"))
+    names = [each.name for each in wanted.methods]
+    assert "visionzip" in names
+    assert "cdpruner" not in names
+    assert "left out: cdpruner" in capsys.readouterr().err
