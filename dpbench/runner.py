@@ -142,8 +142,8 @@ def run(
     console, device, folder = console or Console(stderr=True), pick_device(device), out / manifest.name
     plan(manifest, out, data_root)
     storage.check_writable(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with storage.writing(folder), turn(folder, shard, waiting=_said(console) if wait else None):
+    waiting = _said(console) if wait else None
+    with storage.writing(folder), storage.made(folder), turn(folder, shard, waiting=waiting):
         planned = plan(manifest, out, data_root)
         console.print(f"{len(planned.pending)} cells to run, {len(planned.done)} done already")
         if not planned.pending:

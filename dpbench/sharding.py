@@ -130,6 +130,8 @@ def chosen(num_shards: int | None, shard: int | None) -> Shard:
         raise ConfigError("--num-shards: the launcher splits the samples already; leave --num-shards and --shard out")
     if num_shards is None or shard is None:
         raise ConfigError("--num-shards and --shard go together; give --num-shards S and --shard 0, 1, ... S-1")
+    if num_shards < 1:
+        raise ConfigError(f"--num-shards: {num_shards} is none; give 1 or more")
     if not 0 <= shard < num_shards:
         raise ConfigError(f"--shard: there is no shard {shard} of {num_shards}; they count from 0 to {num_shards - 1}")
     return Shard(shard, num_shards)

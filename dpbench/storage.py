@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from dpbench.errors import ConfigError, StorageError
+from dpbench.errors import ConfigError, DpbenchError, StorageError
 
 _FAILING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
@@ -98,3 +99,19 @@ def check_writable(folder: Path) -> None:
         raise ConfigError(
             f"--out: nothing can be written to {folder} ({error.strerror}); give a folder of yours on a disk with room"
         ) from None
+
+
+@contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """Make a folder, and take it away again where bad input is refused inside the block before an answer is in it."""
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except DpbenchError as error:
+        if new and error.exit_code == DpbenchError.exit_code and not any(folder.glob("**/*.jsonl")):
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # another run may be in the folder above
+                for parent in new[1:]:
+                    parent.rmdir()
+        raise

@@ -384,3 +384,17 @@ def test_chaos_finds_nothing(arguments: tuple[str, ...], tmp_path: Path) -> None
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"3 kills, 0 lost, 0 duplicated, (records|weights) identical\n", done.stdout)
+
+
+@pytest.mark.parametrize(
+    "given", [("--method", "fastv", "--keep", "1"), ("--method", "fastv", "--keep", "16", "--param", "layer=99")]
+)
+def test_what_is_refused_after_loading_leaves_nothing(
+    given: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert (
+        goes_on(monkeypatch, "dpbench", "run", "--backbone", "toy-llava", "--tasks", "pope", "--limit", "1", *given)
+        == 2
+    )
+    assert not list(tmp_path.iterdir())
