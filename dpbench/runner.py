@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.console import Console
@@ -151,23 +151,36 @@ def run(
         hard = subset.hard(folder, planned.pending, data_root)
         write_header(manifest, folder, device)
         if shard == WHOLE:
-            for cell in planned.pending:
-                journal = join(folder, cell.id)
-                if cell.subset:
-                    known = subset.known_answers(folder, cell, hard[cell.id])
-                    journal.append(each for each in known if each.key not in journal.answers)
+            _gather(folder, planned.pending, hard)
         faults = Faults(console)
         job = _load(manifest, planned, hard, data_root, device, FeatureCache(feature_cache), shard, faults)
         added: list[Record] = []
         for name in _answer(job, manifest.protocol.batch_size, faults, sample_timeout):
-            for each in job.answered(name) if shard == WHOLE else ():
-                if each.cell not in faults:
-                    with faults.of(each.cell):
-                        done = finish(folder, each, job.built[name], environment(device))
-                        added += [done] if done else []
+            if shard == WHOLE:
+                added += _finished(job, name, faults, environment(device))
         if added:
             tidy(folder)
         return Outcome(tuple(added), planned.done, broken=faults.found, feature_cache=job.cache.counts)
+
+
+def _gather(folder: Path, pending: Iterable[Cell], hard: Hard) -> None:
+    """Join what shards have answered of each cell, and for a subset what the whole cell has."""
+    for cell in pending:
+        journal = join(folder, cell.id)
+        if cell.subset:
+            known = subset.known_answers(folder, cell, hard[cell.id])
+            journal.append(each for each in known if each.key not in journal.answers)
+
+
+def _finished(job: _Job, task: str, faults: Faults, found: Mapping[str, Any]) -> list[Record]:
+    """Score and record a task's cells, those that failed left out."""
+    added: list[Record] = []
+    for each in job.answered(task):
+        if each.cell not in faults:
+            with faults.of(each.cell):
+                done = finish(job.plan.folder, each, job.built[task], found)
+                added += [done] if done else []
+    return added
 
 
 def _said(console: Console) -> Callable[[str], None]:

@@ -7,7 +7,7 @@ ranking at every cut inside the LLM. A method whose work depends on the image's 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import mean
@@ -21,10 +21,11 @@ from dpbench.answering import rule_of
 from dpbench.backbones.architectures import ARCHITECTURES
 from dpbench.backbones.base import Backbone
 from dpbench.errors import ConfigError, DpbenchError, MissingError
-from dpbench.manifest import BackboneEntry, Cell, Manifest, cells
+from dpbench.manifest import BackboneEntry, Cell, Manifest
 from dpbench.measure import closed_form, noise
 from dpbench.measure.flops import count_flops
 from dpbench.measure.inputs import QUESTION, usual_size
+from dpbench.measure.settings import once_each
 from dpbench.method import Cut, Method
 from dpbench.pruning import Spliced
 from dpbench.reducing import Rule
@@ -116,7 +117,7 @@ def flops_only(manifest: Manifest, *, text_tokens: int, image_hw: tuple[int, int
     if min(size) < 1:
         raise ConfigError(f"--image-size: an image has at least 1 pixel a side, got {size[0]} x {size[1]}")
     with torch.inference_mode():
-        counted = [_row(backbone, cell, size, text_tokens) for cell in _once_each(manifest)]
+        counted = [_row(backbone, cell, size, text_tokens) for cell in once_each(manifest)]
     refusals = [refusal for _, refusal in counted if refusal]
     if len(refusals) == len(counted):
         raise refusals[0]
@@ -157,11 +158,6 @@ def _refuse_settings(entry: BackboneEntry) -> None:
     for setting, value in named.items():
         if value not in (None, backbones.RANDOM):
             raise ConfigError(f"--flops-only counts {entry.name} at its published size, --{setting} changes nothing")
-
-
-def _once_each(manifest: Manifest) -> Iterator[Cell]:
-    task, seed = manifest.tasks[0], manifest.protocol.seeds[0]
-    return (cell for cell in cells(manifest) if cell.task == task and cell.seed == seed)
 
 
 def _row(

@@ -16,14 +16,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from dpbench import backbones, record, registry
 from dpbench.backbones.base import Backbone
 from dpbench.errors import DpbenchError
-from dpbench.manifest import Cell, Manifest, cells
+from dpbench.manifest import Cell, Manifest
 from dpbench.measure import energy, nvml, roofline
 from dpbench.measure.environment import environment, versions
 from dpbench.measure.first_token import FirstToken, net
 from dpbench.measure.inputs import Inputs, usual_size
 from dpbench.measure.interleave import Run, Series, interleave
 from dpbench.measure.row import Bench, Subject, row
-from dpbench.measure.settings import Configuration, Settings, steps
+from dpbench.measure.settings import Configuration, Settings, once_each, steps
 from dpbench.measure.timing import Recorder, clock_of
 from dpbench.method import Method
 from dpbench.record import Profile
@@ -101,7 +101,7 @@ def _layers(backbone: Backbone) -> list[Any]:
 def _subjects(bench: Bench, manifest: Manifest, configuration: Configuration) -> list[Subject]:
     """Bind the methods; one that cannot run on this backbone is named and left out."""
     found, refused = [], None
-    for cell in _once_each(manifest):
+    for cell in once_each(manifest):
         try:
             method = _bound(cell, bench.backbone, graphed=configuration == "cuda-graph")
             for asked in _asked(bench.backbone.name, bench.settings):
@@ -114,12 +114,6 @@ def _subjects(bench: Bench, manifest: Manifest, configuration: Configuration) ->
     if not found and refused is not None:
         raise refused
     return found
-
-
-def _once_each(manifest: Manifest) -> list[Cell]:
-    """Return one cell per method and budget; tasks and seeds make no difference to time."""
-    task, seed = manifest.tasks[0], manifest.protocol.seeds[0]
-    return [cell for cell in cells(manifest) if cell.task == task and cell.seed == seed]
 
 
 def _bound(cell: Cell, backbone: Backbone, *, graphed: bool) -> Method:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from dpbench import backbones, flags, registry, storage
 from dpbench.errors import ConfigError
-from dpbench.manifest import Manifest, make_manifest
+from dpbench.manifest import Cell, Manifest, cells, make_manifest
 
 EMBEDDED = "toy-llava"
 EMBEDDED_KEEP = 16
@@ -119,6 +119,12 @@ def manifest_of(
         "protocol": protocol,
     }
     return make_manifest(data | ({"budgets": budget} if keep or prune_rate else {}), source="command line")
+
+
+def once_each(manifest: Manifest) -> list[Cell]:
+    """Return one cell per method and budget; tasks and seeds make no difference to time and FLOPs."""
+    task, seed = manifest.tasks[0], manifest.protocol.seeds[0]
+    return [cell for cell in cells(manifest) if cell.task == task and cell.seed == seed]
 
 
 def ordered_methods() -> list[str]:
