@@ -1,13 +1,14 @@
 """How many samples a second dpbench answers, against lmms-eval's own adapter and against itself.
 
-    python benchmarks/throughput.py [--tasks pope,gqa] [--limit 60] [--repeats 3] [--threads 1]
+    python benchmarks/throughput.py [--tasks pope,gqa] [--limit 60] [--repeats 3] [--threads N]
     python benchmarks/throughput.py grid [--limit 60]
     python benchmarks/throughput.py batch [--device cuda] [--backbone llava-1.5] [--dtype float16] [--questions 8]
 
 The first answers the same samples of toy-llava, unpruned, with dpbench and with lmms-eval's `llava_hf` (which takes the
 package decord), in turns, and counts answers that differ. dpbench's time includes journal and per-sample scores.
-`grid` runs 16 cells in one process and in 16, from start to records. `batch` answers invented questions about noise
-with random weights, one at a time and batched, so it needs neither lmms-eval nor data.
+`grid` runs 16 cells in one process and in 16, from start to records. `batch` answers invented questions about JPEG
+files of noise with random weights: one at a time, batched, and batched with the next batch's images made ready
+meanwhile, as `dpbench run` does. It needs neither lmms-eval nor data.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -51,12 +53,14 @@ def cell_of(backbone: str, task: str, method: str = "none", keep: int | None = N
     return next(cells(make_manifest(given, source="benchmarks/throughput.py")))
 
 
-def ours(backbone: Backbone, built: Any, cell: Cell, batch_size: int | str = "auto") -> tuple[float, list[str]]:
+def ours(
+    backbone: Backbone, built: Any, cell: Cell, batch_size: int | str = "auto", *, ahead: bool = True
+) -> tuple[float, list[str]]:
     """Answer a task as `dpbench run` does, from requests to the journal; return seconds and answers in order."""
     with TemporaryDirectory() as folder:
         cache = feature_cache.FeatureCache(FEATURE_CACHE)
         running = answering.start(cell, backbone, Path(folder), cache)
-        encoder = Encoder(backbone, built, cache, answering.needs_of(backbone, [running]))
+        encoder = Encoder(backbone, built, cache, answering.needs_of(backbone, [running]), ahead=ahead)
         seconds = timed(lambda: list(answering.answer(backbone, [running], built, built.requests, batch_size, encoder)))
         known = running.journal.answers
     return seconds, [known[each.task, each.doc_id, each.prompt_hash].answer for each in built.requests]
@@ -150,14 +154,25 @@ class Invented:
     num_images: int
     num_questions: int
     max_new_tokens: int
-    size: int
+    size: tuple[int, ...]
     requests: tuple[Question, ...] = field(init=False)
+    files: tuple[bytes, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(0)
         texts = [" ".join(rng.choice(WORDS, rng.integers(6, 30))) for _ in range(self.num_images * self.num_questions)]
         made = tuple(Question(number, text, self.max_new_tokens) for number, text in enumerate(texts))
         object.__setattr__(self, "requests", made)
+        object.__setattr__(self, "files", tuple(map(self._file, range(self.num_images))))
+
+    def _file(self, number: int) -> bytes:
+        """Return a picture of coloured patches as a JPEG file."""
+        patches = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        held = BytesIO()
+        Image.fromarray(patches).resize((self.size[0], self.size[1]), Image.Resampling.BICUBIC).save(
+            held, "jpeg", quality=90
+        )
+        return held.getvalue()
 
     def image_hashes(self, request: Question) -> tuple[str, ...]:
         """Name a question's picture."""
@@ -168,9 +183,10 @@ class Invented:
         return self.image_hashes(request)[0]
 
     def images(self, request: Question) -> list[Image.Image]:
-        """Return a question's picture."""
-        rng = np.random.default_rng(int(self.image_group(request)))
-        return [Image.fromarray(rng.integers(0, 256, (self.size, self.size, 3), dtype=np.uint8))]
+        """Decode a question's picture."""
+        image = Image.open(BytesIO(self.files[int(self.image_group(request))]))
+        image.load()
+        return [image]
 
     def scores(self, request: Question, answer: str) -> dict[str, Any]:
         """Score nothing."""
@@ -182,20 +198,31 @@ def batched(given: argparse.Namespace) -> None:
     weights = None if given.backbone == "toy-llava" else "random"
     backbone = backbones.load(given.backbone, weights=weights, device=given.device, dtype=given.dtype)
     cell = cell_of(given.backbone, "pope", given.method, given.keep)
+    size = tuple(map(int, given.size.split("x")))
     rows = []
     for questions in dict.fromkeys((1, given.questions)):
-        built = Invented(given.samples // questions, questions, given.max_new_tokens, given.size)
-        for_one = Invented(max(1, given.samples // questions // 8), questions, given.max_new_tokens, given.size)
-        ours(backbone, Invented(2, questions, 2, given.size), cell)
-        alone_s, alone = ours(backbone, for_one, cell, 1)
+        built = Invented(given.samples // questions, questions, given.max_new_tokens, size)
+        for_one = Invented(max(1, given.samples // questions // 8), questions, given.max_new_tokens, size)
+        ours(backbone, Invented(2, questions, 2, size), cell)
+        alone_s, alone = ours(backbone, for_one, cell, 1, ahead=False)
+        waiting_s, _ = ours(backbone, built, cell, given.batch_size, ahead=False)
         batch_s, _ = ours(backbone, built, cell, given.batch_size)
-        rate, single = len(built.requests) / batch_s, len(for_one.requests) / alone_s
+        single, waiting, rate = len(alone) / alone_s, len(built.requests) / waiting_s, len(built.requests) / batch_s
         _, matched = ours(backbone, for_one, cell, given.batch_size)
         differ = sum(one != other for one, other in zip(alone, matched, strict=True)) / len(alone)
-        rows.append((questions, len(built.requests), single, rate, rate / single, f"{100 * differ:.1f} %"))
+        rows.append((questions, len(built.requests), single, waiting, rate, rate / single, f"{100 * differ:.1f} %"))
     place = torch.cuda.get_device_name() if given.device == "cuda" else "CPU"
-    print(f"{given.backbone}, {given.method}, {given.dtype}, {given.max_new_tokens} new tokens, {place}")
-    heads = ("questions per image", "samples", "batch 1 /s", f"batch {given.batch_size} /s", "ratio", "differ")
+    print(f"{given.backbone}, {given.method}, {given.dtype}, {given.max_new_tokens} new tokens, {given.size}, {place}")
+    batch = f"batch {given.batch_size}"
+    heads = (
+        "questions per image",
+        "samples",
+        "batch 1 /s",
+        f"{batch} /s",
+        f"{batch}, images ahead /s",
+        "ratio",
+        "differ",
+    )
     print(tabulate(rows, heads, "github", floatfmt=".2f"))
 
 
@@ -206,7 +233,7 @@ def main() -> None:
     parser.add_argument("--tasks", default="gqa,mmbench_en,mme,pope,vqav2,textvqa")
     parser.add_argument("--limit", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--backbone", default="toy-llava")
     parser.add_argument("--dtype", default="float32")
@@ -216,7 +243,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--questions", type=int, default=8)
     parser.add_argument("--max-new-tokens", type=int, default=16)
-    parser.add_argument("--size", type=int, default=336)
+    parser.add_argument("--size", default="640x480")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     if given.what == "grid":

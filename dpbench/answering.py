@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,8 +111,8 @@ def answer(
     """
     patience = patience or Patience(None, backbone.model)
     size = AUTO_BATCH.get(backbone.device.type, 32) if batch_size == "auto" else int(batch_size)
-    for batch in batches(built, requests, size):
-        encoder.start_batch()
+    for batch, following in pairwise([*batches(built, requests, size), []]):
+        encoder.start_batch(*(_pending(group, each, faults) for each in (batch, following)))
         for each in group:
             failed = faults is not None and each.cell in faults
             todo = [] if failed else each.unanswered(batch)
@@ -120,6 +121,13 @@ def answer(
                 with faults.of(each.cell) if faults else nullcontext():
                     _answer_cell(backbone, each, built, _encoded(encoder, each, todo, patience), patience)
                 yield len(todo), each.cell.label
+
+
+def _pending(group: Sequence[Running], requests: Sequence[Request], faults: Faults | None) -> list[Request]:
+    """Return the requests that a cell whose method reads images at their own size is still to answer."""
+    asking = [each for each in group if not reducing.resizes(each.method) and not (faults and each.cell in faults)]
+    wanted = {id(request) for each in asking for request in each.unanswered(requests)}
+    return [request for request in requests if id(request) in wanted]
 
 
 def batches(built: BuiltTask, requests: Iterable[Request], size: int) -> Iterator[list[Request]]:

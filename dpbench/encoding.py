@@ -1,11 +1,18 @@
-"""From requests to prompts with encoded images: an image is decoded, processed and encoded once for all its cells."""
+"""From requests to prompts with encoded images: an image is decoded, processed and encoded once for all its cells.
+
+While one batch is answered, other threads decode and preprocess the images of the next: Pillow and torch do so outside
+the interpreter's lock, and an accelerator does not wait for them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
 from PIL.Image import DecompressionBombError
 
 from dpbench import reducing
@@ -21,6 +28,8 @@ if TYPE_CHECKING:
     from dpbench.lmms import BuiltTask, Request
 
 NO_IMAGE = "image could not be decoded"
+THREADS = min(4, os.cpu_count() or 1)
+"""Images decoded and preprocessed at once, each by one thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +62,21 @@ class _Asked:
     failure: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What is known of a batch before its images are encoded.
+
+    Attributes:
+        images: by sample, decoded, or why they cannot be.
+        pixels: what is, or is being, preprocessed ahead of its turn.
+        prompts: by sample and rows of its images.
+    """
+
+    images: dict[int, list[Image] | str] = field(default_factory=dict)
+    pixels: dict[Key, Future[Pixels | str]] = field(default_factory=dict)
+    prompts: dict[tuple[int, tuple[int, ...]], Prompt] = field(default_factory=dict)
+
+
 class Encoder:
     """Encodes the images of one task's requests, batch by batch.
 
@@ -61,19 +85,40 @@ class Encoder:
         built: decodes a request's images and hashes their files.
         cache: shared by all tasks of a run.
         needs: which optional signals the run's methods read.
+        ahead: decode and preprocess the next batch's images in other threads, which no timer can interrupt.
     """
 
-    def __init__(self, backbone: Backbone, built: BuiltTask, cache: FeatureCache, needs: frozenset[str]) -> None:
+    def __init__(
+        self, backbone: Backbone, built: BuiltTask, cache: FeatureCache, needs: frozenset[str], *, ahead: bool = True
+    ) -> None:
         self.backbone, self.built, self.cache, self.needs = backbone, built, cache, needs
         self.room = Room(cache.clear)
-        self._images: dict[int, list[Image] | str] = {}
-        self._prompts: dict[tuple[int, tuple[int, ...]], Prompt] = {}
+        self._pool = ThreadPoolExecutor(THREADS, initializer=torch.set_num_threads, initargs=(1,)) if ahead else None
+        self._batch, self._next = _Batch(), _Batch()
         self._grids: dict[str, tuple[int, int]] = {}
 
-    def start_batch(self) -> None:
-        """Forget the images and prompts of the batch before."""
-        self._images.clear()
-        self._prompts.clear()
+    def start_batch(self, requests: Iterable[Request] = (), following: Iterable[Request] = ()) -> None:
+        """Forget the batch before, and begin to decode and preprocess the images of the one that follows.
+
+        Args:
+            requests: of this batch, by methods that read images at their own size.
+            following: the same of the next batch.
+        """
+        self._begin(requests)
+        wait(self._next.pixels.values())
+        self._batch, self._next = self._next, _Batch()
+        self._begin(following)
+
+    def _begin(self, requests: Iterable[Request]) -> None:
+        """Decode and preprocess for the next batch what neither the cache holds nor this batch will put there."""
+        if self._pool is None:
+            return
+        batch = self._next
+        for request in requests:
+            for number, each in enumerate(self.built.image_hashes(request)):
+                key = each, None
+                if key not in batch.pixels and key not in self._batch.pixels and self.cache.get(key) is None:
+                    batch.pixels[key] = self._pool.submit(self._preprocess, batch, request, number, None)
 
     def samples(self, requests: Sequence[Request], method: Method, rule: reducing.Rule) -> list[Sample]:
         """Return prompts with encoded images, at the size the method wants.
@@ -101,7 +146,7 @@ class Encoder:
         if not reducing.resizes(method):
             return _Asked(request, tuple((each, None) for each in hashes))
         if any(each not in self._grids for each in hashes):
-            images = self._open(request)
+            images = self._open(self._batch, request)
             if isinstance(images, str):
                 return _Asked(request, (), images)
             try:
@@ -110,34 +155,40 @@ class Encoder:
                 return _Asked(request, (), str(error))
         return _Asked(request, tuple((h, reducing.smaller(method, self._grids[h], rule)) for h in hashes))
 
-    def _open(self, request: Request) -> list[Image] | str:
+    def _open(self, batch: _Batch, request: Request) -> list[Image] | str:
         """Decode a sample's images, once per batch, or say why they cannot be."""
-        if request.doc_id not in self._images:
+        if request.doc_id not in batch.images:
             try:
-                self._images[request.doc_id] = self.built.images(request)
+                batch.images[request.doc_id] = self.built.images(request)
             except (OSError, SyntaxError, DecompressionBombError) as error:  # PIL calls a broken PNG a SyntaxError
-                self._images[request.doc_id] = f"{NO_IMAGE}: {error}"
-        return self._images[request.doc_id]
+                batch.images[request.doc_id] = f"{NO_IMAGE}: {error}"
+        return batch.images[request.doc_id]
+
+    def _preprocess(self, batch: _Batch, request: Request, number: int, grid: tuple[int, int] | None) -> Pixels | str:
+        """Decode and preprocess one of a sample's images, or say why it cannot be."""
+        images = self._open(batch, request)
+        if isinstance(images, str):
+            return images
+        try:
+            (pixels,) = self.backbone.preprocess([images[number]], None if grid is None else [grid])
+        except ImageError as error:
+            return str(error)
+        return pixels
 
     def _encode(self, missing: Mapping[Key, tuple[Request, int]]) -> dict[Key, Seen | str]:
         """Decode, process and encode images that are not in the cache, and put them there."""
         seen: dict[Key, Seen | str] = {}
-        ready: list[tuple[Key, int, Pixels]] = []
+        ready: dict[Key, Pixels] = {}
         for key, (request, number) in missing.items():
-            images = self._open(request)
-            if isinstance(images, str):
-                seen[key] = images
-                continue
-            grids = None if key[1] is None else [key[1]]
-            try:
-                prompt = self.backbone.prompt([images[number]], request.text, grids)
-            except ImageError as error:
-                seen[key] = str(error)
-                continue
-            ready.append((key, prompt.spans[0][1] - prompt.spans[0][0], prompt.pixels[0]))
-        made = self.room.map(ready, lambda part: self.backbone.encode([each[2] for each in part], self.needs))
-        for (key, rows, pixels), features in zip(ready, made, strict=True):
-            seen[key] = NO_ROOM if features is None else Seen(compact(features), rows, pixels.size)
+            begun = self._batch.pixels.get(key)
+            pixels = begun.result() if begun else self._preprocess(self._batch, request, number, key[1])
+            if isinstance(pixels, str):
+                seen[key] = pixels
+            else:
+                ready[key] = pixels
+        made = self.room.map(list(ready.values()), lambda part: self.backbone.encode(part, self.needs))
+        for (key, pixels), features in zip(ready.items(), made, strict=True):
+            seen[key] = NO_ROOM if features is None else Seen(compact(features), pixels.rows, pixels.size)
         for key, each in seen.items():
             if isinstance(each, Seen):
                 self.cache.put(key, each)
@@ -160,7 +211,7 @@ class Encoder:
     def _prompt(self, request: Request, images: Sequence[Seen]) -> Prompt:
         """Tokenise a request, once per batch and size of its images."""
         key = (request.doc_id, tuple(each.rows for each in images))
-        if key not in self._prompts:
+        if key not in self._batch.prompts:
             rows, sizes = [each.rows for each in images], [each.size for each in images]
-            self._prompts[key] = self.backbone.reprompt(rows, sizes, request.text)
-        return self._prompts[key]
+            self._batch.prompts[key] = self.backbone.tokenize(rows, sizes, request.text)
+        return self._batch.prompts[key]

@@ -20,7 +20,7 @@ from dpbench.backbones.base import Backbone
 from dpbench.method import Method
 from dpbench.pruning import Batch, Generated, Spliced
 
-MIN_SHARING = 2
+MIN_SHARING = 1.2
 """Prompts per different beginning, on average, from which a prefill of its own pays."""
 
 

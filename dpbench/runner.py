@@ -276,7 +276,7 @@ def _answer(job: _Job, batch_size: int | str, faults: Faults, sample_timeout: fl
         shown = bar.add_task("starting", total=job.num_answers)
         for name, task in job.built.items():
             group = [each for each in job.running if each.cell.task == name]
-            encoder = Encoder(job.backbone, task, job.cache, needs)
+            encoder = Encoder(job.backbone, task, job.cache, needs, ahead=sample_timeout is None)
             work = (job.backbone, group, task, job.mine[name], batch_size, encoder)
             for done, label in answering.answer(*work, faults, patience):
                 bar.update(shown, advance=done, description=label)

@@ -1,5 +1,7 @@
 """Answering: an image is read once for all, batched answers are those of batch 1, what fails is told and counted."""
 
+import threading
+from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,22 +85,22 @@ def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
     """Record what is decoded, processed and encoded."""
     seen: dict[str, list[Any]] = {"decoded": [], "processed": [], "encoded": []}
     backbone = type(miniatures.backbone("llava"))
-    real_images, real_prompt, real_encode = BuiltTask.images, backbone.prompt, backbone.encode
+    real_images, real_preprocess, real_encode = BuiltTask.images, backbone.preprocess, backbone.encode
 
     def images(self: BuiltTask, request: Any) -> Any:
         seen["decoded"].append(self.image_group(request))
         return real_images(self, request)
 
-    def prompt(self: Any, images: Any, text: str, grids: Any = None) -> Any:
+    def preprocess(self: Any, images: Any, grids: Any = None) -> Any:
         seen["processed"] += [grids[0] if grids else None] * len(images)
-        return real_prompt(self, images, text, grids)
+        return real_preprocess(self, images, grids)
 
     def encode(self: Any, pixels: Any, needs: Any = frozenset()) -> Any:
         seen["encoded"] += [tuple(each.values.shape) for each in pixels]
         return real_encode(self, pixels, needs)
 
     monkeypatch.setattr(BuiltTask, "images", images)
-    monkeypatch.setattr(backbone, "prompt", prompt)
+    monkeypatch.setattr(backbone, "preprocess", preprocess)
     monkeypatch.setattr(backbone, "encode", encode)
     return seen
 
@@ -161,18 +163,59 @@ def test_grouping_decodes_nothing(monkeypatch: pytest.MonkeyPatch, name: str) ->
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl"])
-def test_a_later_question_is_tokenised_as_the_first_would_be(family: str) -> None:
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_prompt_is_what_the_processor_makes_of_images_and_text_at_once(family: str, count: int) -> None:
     backbone = miniatures.backbone(family)
-    pictures = [Image.new("RGB", (70, 40), "red"), Image.new("RGB", (40, 90), "blue")]
-    for images in (pictures[:1], pictures, []):
-        first, wanted = backbone.prompt(images, "What?"), backbone.prompt(images, "Is there a red square here?")
-        rows = [stop - start for start, stop in first.spans]
-        later = backbone.reprompt(rows, [each.size for each in first.pixels], "Is there a red square here?")
-        assert torch.equal(later.ids_L, wanted.ids_L)
-        assert (later.spans, later.question) == (wanted.spans, wanted.question)
-        assert (later.positions_PL is None) == (wanted.positions_PL is None)
-        if later.positions_PL is not None and wanted.positions_PL is not None:
-            assert torch.equal(later.positions_PL, wanted.positions_PL)
+    images = [Image.effect_noise((70, 40), 99), Image.effect_noise((40, 90), 99)][:count]
+    images = [each.convert("RGB") for each in images]
+    found, chat = backbone.prompt(images, "What?"), backbone.chat(count, "What?")
+    wanted = backbone.processor(images=images or None, text=[chat], return_tensors="pt")
+    assert torch.equal(found.ids_L, wanted["input_ids"][0])
+    assert [stop - start for start, stop in found.spans] == [each.rows for each in found.pixels]
+    assert all((found.ids_L[start:stop] == backbone.image_id).all() for start, stop in found.spans)
+    values = [each.values for each in found.pixels]
+    if family == "qwen2_5_vl" and count:
+        assert torch.equal(torch.cat(values), wanted["pixel_values"])
+    for mine, theirs in zip(values, wanted.get("pixel_values", ()) if family != "qwen2_5_vl" else (), strict=False):
+        assert torch.equal(mine, theirs[: len(mine)])
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_images_of_the_next_batch_are_made_ready_while_this_one_is_answered(
+    tiny: Backbone, gqa: BuiltTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    threads, real = [], type(tiny).preprocess
+
+    def preprocess(self: Any, images: Any, grids: Any = None) -> Any:
+        threads.append(threading.current_thread())
+        return real(self, images, grids)
+
+    monkeypatch.setattr(type(tiny), "preprocess", preprocess)
+    kept = FeatureCache(1 << 30)
+    running = [answering.start(cell("none", None, "gqa"), tiny, tmp_path, kept)]
+    encoder = Encoder(tiny, gqa, kept, frozenset(), ahead=ahead)
+    answers = answering.answer(tiny, running, gqa, gqa.requests, 3, encoder)
+    next(answers)
+    following = [list(each) for each in answering.batches(gqa, gqa.requests, 3)][1]
+    own = {gqa.image_group(each) for each in following}
+    wait(encoder._next.pixels.values())
+    assert {key[0] for key in encoder._next.pixels} == (
+        own - {key[0] for key in encoder._batch.pixels} if ahead else set()
+    )
+    assert list(answers)
+    assert len(threads) == images_of(gqa)
+    assert all((each is threading.main_thread()) != ahead for each in threads)
+
+
+def test_what_goes_wrong_in_another_thread_is_the_cells_fault(
+    tiny: Backbone, gqa: BuiltTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def preprocess(*_: Any) -> Any:
+        raise ZeroDivisionError("in a processor")
+
+    monkeypatch.setattr(type(tiny), "preprocess", preprocess)
+    with pytest.raises(ZeroDivisionError, match="in a processor"):
+        answered(tiny, gqa, tmp_path, {"none": None})
 
 
 def test_a_broken_image_fails_its_questions_only(

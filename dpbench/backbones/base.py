@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,10 +24,12 @@ class Pixels:
 
     Attributes:
         values: the processor's pixel values: (3, S, S), (views, 3, S, S), or flattened patches.
+        rows: how many placeholders the image has in a prompt.
         size: what else the tower must know: nothing, the original height and width, or the grid of patches.
     """
 
     values: Tensor
+    rows: int
     size: tuple[int, ...] = ()
 
 
@@ -134,21 +136,35 @@ class Backbone(ABC):
         """Return how many rows and columns of visual tokens the tower makes of an image (AnyRes: of its base view)."""
 
     @abstractmethod
+    def preprocess(self, images: Sequence[Image], grids: Sequence[tuple[int, int]] | None = None) -> list[Pixels]:
+        """Make images ready for the tower: CPU work without weights, in any thread.
+
+        Args:
+            images: at least one.
+            grids: rows and columns of visual tokens per image, where the tower shall make fewer than `grid` says; then
+                AnyRes is off and an image is its base view alone.
+
+        Raises:
+            ImageError: the processor cannot read an image of this shape.
+        """
+
     def prompt(self, images: Sequence[Image], text: str, grids: Sequence[tuple[int, int]] | None = None) -> Prompt:
-        """Preprocess images and tokenise the conversation (CPU work, no weights).
+        """Preprocess images and tokenise the conversation about them, as the processor does both at once.
 
         Args:
             images: in the order of the conversation.
             text: what is asked.
-            grids: rows and columns of visual tokens per image, where the tower shall make fewer than `grid` says; then
-                AnyRes is off and an image is its base view alone.
+            grids: as `preprocess` takes them.
         """
+        pixels = self.preprocess(images, grids) if images else []
+        prompt = self.tokenize([each.rows for each in pixels], [each.size for each in pixels], text)
+        return replace(prompt, pixels=tuple(pixels))
 
-    def reprompt(self, rows: Sequence[int], sizes: Sequence[tuple[int, ...]], text: str) -> Prompt:
-        """Tokenise a conversation about images that `prompt` has preprocessed before; its pixels are left out.
+    def tokenize(self, rows: Sequence[int], sizes: Sequence[tuple[int, ...]], text: str) -> Prompt:
+        """Tokenise a conversation about images that are preprocessed already; its pixels are left out.
 
         Args:
-            rows: how many placeholders each image has.
+            rows: `Pixels.rows` of each image.
             sizes: `Pixels.size` of each image.
             text: what is asked.
         """

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from dpbench.backbones import clip_tower
-from dpbench.backbones.base import Backbone, Features, Pixels, Prompt, centre_square, spans_of
+from dpbench.backbones.base import Backbone, Features, Pixels, centre_square
 from dpbench.backbones.clip_tower import CLIPTower
 
 MODEL, PROCESSOR = LlavaForConditionalGeneration, LlavaProcessor
@@ -31,19 +31,16 @@ class Llava(Backbone):
         """Return the tower's rows and columns, the same for every image."""
         return self.tower.side, self.tower.side
 
-    def prompt(self, images: Sequence[Image], text: str, grids: Sequence[tuple[int, int]] | None = None) -> Prompt:
-        """Preprocess images and tokenise "USER: <image>... text ASSISTANT:"."""
+    def preprocess(self, images: Sequence[Image], grids: Sequence[tuple[int, int]] | None = None) -> list[Pixels]:
+        """Resize images to the tower's square, cropped in the middle."""
         settings = {}
         if grids is not None:
             sizes = map(self.tower.pixel_size, grids)
             images = [centre_square(each.convert("RGB")).resize(size) for each, size in zip(images, sizes, strict=True)]
             settings = {"do_resize": False, "do_center_crop": False}
-        chat = self.chat(len(images), text)
-        inputs = self.processor(images=list(images) or None, text=chat, return_tensors="pt", images_kwargs=settings)
-        ids = inputs["input_ids"][0]
-        pixels = tuple(Pixels(values) for values in inputs.get("pixel_values", ()))
+        values = self.processor.image_processor(list(images), return_tensors="pt", **settings)["pixel_values"]
         counts = [height * width for height, width in grids or [self.grid(each) for each in images]]
-        return Prompt(ids, spans_of(ids, self.image_id, counts), pixels, text)
+        return [Pixels(*each) for each in zip(values, counts, strict=True)]
 
     @torch.no_grad()
     def encode(self, pixels: Sequence[Pixels], needs: frozenset[str] = frozenset()) -> list[Features]:

@@ -12,7 +12,7 @@ from transformers import CLIPImageProcessor, LlavaNextForConditionalGeneration, 
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from dpbench.backbones import clip_tower
-from dpbench.backbones.base import Backbone, Features, Pixels, Prompt, spans_of
+from dpbench.backbones.base import Backbone, Features, Pixels
 from dpbench.backbones.clip_tower import CLIPTower
 
 MODEL, PROCESSOR = LlavaNextForConditionalGeneration, LlavaNextProcessor
@@ -34,20 +34,18 @@ class LlavaNext(Backbone):
         """Return the rows and columns of the base view, the same for every image."""
         return self.tower.side, self.tower.side
 
-    def prompt(self, images: Sequence[Image], text: str, grids: Sequence[tuple[int, int]] | None = None) -> Prompt:
-        """Preprocess images into views and tokenise the conversation, one placeholder a row the LLM reads."""
+    def preprocess(self, images: Sequence[Image], grids: Sequence[tuple[int, int]] | None = None) -> list[Pixels]:
+        """Cut images into views, with one placeholder a row that the LLM reads."""
         if grids is not None:
-            return self._base_views(images, text, grids)
-        inputs = self.processor(images=list(images) or None, text=self.chat(len(images), text), return_tensors="pt")
-        ids = inputs["input_ids"][0]
-        sizes = [(int(height), int(width)) for height, width in inputs.get("image_sizes", ())]
-        pixels = tuple(
-            Pixels(values[: self.num_views(size)], size)
-            for values, size in zip(inputs.get("pixel_values", ()), sizes, strict=True)
-        )
-        return Prompt(ids, spans_of(ids, self.image_id, [len(self.layout(size)) for size in sizes]), pixels, text)
+            return self._base_views(images, grids)
+        inputs = self.processor.image_processor(list(images), return_tensors="pt")
+        sizes = [(int(height), int(width)) for height, width in inputs["image_sizes"]]
+        return [
+            Pixels(values[: self.num_views(size)], len(self.layout(size)), size)
+            for values, size in zip(inputs["pixel_values"], sizes, strict=True)
+        ]
 
-    def _base_views(self, images: Sequence[Image], text: str, grids: Sequence[tuple[int, int]]) -> Prompt:
+    def _base_views(self, images: Sequence[Image], grids: Sequence[tuple[int, int]]) -> list[Pixels]:
         """Preprocess each image as a base view of another size, without tiles; one newline follows it."""
         theirs = self.processor.image_processor
         plain = CLIPImageProcessor(
@@ -55,12 +53,10 @@ class LlavaNext(Backbone):
         )
         sizes = map(self.tower.pixel_size, grids)
         views = [each.convert("RGB").resize(size) for each, size in zip(images, sizes, strict=True)]
-        pixels = tuple(Pixels(plain(view, return_tensors="pt")["pixel_values"]) for view in views)
-        counts = [height * width + 1 for height, width in grids]
-        ids = self.processor.tokenizer(self.chat(len(images), text), return_tensors="pt")["input_ids"][0]
-        repeats = torch.ones_like(ids).masked_scatter(ids == self.image_id, torch.tensor(counts))
-        ids = ids.repeat_interleave(repeats)
-        return Prompt(ids, spans_of(ids, self.image_id, counts), pixels, text)
+        return [
+            Pixels(plain(view, return_tensors="pt")["pixel_values"], height * width + 1)
+            for view, (height, width) in zip(views, grids, strict=True)
+        ]
 
     def num_views(self, size_hw: tuple[int, ...]) -> int:
         """Return into how many views an image of this size is cut, the base view included."""

@@ -15,7 +15,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.vision_utils import get_vision_window_index
 
 from dpbench import ranges
-from dpbench.backbones.base import Backbone, Features, Pixels, Prompt, spans_of
+from dpbench.backbones.base import Backbone, Features, Pixels
 from dpbench.errors import ImageError
 
 MODEL, PROCESSOR = Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
@@ -53,8 +53,8 @@ class Qwen25VL(Backbone):
         )
         return height // step, width // step
 
-    def prompt(self, images: Sequence[Image], text: str, grids: Sequence[tuple[int, int]] | None = None) -> Prompt:
-        """Preprocess images at their own resolution and tokenise the conversation, with M-RoPE positions.
+    def preprocess(self, images: Sequence[Image], grids: Sequence[tuple[int, int]] | None = None) -> list[Pixels]:
+        """Cut images into patches at their own resolution, within the pixel bounds.
 
         Raises:
             ImageError: an image is longer than its processor allows.
@@ -68,18 +68,13 @@ class Qwen25VL(Backbone):
                 for each, (height, width) in zip(images, grids, strict=True)
             ]
             settings = {"do_resize": False}
-        inputs = self.processor(
-            images=list(images) or None,
-            text=[self.chat(len(images), text)],
-            return_tensors="pt",
-            images_kwargs=settings,
-        )
-        ids, patch_grids = inputs["input_ids"][0], inputs.get("image_grid_thw", torch.empty(0, 3, dtype=torch.int64))
-        patches = inputs["pixel_values"].split(patch_grids.prod(-1).tolist()) if len(images) else ()
-        pixels = tuple(Pixels(values, tuple(grid.tolist())) for values, grid in zip(patches, patch_grids, strict=True))
-        sizes = [self.num_tokens(each) for each in pixels]
-        positions = self.positions(ids, [each.size for each in pixels])
-        return Prompt(ids, spans_of(ids, self.image_id, sizes), pixels, text, positions)
+        inputs = self.processor.image_processor(list(images), return_tensors="pt", **settings)
+        patch_grids = inputs["image_grid_thw"]
+        patches = inputs["pixel_values"].split(patch_grids.prod(-1).tolist())
+        return [
+            Pixels(values, len(values) // self.merge**2, tuple(grid.tolist()))
+            for values, grid in zip(patches, patch_grids, strict=True)
+        ]
 
     def positions(self, ids_L: Tensor, sizes: Sequence[tuple[int, ...]]) -> Tensor:
         """Return M-RoPE's time, row and column of every position, (3, L)."""
@@ -94,10 +89,6 @@ class Qwen25VL(Backbone):
         least = least if least is not None else size["shortest_edge"]
         most = most if most is not None else size["longest_edge"]
         self.processor.image_processor.size = {"shortest_edge": least, "longest_edge": most}
-
-    def num_tokens(self, pixels: Pixels) -> int:
-        """Return how many tokens the merger makes of an image."""
-        return len(pixels.values) // self.merge**2
 
     def position_ids(self, positions_PBL: Tensor, mask_BL: Tensor | None) -> Tensor:
         """Return (4, B, L): in front of M-RoPE's axes text positions without gaps, which only masks are made from."""
@@ -114,7 +105,7 @@ class Qwen25VL(Backbone):
         patches = torch.cat([each.values for each in pixels]).to(self.device, self.dtype)
         with self._watched(needs) as seen:
             output = self.tower(patches, grid_thw=grids)
-        sizes = [self.num_tokens(each) for each in pixels]
+        sizes = [each.rows for each in pixels]
         order = self._raster_order(grids)
         hidden = output.last_hidden_state.unflatten(0, (-1, self.merge**2)).flatten(1)[order].split(sizes)
         rows, columns = zip(*(self._grid(each.size) for each in pixels), strict=True)

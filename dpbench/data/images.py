@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
+from threading import Lock
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -58,15 +58,31 @@ def batches(table: pq.ParquetFile, column: str | None, *, quick: bool) -> Iterat
             at += piece.num_rows
 
 
-@contextmanager
-def whole_only() -> Iterator[None]:
+class _WholeOnly:
+    """Pillow's strictness while any thread wants it: the first in sets it, the last out sets it back."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.lenient = Lock(), 0, False
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.inside:
+                self.lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+            self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                ImageFile.LOAD_TRUNCATED_IMAGES = self.lenient
+
+
+_whole_only = _WholeOnly()
+
+
+def whole_only() -> _WholeOnly:
     """Have Pillow refuse half an image; lmms-eval, once imported, lets it fill the rest with grey."""
-    lenient = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
+    return _whole_only
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from dpbench import pruning, ranges, reducing
 from dpbench.answering import rule_of
-from dpbench.backbones.base import Backbone, Features, Pixels, Prompt
+from dpbench.backbones.base import Backbone, Features, Prompt
 from dpbench.cuda_graph import Graphed
 from dpbench.cutting import Cutting
 from dpbench.manifest import Cell
@@ -87,14 +88,14 @@ class FirstToken:
 
     def _encoded(self, batch: Sequence[Prompt]) -> None:
         pixels = [each for prompt in batch for each in prompt.pixels]
-        self.sizes = [each.size for each in pixels]
+        self.pixels = pixels
         encode = self.captured_encode or self._encode
         features = encode(*(each.values for each in pixels))
         per = self.asked.num_images
         self.features = [features[at : at + per] for at in range(0, len(features), per)]
 
     def _encode(self, *values: Tensor) -> list[Features]:
-        pixels = [Pixels(each, size) for each, size in zip(values, self.sizes, strict=True)]
+        pixels = [replace(each, values=value) for each, value in zip(self.pixels, values, strict=True)]
         return self.backbone.encode(pixels, self.needs)
 
     def _decide(self, batch: Sequence[Prompt]) -> None:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from dpbench import backbones, reducing
-from dpbench.backbones.base import Backbone, Pixels, Prompt
+from dpbench.backbones.base import Backbone, Prompt
 from dpbench.errors import ConfigError
 from dpbench.method import Method
 
@@ -97,5 +97,5 @@ def with_text(prompt: Prompt, inputs: Inputs) -> Prompt:
 
 
 def _on_device(backbone: Backbone, prompt: Prompt) -> Prompt:
-    pixels = tuple(Pixels(each.values.to(backbone.device, backbone.dtype), each.size) for each in prompt.pixels)
+    pixels = tuple(replace(each, values=each.values.to(backbone.device, backbone.dtype)) for each in prompt.pixels)
     return replace(prompt, pixels=pixels, ids_L=prompt.ids_L)
