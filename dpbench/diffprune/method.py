@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,7 +29,7 @@ class DiffPrune(Method):
     """Keep the tokens that a trained scorer ranks highest (DiffPrune).
 
     checkpoint: folder that `dpbench train` wrote; by default the scorer that ships for the backbone.
-    graph: on a GPU, replay the scorer as a CUDA graph, one per number of tokens.
+    graph: on a GPU, replay scorer and ranking as a CUDA graph, one per number of tokens and budget.
     """
 
     budgeted = True
@@ -38,6 +39,7 @@ class DiffPrune(Method):
     graph: bool = False
     scorer: Any = field(default=None, init=False, repr=False, compare=False)
     num_views: int | None = field(default=None, init=False, repr=False, compare=False)
+    graphs: Any = field(default=None, init=False, repr=False, compare=False)
 
     def files(self, backbone: str) -> tuple[Path, ...]:
         """Return the scorer's weights and card."""
@@ -54,7 +56,7 @@ class DiffPrune(Method):
         return self if self.checkpoint else replace(self, checkpoint=UNTRAINED)
 
     def graphed(self) -> DiffPrune:
-        """Return a copy that replays its scorer as a CUDA graph."""
+        """Return a copy that replays its scorer and ranking as a CUDA graph."""
         return replace(self, graph=True)
 
     def bind(self, backbone: Backbone) -> DiffPrune:
@@ -66,8 +68,8 @@ class DiffPrune(Method):
             scorer = checkpoints.load(checkpoints.find(self.checkpoint, backbone.name), backbone.name, width)
         scorer = scorer.deployed(backbone.device, backbone.dtype)
         bound = copy.copy(self)
-        graphed = self.graph and backbone.device.type == "cuda"
-        object.__setattr__(bound, "scorer", Graphed(scorer) if graphed else scorer)
+        object.__setattr__(bound, "scorer", scorer)
+        object.__setattr__(bound, "graphs", {} if self.graph and backbone.device.type == "cuda" else None)
         object.__setattr__(bound, "num_views", 1 if backbone.max_views == 1 else None)
         return bound
 
@@ -75,9 +77,20 @@ class DiffPrune(Method):
     def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
         """Score the tokens, view by view, and keep the highest, in their order (equation 3)."""
         views = self.num_views or int(visual.view_N[-1]) + 1
-        scores = self.scorer(*(_by_view(each, views) for each in (visual.embeds_ND, visual.row_N, visual.col_N)))
-        scores = scores.flatten().masked_fill(~visual.read_N, torch.finfo(scores.dtype).min)
-        return Reduction(top_indices(scores, keep), scores_N=scores)
+        inputs = *(_by_view(each, views) for each in (visual.embeds_ND, visual.row_N, visual.col_N)), visual.read_N
+        if self.graphs is None:
+            indices, scores = self._ranked(keep, *inputs)
+            return Reduction(indices, scores_N=scores)
+        if keep not in self.graphs:
+            self.graphs[keep] = Graphed(partial(self._ranked, keep))
+        indices, scores = (each.clone() for each in self.graphs[keep](*inputs))
+        return Reduction(indices, scores_N=scores)
+
+    def _ranked(self, keep: int, embeds: Tensor, row: Tensor, col: Tensor, read_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Return which tokens score highest, and all scores; the first three arguments are view by view."""
+        scores = self.scorer(embeds, row, col).flatten()
+        scores = scores.masked_fill(~read_N, torch.finfo(scores.dtype).min)
+        return top_indices(scores, keep), scores
 
 
 def _by_view(values_N: Tensor, num_views: int) -> Tensor:

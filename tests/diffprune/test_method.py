@@ -1,5 +1,6 @@
 """DiffPrune as it is deployed: the top-k of its scorer's logits, view by view, at the original positions."""
 
+import copy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -215,7 +216,7 @@ def test_no_scorer_ships_for_a_miniature() -> None:
             refuse()
 
 
-@pytest.mark.parametrize("name", ["scorer", "num_views"])
+@pytest.mark.parametrize("name", ["scorer", "num_views", "graphs"])
 def test_what_a_method_is_bound_to_is_no_parameter(name: str) -> None:
     with pytest.raises(ConfigError) as raised:
         registry.load("diffprune", {name: 1})
@@ -252,3 +253,22 @@ def test_on_a_gpu_the_graph_gives_the_same_logits_and_nothing_waits(dtype: torch
     for graphed, eager in pairs:
         torch.testing.assert_close(graphed, eager)
     assert not torch.equal(pairs[0][0], pairs[1][0])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+def test_on_a_gpu_the_decisions_of_the_graph_are_the_eager_ones(family: str) -> None:
+    model = copy.deepcopy(backbone(family))
+    model.model.to("cuda")
+    eager = registry.load("diffprune", {}).untrained()
+    replayed, plain = eager.graphed().bind(model), eager.bind(model)
+    for keep in (3, 40):
+        made = []
+        for seed in (1, 2):
+            _, (features,) = encoded(model, picture(seed))
+            visual = reducing.visual_tokens(features, QUESTION, torch.Generator())
+            made.append((replayed.reduce(visual, keep), plain.reduce(visual, keep)))
+        for one, other in made:
+            assert torch.equal(one.indices_K, other.indices_K)
+            torch.testing.assert_close(one.scores_N, other.scores_N)
+        assert not torch.equal(made[0][0].indices_K, made[1][0].indices_K)
