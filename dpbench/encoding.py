@@ -97,7 +97,7 @@ class Encoder:
         self._batch, self._next = _Batch(), _Batch()
         self._grids: dict[str, tuple[int, int]] = {}
 
-    def start_batch(self, requests: Iterable[Request] = (), following: Iterable[Request] = ()) -> None:
+    def start_batch(self, requests: Iterable[Request], following: Iterable[Request]) -> None:
         """Forget the batch before, and begin to decode and preprocess the images of the one that follows.
 
         Args:

@@ -9,7 +9,16 @@ from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+from dpbench.tasks import TASKS
+
 COMMIT = "a" * 40
+"""Of a repository that no task pins."""
+
+
+def pinned(repository: str) -> str:
+    """Return the commit a repository's tasks are pinned to."""
+    name = repository.partition("/")[2]
+    return next((task.revision for task in TASKS.values() if task.repository == name and task.revision), COMMIT)
 
 
 @dataclass
@@ -18,10 +27,13 @@ class FakeHub:
 
     repositories: Mapping[str, Mapping[str, bytes]]
     break_at: int | None = None
-    commit: str = COMMIT
+    commit: str | None = None
     endpoint: str = ""
     asked: list[str] = field(default_factory=list)
     ranges: list[str] = field(default_factory=list)
+
+    def commit_of(self, repository: str) -> str:
+        return self.commit or pinned(repository)
 
     def listed(self, repository: str) -> list[dict[str, object]]:
         return [
@@ -64,10 +76,10 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 self._answer(404, {"X-Error-Code": "RepoNotFound"}, b"{}")
             elif rest and rest[0] == "tree":
                 self._json(hub.tree(repository))
-            elif rest and rest[1] not in ("main", hub.commit):
+            elif rest and rest[1] not in ("main", hub.commit_of(repository)):
                 self._answer(404, {"X-Error-Code": "RevisionNotFound"}, b"{}")
             else:
-                self._json({"id": repository, "sha": hub.commit, "siblings": hub.listed(repository)})
+                self._json({"id": repository, "sha": hub.commit_of(repository), "siblings": hub.listed(repository)})
 
         def _json(self, content: object) -> None:
             self._answer(200, {"Content-Type": "application/json"}, json.dumps(content).encode())
@@ -75,8 +87,13 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
         def _file(self, repository: str, revision: str, path: str) -> None:
             data = hub.repositories[repository][path]
             stated = sha256(data).hexdigest()
-            headers = {"ETag": f'"{stated}"', "X-Repo-Commit": hub.commit, "X-Linked-Size": str(len(data)),
-                       "X-Linked-Etag": f'"{stated}"', "Accept-Ranges": "bytes"}  # fmt: skip
+            headers = {
+                "ETag": f'"{stated}"',
+                "X-Repo-Commit": hub.commit_of(repository),
+                "X-Linked-Size": str(len(data)),
+                "X-Linked-Etag": f'"{stated}"',
+                "Accept-Ranges": "bytes",
+            }
             start = 0
             if self.command == "GET" and (wanted := self.headers.get("Range")):
                 hub.ranges.append(wanted)

@@ -92,7 +92,7 @@ def test_the_throughput_of_random_weights_needs_no_lmms_eval(what: str) -> None:
         "sys.argv = sys.argv[1:]\nsys.path.insert(0, 'benchmarks')\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
     script = PACKAGE.parent / "benchmarks" / "throughput.py"
-    arguments = [what, "--samples", "4", "--questions", "2", "--max-new-tokens", "2", "--size", "96"]
+    arguments = [what, "--samples", "4", "--questions", "2", "--max-new-tokens", "2", "--size", "96x96"]
     done = subprocess.run(
         [sys.executable, "-c", code, str(script), *arguments], capture_output=True, text=True, check=False
     )

@@ -45,7 +45,7 @@ def pull(names: Sequence[str], to: Path | None, revision: str | None = None) -> 
     Args:
         names: as in `dpbench.tasks.TASKS`; none for all ten.
         to: the data root, made if it is not there; None for the hub's cache.
-        revision: commit, tag or branch; by default the one a task is pinned to, else the hub's main.
+        revision: commit, tag or branch; by default the commit a task is pinned to, else the hub's main.
 
     Raises:
         ConfigError: a name is unknown, a revision of the cache was asked for, or `to` is a file.
@@ -122,7 +122,10 @@ def _find(repository: str, revision: str | None, command: str) -> DatasetInfo:
                 f"run `{command}` on a machine with network and bring that folder here for --data-root"
             ) from None
     if revisions:
-        raise MissingError(f"--revision: {' and '.join(revisions)} have no revision {revision!r} on the hub")
+        raise MissingError(
+            f"data pull: {' and '.join(revisions)} have no revision {revision!r} on the hub; "
+            "give another with --revision"
+        )
     tried = " and ".join(f"{organisation}/{repository}" for organisation in ORGANISATIONS)
     raise MissingError(f"data pull: the hub has no data set {tried}, or not for you (`hf auth login`)")
 

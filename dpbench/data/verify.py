@@ -121,7 +121,7 @@ def _split(
     hashes = {path: sha for path in paths if (sha := wanted.sha256.get(path.relative_to(place).as_posix()))}
     found = [_file(path, wanted, quick=quick, bar=bar) for path in paths]
     num_rows = sum(each.num_rows for each in found)
-    problems = _revision_problems(place, paths, source, revision or wanted.revision)
+    problems = _revision_problems(place, paths, source, revision or (wanted.revision if source else None))
     problems += [_hash_problem(path, source) for path, sha in hashes.items() if _sha256(path) != sha]
     problems += chain.from_iterable(each.problems for each in found)
     if wanted.rows is not None and num_rows != wanted.rows:

@@ -29,7 +29,7 @@ class Task:
         num_rows: rows of the split; with `columns` what pins the data where `revision` is None.
         num_questions: of these rows, where some are left out.
         columns: what prompt and score are made of.
-        revision: hub commit.
+        revision: hub commit, None where none is known.
         num_images: distinct images, where the benchmark's paper states them.
         metric: the lmms-eval metric that is the benchmark's score; None where only a server has the answers.
         measure: that metric in words.
@@ -47,7 +47,6 @@ class Task:
     split: str
     num_rows: int
     columns: tuple[str, ...]
-    # No commit is pinned: none could be looked up when this table was written, and a wrong one would pin nothing.
     revision: str | None = None
     num_questions: int | None = None
     num_images: int | None = None
@@ -74,6 +73,7 @@ class Task:
 _MMBENCH = Task(
     title="MMB",
     repository="MMBench",
+    revision="56ba1af8954932c4804bd3f522e05ed96e63b654",
     config="en",
     split="dev",
     num_rows=4329,
@@ -88,6 +88,7 @@ _MMBENCH = Task(
 _VQAV2 = Task(
     title="VQAv2",
     repository="VQAv2",
+    revision="32665d35052eb4a6d4414851c3c829a72754915a",
     config="data",
     split="validation",
     num_rows=214_354,
@@ -100,6 +101,7 @@ _VQAV2 = Task(
 _SEED = Task(
     title="SEED",
     repository="SEED-Bench",
+    revision="74c4ea0cee96786739e4ccb97d227818a05ae752",
     config="data",
     split="test",
     num_rows=17_990,
@@ -113,6 +115,7 @@ TASKS: Mapping[str, Task] = {
     "gqa": Task(
         title="GQA",
         repository="GQA",
+        revision="a6e72d6e1b912da88af8b2f9eba05d5ea8ec2dd8",
         config="testdev_balanced_instructions",
         split="testdev",
         num_rows=12_578,
@@ -128,6 +131,7 @@ TASKS: Mapping[str, Task] = {
     "mme": Task(
         title="MME",
         repository="MME",
+        revision="d6c9023f017b564f7b3ccccf5348166bce8fdbcd",
         config="data",
         split="test",
         num_rows=2374,
@@ -143,6 +147,7 @@ TASKS: Mapping[str, Task] = {
     "pope": Task(
         title="POPE",
         repository="POPE",
+        revision="4db1276663dfa5eb8ad16a52d24c31a09e470896",
         config="data",
         split="test",
         num_rows=9000,
@@ -155,6 +160,7 @@ TASKS: Mapping[str, Task] = {
     "scienceqa": Task(
         title="SQA",
         repository="ScienceQA",
+        revision="69dd4d6b67373d38f96a5badd5d24d0eb5bcdc50",
         config="ScienceQA-IMG",
         split="test",
         num_rows=2017,
@@ -167,6 +173,7 @@ TASKS: Mapping[str, Task] = {
     "textvqa": Task(
         title="TextVQA",
         repository="textvqa",
+        revision="9c0699cd19768ac5ab97568f6b3cbac4c0062884",
         config="data",
         split="validation",
         num_rows=5000,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from fakehub import COMMIT, FakeHub, serving
+from fakehub import COMMIT, FakeHub, pinned, serving
 from huggingface_hub.hf_api import DatasetInfo
 from huggingface_hub.utils import enable_progress_bars
 from places import TOY_DATA
@@ -60,13 +60,16 @@ def test_only_what_a_task_reads_is_fetched_and_verifies(tmp_path: Path, dpbench:
     more = {"README.md": b"#", "train_balanced_images/train-00000-of-00001.parquet": b"large"}
     with serving(FakeHub({"lmms-lab-encoder/GQA": mirror("GQA") | more})) as hub:
         done = dpbench(hub, "data", "pull", "gqa", "--to", "root")
-        assert (done.returncode, done.stdout.split(": ")[0]) == (0, f"lmms-lab-encoder/GQA@{COMMIT[:12]}")
+        assert (done.returncode, done.stdout.split(": ")[0]) == (
+            0,
+            f"lmms-lab-encoder/GQA@{pinned('lmms-lab-encoder/GQA')[:12]}",
+        )
         assert "100%" in done.stderr
         fetched = {path.relative_to(tmp_path / "root").as_posix() for path in (tmp_path / "root").rglob("*.parquet")}
         assert fetched == {f"GQA/{name}" for name in mirror("GQA")}
         noted = json.loads((tmp_path / "root/GQA/.dpbench-revision.json").read_text())
         assert (noted["repository"], noted["revision"], set(noted["files"])) == (
-            "lmms-lab-encoder/GQA", COMMIT, set(mirror("GQA"))
+            "lmms-lab-encoder/GQA", pinned("lmms-lab-encoder/GQA"), set(mirror("GQA"))
         )  # fmt: skip
         hub.asked.clear()
         assert dpbench(hub, "data", "pull", "gqa", "--to", "root").returncode == 0
@@ -81,7 +84,7 @@ def test_the_cache_is_filled_from_the_second_organisation_and_read_by_run(tmp_pa
     with serving(FakeHub({"lmms-lab/POPE": mirror("POPE") | {"README.md": b"#"}})) as hub:
         assert dpbench(hub, "data", "pull", "pope").returncode == 0
     checked = dpbench(hub, "data", "verify", "pope")
-    assert f"lmms-lab/POPE@{COMMIT[:12]}" in checked.stdout
+    assert f"lmms-lab/POPE@{pinned('lmms-lab/POPE')[:12]}" in checked.stdout
     assert "has 240 rows" in checked.stdout
     assert "wrong revision" not in checked.stdout
 
@@ -117,6 +120,14 @@ def test_a_hub_without_the_data_is_one_sentence(
     assert not (tmp_path / "root").exists()
 
 
+def test_a_hub_without_the_commit_a_task_is_pinned_to_says_how_to_go_on(tmp_path: Path, dpbench: Run) -> None:
+    with serving(FakeHub({"lmms-lab/POPE": mirror("POPE")}, commit="d" * 40)) as hub:
+        done = dpbench(hub, "data", "pull", "pope", "--to", "root")
+        assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)
+        assert f"have no revision '{pinned('lmms-lab/POPE')}' on the hub; give another with --revision" in done.stderr
+        assert dpbench(hub, "data", "pull", "pope", "--to", "root", "--revision", "main").returncode == 0
+
+
 @pytest.mark.parametrize("offline", [False, True])
 def test_without_network_it_says_what_to_run_elsewhere(tmp_path: Path, dpbench: Run, offline: bool) -> None:
     nobody = FakeHub({}, endpoint="http://127.0.0.1:9")
@@ -139,12 +150,13 @@ def test_a_file_that_leads_out_of_the_folder_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("second", "stale"), [(COMMIT, False), ("c" * 40, True)])
-def test_only_files_of_the_same_revision_stay_known(tmp_path: Path, dpbench: Run, second: str, stale: bool) -> None:
+@pytest.mark.parametrize("stale", [False, True])
+def test_only_files_of_the_same_revision_stay_known(tmp_path: Path, dpbench: Run, stale: bool) -> None:
     with serving(FakeHub({"lmms-lab/MMBench": mirror("MMBench")})) as hub:
         assert dpbench(hub, "data", "pull", "mmbench_en", "--to", "root").returncode == 0
-        hub.commit = second
-        assert dpbench(hub, "data", "pull", "mmbench_cn", "--to", "root").returncode == 0
-    checked = dpbench(hub, "data", "verify", "mmbench_en", "mmbench_cn", "--data-root", "root", "--quick")
+        hub.commit = "c" * 40 if stale else None
+        assert dpbench(hub, "data", "pull", "mmbench_cn", "--to", "root", "--revision", "main").returncode == 0
+    wanted = ["--revision", "c" * 12] if stale else []
+    checked = dpbench(hub, "data", "verify", "mmbench_en", "mmbench_cn", "--data-root", "root", "--quick", *wanted)
     assert ("mmbench_en: wrong revision" in checked.stdout) == stale
     assert "mmbench_cn: wrong revision" not in checked.stdout

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Features, List
 from datasets import Image as ImageColumn
+from fakehub import pinned
 from PIL import Image
 from places import TOY_DATA
 from rich.console import Console
@@ -41,7 +42,9 @@ def damaged(root: Path, repository: str, file: str, damage: Damage) -> Path:
     damage(root / repository / file)
     known = origin.read(root / repository)
     assert known is not None
-    origin.write(root / repository, origin.Origin("lmms-lab/copy", "a" * 40, dict.fromkeys(known.files)))
+    origin.write(
+        root / repository, origin.Origin("lmms-lab/copy", pinned(f"lmms-lab/{repository}"), dict.fromkeys(known.files))
+    )
     return root / repository / file
 
 
@@ -148,6 +151,13 @@ def test_a_wrong_revision_is_named(root: Path, revision: str | None, wanted: str
         origin.write(root / "POPE", origin.Origin(f"{owner}/POPE", revision, {POPE: None}))
     (verdict,) = check(root, "pope", revision=wanted)
     assert verdict.problems[0] == f"wrong revision: {root / 'POPE'} {message}"
+
+
+def test_a_mirror_that_does_not_say_where_it_is_from_is_only_held_to_a_revision_that_was_asked_for(root: Path) -> None:
+    shutil.copytree(TOY_DATA / "POPE", root / "POPE")
+    (root / "POPE" / origin.ORIGIN).unlink()
+    (verdict,) = check(root, "pope")
+    assert not any("revision" in each for each in verdict.problems)
 
 
 def test_a_file_of_another_revision_is_named(root: Path) -> None:

@@ -62,7 +62,8 @@ def answers(folder: Path) -> list[dict[str, Any]]:
 def test_a_run_that_is_asked_to_stop_does_so_at_once_and_says_what_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
-    with dpbench(*CELL, "--limit", "48", "--out", str(tmp_path)) as running:
+    run = [*CELL, "--limit", "48", "--batch-size", "1", "--out", str(tmp_path)]
+    with dpbench(*run) as running:
         while not answers(tmp_path):
             assert running.poll() is None
             time.sleep(0.02)
@@ -77,7 +78,7 @@ def test_a_run_that_is_asked_to_stop_does_so_at_once_and_says_what_goes_on(
     sentence, _, command = said.strip().splitlines()[-1].partition("go on with: ")
     assert sentence == "stopped; what was finished is kept, "
     words = shlex.split(command)
-    assert words == ["dpbench", *CELL, "--limit", "48", "--out", str(tmp_path)]
+    assert words == ["dpbench", *run]
     assert goes_on(monkeypatch, *words[1:]) == 0
     after = answers(tmp_path)
     assert after[: len(before)] == before
