@@ -114,16 +114,15 @@ class SevenB:
     @torch.inference_mode()
     def pruner(self, way: str) -> float:
         """Return the milliseconds of scorer, top-k and gather."""
-        scorer: nn.Module | Graphed = Scorer(self.size).deployed(self.device, self.tokens.dtype)
+        scorer: nn.Module = Scorer(self.size).deployed(self.device, self.tokens.dtype)
         if way == "compiled":
             scorer = torch.compile(scorer, mode="max-autotune-no-cudagraphs")
-        if way == "graph":
-            scorer = Graphed(scorer)
 
-        def prune() -> Tensor:
-            return self.tokens[0][top_indices(scorer(self.tokens, *self.places)[0], KEEP)]
+        def rank(*inputs: Tensor) -> Tensor:
+            return top_indices(scorer(*inputs)[0], KEEP)
 
-        return ms(prune, self.device, self.repeats)
+        ranked = Graphed(rank) if way == "graph" else rank
+        return ms(lambda: self.tokens[0][ranked(self.tokens, *self.places)], self.device, self.repeats)
 
     def training(self) -> tuple[float, float]:
         """Return milliseconds of forward and backward through the frozen decoder, and of what DiffPrune adds."""

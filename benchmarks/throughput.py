@@ -35,7 +35,7 @@ import torch
 from PIL import Image
 from tabulate import tabulate
 
-from dpbench import answering, backbones, feature_cache, flags
+from dpbench import allocator, answering, backbones, feature_cache, flags
 from dpbench.backbones.base import Backbone
 from dpbench.encoding import Encoder
 from dpbench.manifest import Cell, cells, make_manifest
@@ -81,6 +81,7 @@ def against_lmms_eval(tasks: Sequence[str], limit: int | None, repeats: int) -> 
 
     from dpbench import lmms
 
+    allocator.keep_freed()  # as `dpbench run` does; lmms-eval's turns gain from it as well
     folder = backbones.locate("toy-llava")
     template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
     peer = LlavaHf(str(folder), device="cpu", device_map="cpu", dtype="float32", chat_template=template)

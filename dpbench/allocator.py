@@ -1,4 +1,4 @@
-"""On a CPU, the memory of freed tensors stays with the process: the next batch's are as large.
+"""In a run on a CPU, the memory of freed tensors stays with the process: the next batch's are as large.
 
 By default glibc soon gives it back to the system, which zeroes it page by page for the next tensor: for a small model,
 a fifth of a run.
@@ -10,7 +10,7 @@ import ctypes
 import platform
 
 KEPT = 1 << 30
-"""Bytes of freed memory that stay with the process, at most."""
+"""Bytes of freed memory at the end of a heap that stay with the process, at most."""
 _LARGEST = 32 << 20
 """Bytes of a tensor that is still taken from there: the most glibc goes to by itself. The arithmetic on larger ones
 takes long enough."""

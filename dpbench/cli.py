@@ -347,7 +347,7 @@ def data_pull(
     to: Annotated[
         Path | None, typer.Option(envvar="DPBENCH_DATA", help="Data root to fill; the hub's cache by default.")
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch; the hub's main by default.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch; the pinned commit by default.")] = None,
 ) -> None:
     """Fetch the files that the benchmarks read from the hub; a broken download goes on."""
     from dpbench.data.pull import pull
@@ -360,7 +360,7 @@ def data_pull(
 def data_verify(
     task: TaskNames = None,
     data_root: DataRoot = None,
-    revision: Annotated[str | None, typer.Option(help="Commit that the data must be of.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit it must be of; any; by default the pinned.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Decode a few images of each file instead of all.")] = False,
 ) -> None:
     """Check files, revision, hashes, columns, rows and images of the benchmarks' data."""

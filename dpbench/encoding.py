@@ -85,7 +85,8 @@ class Encoder:
         built: decodes a request's images and hashes their files.
         cache: shared by all tasks of a run.
         needs: which optional signals the run's methods read.
-        ahead: decode and preprocess the next batch's images in other threads, which no timer can interrupt.
+        ahead: decode and preprocess the next batch's images in other threads, which no timer can interrupt, and which
+            give torch one thread each (as new threads of this process will have from then on).
     """
 
     def __init__(
@@ -109,16 +110,24 @@ class Encoder:
         self._batch, self._next = self._next, _Batch()
         self._begin(following)
 
+    def close(self) -> None:
+        """Begin with no further image; those that are being decoded are not waited for."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
     def _begin(self, requests: Iterable[Request]) -> None:
-        """Decode and preprocess for the next batch what neither the cache holds nor this batch will put there."""
+        """Decode and preprocess for the next batch what the cache does not hold and this batch has not begun with.
+
+        Samples of several images are left for their turn: to decode one of them is to decode all.
+        """
         if self._pool is None:
             return
         batch = self._next
         for request in requests:
-            for number, each in enumerate(self.built.image_hashes(request)):
-                key = each, None
-                if key not in batch.pixels and key not in self._batch.pixels and self.cache.get(key) is None:
-                    batch.pixels[key] = self._pool.submit(self._preprocess, batch, request, number, None)
+            key = self.built.image_group(request), None
+            if len(self.built.image_hashes(request)) == 1 and self.cache.get(key) is None and key not in batch.pixels:
+                begun = self._batch.pixels.get(key)
+                batch.pixels[key] = begun or self._pool.submit(self._preprocess, batch, request, 0, None)
 
     def samples(self, requests: Sequence[Request], method: Method, rule: reducing.Rule) -> list[Sample]:
         """Return prompts with encoded images, at the size the method wants.
@@ -192,6 +201,8 @@ class Encoder:
         for key, each in seen.items():
             if isinstance(each, Seen):
                 self.cache.put(key, each)
+            if self.cache.get(key) is not None:
+                self._batch.pixels.pop(key, None)
         return seen
 
     def _sample(

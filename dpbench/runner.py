@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from dpbench import backbones, record, storage, subset
+from dpbench import allocator, backbones, record, storage, subset
 from dpbench.errors import ConfigError, DpbenchError
 from dpbench.faults import Fault, Faults
 from dpbench.fingerprint import fingerprints
@@ -251,6 +252,8 @@ def _load(
     from dpbench import answering
 
     console, running = faults.console, []
+    if device == "cpu":
+        allocator.keep_freed()
     with console.status(f"loading {manifest.backbone.name}"):
         backbone = load_backbone(manifest, device)
         for cell in planned.pending:
@@ -276,10 +279,10 @@ def _answer(job: _Job, batch_size: int | str, faults: Faults, sample_timeout: fl
         shown = bar.add_task("starting", total=job.num_answers)
         for name, task in job.built.items():
             group = [each for each in job.running if each.cell.task == name]
-            encoder = Encoder(job.backbone, task, job.cache, needs, ahead=sample_timeout is None)
-            work = (job.backbone, group, task, job.mine[name], batch_size, encoder)
-            for done, label in answering.answer(*work, faults, patience):
-                bar.update(shown, advance=done, description=label)
+            with closing(Encoder(job.backbone, task, job.cache, needs, ahead=sample_timeout is None)) as encoder:
+                work = (job.backbone, group, task, job.mine[name], batch_size, encoder)
+                for done, label in answering.answer(*work, faults, patience):
+                    bar.update(shown, advance=done, description=label)
             yield name
 
 

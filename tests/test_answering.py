@@ -1,6 +1,7 @@
 """Answering: an image is read once for all, batched answers are those of batch 1, what fails is told and counted."""
 
 import threading
+import time
 from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,13 @@ import pytest
 import torch
 from PIL import Image
 from places import TOY_DATA
+from rich.console import Console
 
 from dpbench import answering, backbones, lmms, pruning
 from dpbench.backbones import miniatures
 from dpbench.backbones.base import Backbone
 from dpbench.encoding import Encoder
+from dpbench.faults import Faults
 from dpbench.feature_cache import FeatureCache
 from dpbench.journal import Answer
 from dpbench.lmms import BuiltTask
@@ -163,17 +166,19 @@ def test_grouping_decodes_nothing(monkeypatch: pytest.MonkeyPatch, name: str) ->
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl"])
-@pytest.mark.parametrize("count", [0, 1, 2])
-def test_a_prompt_is_what_the_processor_makes_of_images_and_text_at_once(family: str, count: int) -> None:
+@pytest.mark.parametrize(("count", "mode"), [(0, "RGB"), (1, "RGB"), (2, "RGB"), (2, "L"), (2, "RGBA"), (1, "P")])
+def test_a_prompt_is_what_the_processor_makes_of_images_and_text_at_once(family: str, count: int, mode: str) -> None:
     backbone = miniatures.backbone(family)
     images = [Image.effect_noise((70, 40), 99), Image.effect_noise((40, 90), 99)][:count]
-    images = [each.convert("RGB") for each in images]
+    images = [each.convert("RGB").convert(mode) for each in images]
     found, chat = backbone.prompt(images, "What?"), backbone.chat(count, "What?")
     wanted = backbone.processor(images=images or None, text=[chat], return_tensors="pt")
     assert torch.equal(found.ids_L, wanted["input_ids"][0])
     assert [stop - start for start, stop in found.spans] == [each.rows for each in found.pixels]
     assert all((found.ids_L[start:stop] == backbone.image_id).all() for start, stop in found.spans)
-    values = [each.values for each in found.pixels]
+    values, sizes = [each.values for each in found.pixels], [list(each.size) for each in found.pixels]
+    if family != "llava" and count:
+        assert sizes == wanted["image_sizes" if family == "llava_next" else "image_grid_thw"].tolist()
     if family == "qwen2_5_vl" and count:
         assert torch.equal(torch.cat(values), wanted["pixel_values"])
     for mine, theirs in zip(values, wanted.get("pixel_values", ()) if family != "qwen2_5_vl" else (), strict=False):
@@ -199,23 +204,73 @@ def test_images_of_the_next_batch_are_made_ready_while_this_one_is_answered(
     following = [list(each) for each in answering.batches(gqa, gqa.requests, 3)][1]
     own = {gqa.image_group(each) for each in following}
     wait(encoder._next.pixels.values())
-    assert {key[0] for key in encoder._next.pixels} == (
-        own - {key[0] for key in encoder._batch.pixels} if ahead else set()
-    )
+    assert {key[0] for key in encoder._next.pixels} == (own if ahead else set())
     assert list(answers)
     assert len(threads) == images_of(gqa)
     assert all((each is threading.main_thread()) != ahead for each in threads)
 
 
-def test_what_goes_wrong_in_another_thread_is_the_cells_fault(
+def test_what_goes_wrong_in_another_thread_is_the_fault_of_the_cells_that_read_it(
     tiny: Backbone, gqa: BuiltTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def preprocess(*_: Any) -> Any:
-        raise ZeroDivisionError("in a processor")
+    threads, real = [], type(tiny).preprocess
+
+    def preprocess(self: Any, images: Any, grids: Any = None) -> Any:
+        if grids is None:
+            threads.append(threading.current_thread())
+            raise ZeroDivisionError("in a processor")
+        return real(self, images, grids)
 
     monkeypatch.setattr(type(tiny), "preprocess", preprocess)
-    with pytest.raises(ZeroDivisionError, match="in a processor"):
-        answered(tiny, gqa, tmp_path, {"none": None})
+    kept, faults = FeatureCache(1 << 30), Faults(Console(quiet=True))
+    running = [
+        answering.start(cell(*each, "gqa"), tiny, tmp_path, kept) for each in (("none", None), ("downsample", 16))
+    ]
+    encoder = Encoder(tiny, gqa, kept, frozenset())
+    assert list(answering.answer(tiny, running, gqa, gqa.requests, 3, encoder, faults))
+    assert [(each.cell.method, each.reason) for each in faults.found] == [("none", "ZeroDivisionError: in a processor")]
+    assert [len(each.journal.answers) for each in running] == [0, len(gqa.requests)]
+    assert threads
+    assert threading.main_thread() not in threads
+
+
+@pytest.mark.parametrize("capacity", [0, 1 << 30])
+def test_pixels_are_kept_until_the_cache_has_their_features(
+    tiny: Backbone, gqa: BuiltTask, tmp_path: Path, capacity: int
+) -> None:
+    kept = FeatureCache(capacity)
+    running = answering.start(cell("none", None, "gqa"), tiny, tmp_path, kept)
+    encoder = Encoder(tiny, gqa, kept, frozenset())
+    first, second, *_ = answering.batches(gqa, gqa.requests, 3)
+    encoder.start_batch(first, second)
+    encoder.samples(first, running.method, running.rule)
+    assert bool(encoder._batch.pixels) == (capacity == 0)
+    encoder.start_batch(second, [])
+    assert {key[0] for key in encoder._batch.pixels} >= {gqa.image_group(each) for each in second} - {
+        gqa.image_group(each) for each in first
+    }
+
+
+def test_a_closed_encoder_begins_with_no_further_image(
+    tiny: Backbone, gqa: BuiltTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    def preprocess(*_: Any) -> Any:
+        started.append(1)
+        time.sleep(0.2)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(type(tiny), "preprocess", preprocess)
+    monkeypatch.setattr("dpbench.encoding.THREADS", 1)
+    encoder = Encoder(tiny, gqa, FeatureCache(0), frozenset())
+    encoder.start_batch([], gqa.requests)
+    futures = list(encoder._next.pixels.values())
+    encoder.close()
+    assert encoder._pool is not None
+    encoder._pool.shutdown(wait=True)
+    assert len(started) <= 1 < len(futures)
+    assert all(each.done() for each in futures)
 
 
 def test_a_broken_image_fails_its_questions_only(

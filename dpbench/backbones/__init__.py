@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dpbench import allocator
 from dpbench.errors import ConfigError, MissingError, did_you_mean
 
 if TYPE_CHECKING:
@@ -238,8 +237,6 @@ def load(
         MissingError: the weights are not there.
     """
     family = find(name)
-    if device == "cpu":
-        allocator.keep_freed()
     if weights == RANDOM:
         _refuse(revision=revision, device_map=device_map, quantize=quantize)
         model, processor = _random(name, device=device, dtype=dtype, attention=attention)

@@ -124,7 +124,7 @@ def _find(repository: str, revision: str | None, command: str) -> DatasetInfo:
     if revisions:
         raise MissingError(
             f"data pull: {' and '.join(revisions)} have no revision {revision!r} on the hub; "
-            "give another with --revision"
+            "give another with --revision REVISION --to DIR"
         )
     tried = " and ".join(f"{organisation}/{repository}" for organisation in ORGANISATIONS)
     raise MissingError(f"data pull: the hub has no data set {tried}, or not for you (`hf auth login`)")

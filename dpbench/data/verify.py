@@ -23,6 +23,8 @@ from dpbench.errors import MissingError, RecordError
 from dpbench.tasks import TASKS, find
 
 LISTED = 3
+ANY = "any"
+"""In place of a revision: whichever it is."""
 """Broken images of one file that are named."""
 
 
@@ -71,7 +73,8 @@ def verify(
     Args:
         names: as in `dpbench.tasks.TASKS`; none for all ten.
         data_root: a folder with one sub-folder per repository, or None for the hub's cache.
-        revision: the commit the data must be of, or the start of it; None for any.
+        revision: the commit the data must be of, or the start of it; "any" for any, None for the one a task is pinned
+            to, where the data says which it is.
         quick: decode a few images of each file instead of all.
         console: where progress goes.
 
@@ -121,7 +124,7 @@ def _split(
     hashes = {path: sha for path in paths if (sha := wanted.sha256.get(path.relative_to(place).as_posix()))}
     found = [_file(path, wanted, quick=quick, bar=bar) for path in paths]
     num_rows = sum(each.num_rows for each in found)
-    problems = _revision_problems(place, paths, source, revision or (wanted.revision if source else None))
+    problems = _revision_problems(place, paths, source, _wanted(revision, wanted, source))
     problems += [_hash_problem(path, source) for path, sha in hashes.items() if _sha256(path) != sha]
     problems += chain.from_iterable(each.problems for each in found)
     if wanted.rows is not None and num_rows != wanted.rows:
@@ -161,6 +164,13 @@ def _file(path: Path, wanted: Expected, *, quick: bool, bar: Progress) -> _Found
         problems.append(f"{path} is truncated or no parquet file ({cause}); remove it and pull again")
     bar.remove_task(job)
     return _Found(num_rows, num_images, tuple(problems))
+
+
+def _wanted(revision: str | None, wanted: Expected, source: Origin | None) -> str | None:
+    """Return the revision that data must be of, or None; a mirror that says nothing is only held to what was asked."""
+    if revision is not None:
+        return None if revision == ANY else revision
+    return wanted.revision if source is not None else None
 
 
 def _revision_problems(place: Path, paths: Sequence[Path], source: Origin | None, wanted: str | None) -> list[str]:

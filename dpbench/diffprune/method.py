@@ -79,18 +79,21 @@ class DiffPrune(Method):
         views = self.num_views or int(visual.view_N[-1]) + 1
         inputs = *(_by_view(each, views) for each in (visual.embeds_ND, visual.row_N, visual.col_N)), visual.read_N
         if self.graphs is None:
-            indices, scores = self._ranked(keep, *inputs)
+            indices, scores = _ranked(self.scorer, keep, *inputs)
             return Reduction(indices, scores_N=scores)
         if keep not in self.graphs:
-            self.graphs[keep] = Graphed(partial(self._ranked, keep))
+            self.graphs[keep] = Graphed(partial(_ranked, self.scorer, keep))
         indices, scores = (each.clone() for each in self.graphs[keep](*inputs))
         return Reduction(indices, scores_N=scores)
 
-    def _ranked(self, keep: int, embeds: Tensor, row: Tensor, col: Tensor, read_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Return which tokens score highest, and all scores; the first three arguments are view by view."""
-        scores = self.scorer(embeds, row, col).flatten()
-        scores = scores.masked_fill(~read_N, torch.finfo(scores.dtype).min)
-        return top_indices(scores, keep), scores
+
+def _ranked(
+    scorer: Scorer, keep: int, embeds: Tensor, row: Tensor, col: Tensor, read_N: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return which tokens score highest, and all scores; embeddings, rows and columns are view by view."""
+    scores = scorer(embeds, row, col).flatten()
+    scores = scores.masked_fill(~read_N, torch.finfo(scores.dtype).min)
+    return top_indices(scores, keep), scores
 
 
 def _by_view(values_N: Tensor, num_views: int) -> Tensor:

@@ -124,7 +124,10 @@ def test_a_hub_without_the_commit_a_task_is_pinned_to_says_how_to_go_on(tmp_path
     with serving(FakeHub({"lmms-lab/POPE": mirror("POPE")}, commit="d" * 40)) as hub:
         done = dpbench(hub, "data", "pull", "pope", "--to", "root")
         assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)
-        assert f"have no revision '{pinned('lmms-lab/POPE')}' on the hub; give another with --revision" in done.stderr
+        assert (
+            f"have no revision '{pinned('lmms-lab/POPE')}' on the hub; give another with --revision REVISION --to DIR"
+            in done.stderr
+        )
         assert dpbench(hub, "data", "pull", "pope", "--to", "root", "--revision", "main").returncode == 0
 
 

@@ -158,6 +158,10 @@ def test_a_mirror_that_does_not_say_where_it_is_from_is_only_held_to_a_revision_
     (root / "POPE" / origin.ORIGIN).unlink()
     (verdict,) = check(root, "pope")
     assert not any("revision" in each for each in verdict.problems)
+    origin.write(root / "POPE", origin.Origin("lmms-lab/POPE", "b" * 40, {POPE: None}))
+    for asked, refused in ((None, True), ("any", False), ("bbbb", False)):
+        (verdict,) = check(root, "pope", revision=asked)
+        assert any("wrong revision" in each for each in verdict.problems) == refused
 
 
 def test_a_file_of_another_revision_is_named(root: Path) -> None:

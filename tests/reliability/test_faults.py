@@ -62,7 +62,7 @@ def answers(folder: Path) -> list[dict[str, Any]]:
 def test_a_run_that_is_asked_to_stop_does_so_at_once_and_says_what_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
-    run = [*CELL, "--limit", "48", "--batch-size", "1", "--out", str(tmp_path)]
+    run = [*CELL, "--limit", "120", "--batch-size", "1", "--out", str(tmp_path)]
     with dpbench(*run) as running:
         while not answers(tmp_path):
             assert running.poll() is None
@@ -74,7 +74,7 @@ def test_a_run_that_is_asked_to_stop_does_so_at_once_and_says_what_goes_on(
     assert running.returncode == code
     assert "Traceback" not in said
     before = answers(tmp_path)
-    assert 0 < len(before) < 48
+    assert 0 < len(before) < 120
     sentence, _, command = said.strip().splitlines()[-1].partition("go on with: ")
     assert sentence == "stopped; what was finished is kept, "
     words = shlex.split(command)
@@ -82,7 +82,7 @@ def test_a_run_that_is_asked_to_stop_does_so_at_once_and_says_what_goes_on(
     assert goes_on(monkeypatch, *words[1:]) == 0
     after = answers(tmp_path)
     assert after[: len(before)] == before
-    assert len({each["doc_id"] for each in after}) == len(after) == 48
+    assert len({each["doc_id"] for each in after}) == len(after) == 120
 
 
 def test_the_command_that_goes_on_is_quoted_and_resumes_a_training(tmp_path: Path) -> None:
