@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     ProgressColumn,
     Task,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from dpbench import allocator, backbones, record, storage, subset
@@ -29,6 +29,7 @@ from dpbench.faults import Fault, Faults
 from dpbench.fingerprint import fingerprints
 from dpbench.finishing import Answered, finish, tidy
 from dpbench.manifest import Cell, Manifest, cells, with_fingerprints
+from dpbench.progress import Bar
 from dpbench.record import Record
 from dpbench.sharding import WHOLE, Shard, join, turn
 from dpbench.subset import Hard
@@ -329,13 +330,13 @@ class RateColumn(ProgressColumn):
         return Text(f"{task.speed:.1f}/s, left:" if task.speed else "")
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
+def _progress(console: Console) -> Bar:
+    return Bar(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("samples,"),
-        RateColumn(),
+        RateColumn(table_column=Column(no_wrap=True)),
         TimeRemainingColumn(),
         console=console,
     )

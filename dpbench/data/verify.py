@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from tabulate import tabulate
 
 from dpbench.data import origin
@@ -20,6 +20,7 @@ from dpbench.data.images import batches
 from dpbench.data.origin import Origin
 from dpbench.data.root import configs, data_files, folder
 from dpbench.errors import MissingError, RecordError
+from dpbench.progress import Bar
 from dpbench.tasks import TASKS, find
 
 LISTED = 3
@@ -83,7 +84,7 @@ def verify(
     """
     splits = [(name, config) for name in names or TASKS for config in configs(find(name))]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console or Console(stderr=True), transient=True) as bar:
+    with Bar(*columns, console=console or Console(stderr=True), transient=True) as bar:
         return [_split(name, config, data_root, revision, quick=quick, bar=bar) for name, config in splits]
 
 
@@ -109,9 +110,7 @@ def render(verdicts: Sequence[Verdict]) -> str:
     return "\n".join([tabulate(rows, headers), *([""] if problems else []), *problems])
 
 
-def _split(
-    name: str, config: str, data_root: Path | None, revision: str | None, *, quick: bool, bar: Progress
-) -> Verdict:
+def _split(name: str, config: str, data_root: Path | None, revision: str | None, *, quick: bool, bar: Bar) -> Verdict:
     task = find(name)
     split = f"{task.repository}/{config}/{task.split}"
     try:
@@ -143,7 +142,7 @@ def _split(
     )
 
 
-def _file(path: Path, wanted: Expected, *, quick: bool, bar: Progress) -> _Found:
+def _file(path: Path, wanted: Expected, *, quick: bool, bar: Bar) -> _Found:
     """Read one parquet file: its rows, its columns, its images."""
     num_rows = num_images = 0
     problems: list[str] = []

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from dpbench import storage
+from dpbench.progress import Bar
 
 LOG, BOARD = "log.jsonl", "tensorboard"
 
@@ -22,7 +23,7 @@ LOG, BOARD = "log.jsonl", "tensorboard"
 class Logbook:
     """One training's numbers, shown and written as they come."""
 
-    def __init__(self, progress: Progress, log: Any, board: Any, *, title: str, num_steps: int, step: int) -> None:
+    def __init__(self, progress: Bar, log: Any, board: Any, *, title: str, num_steps: int, step: int) -> None:
         self.progress, self.log, self.board = progress, log, board
         self.task = progress.add_task(title, total=num_steps, completed=step, numbers="validating")
         self.hard = float("nan")
@@ -70,7 +71,7 @@ def logbook(
             _forget(path, step)
         log = stack.enter_context(path.open("a", encoding="utf-8"))
         board = stack.enter_context(_board(folder, console)) if shown else None
-        bar = Progress(TextColumn("{task.description}"), *columns, console=console, disable=not shown)
+        bar = Bar(TextColumn("{task.description}"), *columns, console=console, disable=not shown)
         yield Logbook(stack.enter_context(bar), log, board, title=title, num_steps=num_steps, step=max(0, step))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dpbench import backbones, record, registry
 from dpbench.backbones.base import Backbone
@@ -26,6 +26,7 @@ from dpbench.measure.row import Bench, Subject, row
 from dpbench.measure.settings import Configuration, Settings, once_each, steps
 from dpbench.measure.timing import Recorder, clock_of
 from dpbench.method import Method
+from dpbench.progress import Bar
 from dpbench.record import Profile
 
 VERSIONS = 4
@@ -177,8 +178,8 @@ def _run(subject: Subject, bench: Bench) -> Run:
     return run
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
+def _progress(console: Console) -> Bar:
+    return Bar(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %, left:"),
