@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from PIL.Image import DecompressionBombError
 
-from dpbench import reducing
+from dpbench import reducing, threads
 from dpbench.backbones.base import Backbone, Features, Pixels, Prompt
 from dpbench.errors import ImageError
 from dpbench.feature_cache import FeatureCache, Key, Seen, compact
@@ -85,8 +85,8 @@ class Encoder:
         built: decodes a request's images and hashes their files.
         cache: shared by all tasks of a run.
         needs: which optional signals the run's methods read.
-        ahead: decode and preprocess the next batch's images in other threads, which no timer can interrupt, and which
-            give torch one thread each (as new threads of this process will have from then on).
+        ahead: decode and preprocess the next batch's images in other threads, which no timer can interrupt, each by
+            itself.
     """
 
     def __init__(
@@ -94,7 +94,8 @@ class Encoder:
     ) -> None:
         self.backbone, self.built, self.cache, self.needs = backbone, built, cache, needs
         self.room = Room(cache.clear)
-        self._pool = ThreadPoolExecutor(THREADS, initializer=torch.set_num_threads, initargs=(1,)) if ahead else None
+        whole = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(THREADS, initializer=threads.alone, initargs=(whole,)) if ahead else None
         self._batch, self._next = _Batch(), _Batch()
         self._grids: dict[str, tuple[int, int]] = {}
 

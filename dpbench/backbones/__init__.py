@@ -236,7 +236,10 @@ def load(
         ConfigError: unknown name, a library that is not installed, or a setting that random weights would ignore.
         MissingError: the weights are not there.
     """
+    from dpbench import threads
+
     family = find(name)
+    threads.settle()
     if weights == RANDOM:
         _refuse(revision=revision, device_map=device_map, quantize=quantize)
         model, processor = _random(name, device=device, dtype=dtype, attention=attention)
