@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from dpbench.diffprune.interruption import outlive
 from dpbench.diffprune.sources import BrokenError, Example, Source
 from dpbench.errors import ConfigError
 
@@ -162,6 +163,7 @@ def batches(
         batch_sampler=(part.tolist() for part in indices),
         collate_fn=list,
         num_workers=num_workers,
+        worker_init_fn=outlive,
         generator=torch.Generator(),  # or it would draw from, and so move on, the global one
     )
     for read in loader:

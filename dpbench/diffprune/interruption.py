@@ -62,6 +62,15 @@ class Interruption:
             raise LateError
 
 
+def outlive(_worker: int) -> None:
+    """Let a process that reads ahead live on when the training is asked to stop, which ends its readers itself.
+
+    Ctrl-C, `timeout` and batch systems signal all processes at once. A second SIGTERM ends a reader.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
     """Let signals ask rather than end; outside the main thread there are none."""

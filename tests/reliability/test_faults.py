@@ -300,6 +300,26 @@ def test_a_training_that_cannot_end_its_step_in_time_stops_within_it_and_goes_on
     assert left(tmp_path / "stopped") == left(trained)
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_all_processes_of_a_training_leaves_it_its_readers(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    settings = SMALL | {"steps": 1000, "validate_every": 1000, "num_workers": 2}
+    words = [word for name, value in settings.items() for word in ("--param", f"{name}={value}")]
+    folder = tmp_path / "stopped"
+    with dpbench("train", "--backbone", "toy-llava", "--out", str(folder), *words, start_new_session=True) as running:
+        log = folder / "log.jsonl"
+        while not log.is_file() or log.read_text().count('"loss"') < 2:
+            assert running.poll() is None
+            time.sleep(0.05)
+        os.killpg(running.pid, number)
+        _, said = running.communicate()
+    assert "Traceback" not in said
+    assert running.returncode == code
+    step = int(re.search(r"stopped after step (\d+); --resume goes on from there", said)[1])
+    assert left(folder)[2]["step"] == step >= 2
+
+
 def test_a_stop_does_not_break_into_what_must_be_whole() -> None:
     asked, done = interruption.Interruption(), []
 
