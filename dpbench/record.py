@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,12 +81,14 @@ class Profile:
         peak_bytes: per stage, the most memory allocated during it, weights apart.
         weights_bytes: parameters and buffers.
         kv_bytes_per_layer: the cache after prefill.
-        joules: energy per first token above idle, and "idle_watts".
+        joules: per first token, above what the card draws idle ("first_token") and that meanwhile ("idle"); and
+            "idle_watts".
         bound_ms: per stage, the least time its FLOPs and bytes allow at the rates in `rates`.
         rates: measured in the same run: matmul FLOP/s and copied bytes/s.
         flags: why a reader should doubt this row: scatter, throttling, other processes.
         monitor: clocks, temperature, power and throttle reasons before, during and after.
         environment: what it ran on; profiles of different environments never share a table.
+        started: when its `dpbench profile` began, in UTC; only rows of the same one were timed in turn. None: unknown.
     """
 
     schema: int = 2
@@ -114,6 +116,7 @@ class Profile:
     flags: tuple[str, ...]
     monitor: Mapping[str, Any]
     environment: Mapping[str, Any]
+    started: str | None = None
 
 
 Line = TypeVar("Line", Record, Profile)
@@ -175,8 +178,10 @@ def _parse(text: bytes, kind: type[Line], where: str) -> Line:
     if data.get("schema") != version:
         raise RecordError(f"{where}: schema {data.get('schema')!r}, this dpbench reads {version}; move the file away")
     names = {field.name for field in fields(kind)}
-    if set(data) != names:
-        raise RecordError(f"{where}: fields {sorted(set(data) ^ names)} are missing or unknown; move the file away")
+    needed = {field.name for field in fields(kind) if field.default is MISSING}
+    wrong = (set(data) - names) | (needed - set(data))
+    if wrong:
+        raise RecordError(f"{where}: fields {sorted(wrong)} are missing or unknown; move the file away")
     try:
         _TYPES[kind].validate_python(data)
     except ValidationError as error:

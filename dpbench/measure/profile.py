@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,12 @@ def profile_manifest(manifest: Manifest, out: Path, settings: Settings, *, devic
     with console.status(f"loading {manifest.backbone.name}"):
         backbone = load_backbone(manifest, device)
     found = {"versions": versions(), **environment(device)}
+    started = datetime.now(UTC).isoformat(timespec="seconds")
     path = out / manifest.name / "profile.jsonl"
     profiles = []
     with torch.inference_mode(), nvml.opened() if device.startswith("cuda") else nullcontext() as handle:
         rates = roofline.rates(backbone.device, backbone.dtype)
-        bench = Bench(backbone, settings, console, handle, found, rates)
+        bench = Bench(backbone, settings, console, handle, found, started, rates)
         bench.idle_w = energy.idle_watts(handle) if handle else None
         for configuration in settings.configurations:
             for each in _profiled(bench, manifest, configuration):

@@ -35,6 +35,7 @@ class Bench:
         console: where progress goes.
         handle: NVML's for the GPU, or None.
         found: versions and environment.
+        started: when, in UTC.
         rates: of the device.
         idle_w: drawn at rest, or None where it is not counted.
         readings: the GPU before, during and after.
@@ -45,6 +46,7 @@ class Bench:
     console: Console
     handle: Any
     found: dict[str, Any]
+    started: str
     rates: dict[str, float]
     idle_w: float | None = None
     readings: list[Reading] = field(default_factory=list)
@@ -95,6 +97,7 @@ def row(bench: Bench, subject: Subject, series: Series, configuration: Configura
         flags=tuple(stability.flags(times["ttft"], bench.readings)),
         monitor=stability.monitor(bench.readings),
         environment=bench.found | {"dtype": str(backbone.dtype).removeprefix("torch.")},
+        started=bench.started,
     )
 
 

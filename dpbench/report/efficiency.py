@@ -39,7 +39,7 @@ class Measured:
 
     Attributes:
         profile: where they come from.
-        speedup: time to first token of `none` under the same conditions over this one's.
+        speedup: time to first token of `none`, timed in turn with this one, over this one's.
     """
 
     profile: Profile
@@ -67,9 +67,8 @@ class Measured:
 
     @property
     def joules(self) -> float | None:
-        """Return the energy of a first token above idle, all stages."""
-        spent = {name: value for name, value in self.profile.joules.items() if name != "idle_watts"}
-        return spent.get("ttft", sum(spent.values())) if spent else None
+        """Return the energy of a first token above idle."""
+        return self.profile.joules.get("first_token")
 
 
 def sections(profiles: Iterable[Profile]) -> list[Section]:
@@ -79,13 +78,20 @@ def sections(profiles: Iterable[Profile]) -> list[Section]:
 
 
 def groups(profiles: Iterable[Profile]) -> list[list[Profile]]:
-    """Return profiles by the conditions they were taken under, of each method and budget the newest."""
-    found: dict[str, dict[str, Profile]] = defaultdict(dict)
+    """Return profiles by the conditions they were taken under, in the order of tables, newest last among equals."""
+    found: dict[str, list[Profile]] = defaultdict(list)
     for each in profiles:
-        same = json.dumps(conditions(each), sort_keys=True, default=str)
-        row = json.dumps([each.method, each.params, each.budget, each.num_visual], sort_keys=True)
-        found[same][row] = each
-    return [sorted(group.values(), key=_order) for group in found.values()]
+        found[json.dumps(conditions(each), sort_keys=True, default=str)].append(each)
+    return [sorted(group, key=_order) for group in found.values()]
+
+
+def newest(group: Iterable[Profile]) -> list[Profile]:
+    """Return of each method, budget and prompt the last of a group."""
+    return list({_subject(each): each for each in group}.values())
+
+
+def _subject(each: Profile) -> str:
+    return json.dumps([each.method, each.params, each.budget, each.num_visual], sort_keys=True)
 
 
 def conditions(each: Profile) -> dict[str, Any]:
@@ -112,9 +118,7 @@ def section(group: Sequence[Profile], profiles: Sequence[Profile] = ()) -> Secti
         group: one of `groups`.
         profiles: all that are reported, so that a table can say what sets it apart from the first.
     """
-    unpruned = [each for each in group if each.method == "none"]
-    none = unpruned[0] if len(unpruned) == 1 else None
-    rows = [Measured(each, _speedup(each, none)) for each in group]
+    rows = [Measured(each, _speedup(each, group)) for each in newest(group)]
     other = profiles[0] if profiles and conditions(profiles[0]) != conditions(group[0]) else None
     stages = [name for name in STAGES if any(row.profile.stages_ms.get(name) for row in rows)]
     unit = TERA if max((row.flops or 0 for row in rows), default=0) >= TERA / 2 else GIGA
@@ -124,13 +128,14 @@ def section(group: Sequence[Profile], profiles: Sequence[Profile] = ()) -> Secti
     shown = [name for at, name in enumerate(columns) if any(cells[id(row)][at] != DASH for row in rows)]
     at = [list(columns).index(name) for name in shown]
     marks = _marks(rows, names)
+    latest = max(each.started or "" for each in group)
     lines: list[Row] = []
     budget = None
     for row in rows:
         if row.profile.budget != budget:
             budget = row.profile.budget
             lines.append(group_row(_budget(budget), len(shown) + 1))
-        refs = tuple(footnotes.letter(flag) for flag in row.profile.flags)
+        refs = tuple(footnotes.letter(flag) for flag in (*row.profile.flags, *_earlier(row.profile, latest)))
         first = Cell(row.profile.method + options(row.profile.params), refs=refs)
         rest = [Cell(cells[id(row)][i], marks.get(names[i + 1], {}).get(id(row), "")) for i in at]
         lines.append(Row((first, *rest)))
@@ -148,12 +153,21 @@ def _order(each: Profile) -> tuple[Any, ...]:
         size = -float(each.budget.strip("%-"))
     except ValueError:
         size = 0.0
-    return each.method != "none", size, each.method, json.dumps(each.params, sort_keys=True), each.num_visual
+    subject = each.method, json.dumps(each.params, sort_keys=True), each.num_visual
+    return each.method != "none", size, *subject, each.started or ""
 
 
-def _speedup(each: Profile, none: Profile | None) -> float | None:
-    ours, theirs = each.stages_ms.get("ttft"), none.stages_ms.get("ttft") if none else None
+def _speedup(each: Profile, group: Sequence[Profile]) -> float | None:
+    """Return how much faster than `none` a row is, which was timed in turn with it and with one length of prompt."""
+    nones = newest(other for other in group if other.method == "none" and other.started == each.started)
+    ours, theirs = each.stages_ms.get("ttft"), nones[0].stages_ms.get("ttft") if len(nones) == 1 else None
     return median(theirs) / median(ours) if ours and theirs else None
+
+
+def _earlier(each: Profile, latest: str) -> Iterable[str]:
+    """Say of times that they were not taken in turn with the newest."""
+    if each.stages_ms and (each.started or "") != latest:
+        yield "timed in an earlier run" + (f", begun {each.started}" if each.started else "")
 
 
 def _columns(rows: Sequence[Measured], stages: Sequence[str], unit: float) -> dict[str, Any]:
@@ -251,8 +265,10 @@ def _notes(first: Profile, rows: Sequence[Measured], other: Profile | None) -> I
         )
     if any(row.flops for row in rows):
         yield "FLOPs count 2 per multiply-add: encoder, projector, pruner, decoder and LM head (last position)."
+    if any(row.joules for row in rows):
+        yield "Energy: of a first token, above what the card draws idle."
     if any(row.speedup for row in rows):
-        yield "Speed-up: TTFT of none over the row's, same conditions."
+        yield "Speed-up: TTFT of none over the row's, timed in turn."
     elif any(row.profile.stages_ms for row in rows):
         several = sum(row.profile.method == "none" for row in rows) > 1
         why = (

@@ -55,6 +55,7 @@ class Cost:
         ttft_ms: median milliseconds to the first token, or None.
         gflop: 10^9 floating-point operations up to the first token, or None.
         peak_mib: MiB of memory at the peak, weights apart, or None.
+        started: as in `Profile`.
     """
 
     label: str
@@ -65,6 +66,7 @@ class Cost:
     ttft_ms: float | None
     gflop: float | None
     peak_mib: float | None
+    started: str | None
 
     @property
     def name(self) -> str:
@@ -140,6 +142,7 @@ def _cost(each: Profile) -> Cost:
         ttft_ms=times.get("ttft"),
         gflop=None if flops is None else flops / 1e9,
         peak_mib=max(each.peak_bytes.values()) / MIB if each.peak_bytes else None,
+        started=each.started,
     )
 
 

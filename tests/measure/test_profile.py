@@ -50,6 +50,7 @@ def test_every_row_says_where_time_flops_and_bytes_go(tmp_path: Path) -> None:
         assert set(each.bound_ms) == {"encode", "reduce", "splice", "prefill"}
         assert each.joules == {}, "there is no energy counter on a CPU"
         assert each.environment["cpu_threads"] == torch.get_num_threads()
+    assert len({each.started for each in rows}) == 1, "they were timed in turn"
 
 
 def test_a_method_that_cannot_run_here_is_named_and_the_others_go_on(

@@ -6,7 +6,7 @@ import pytest
 from made_records import profiled
 
 from dpbench.report import efficiency
-from dpbench.report.section import Section
+from dpbench.report.section import DASH, Section
 
 CPU = {"device": "cpu", "cpu": "a processor"}
 
@@ -51,8 +51,8 @@ def test_what_was_not_measured_has_no_column_and_is_never_zero() -> None:
     assert section.frame["Peak bytes"].isna().all()
 
 
-def test_energy_is_without_the_idle_watts() -> None:
-    spent = {"encode": 1.0, "prefill": 2.0, "idle_watts": 60.0}
+def test_energy_is_what_is_drawn_above_idle() -> None:
+    spent = {"first_token": 3.0, "idle": 2.0, "idle_watts": 60.0}
     (section,) = efficiency.sections([profiled("grid", "16", [1.0], joules=spent)])
     assert cells(section, "grid")["Energy (J)"] == "3.00"
 
@@ -123,3 +123,23 @@ def test_a_sweep_has_no_speed_up() -> None:
     (section,) = efficiency.sections(none)
     assert len(section.frame) == 2
     assert any("several lengths" in note for note in section.notes)
+
+
+def test_a_speed_up_is_over_the_unpruned_time_of_the_same_run() -> None:
+    then, now = {"started": "2026-01-01T00:00:00+00:00"}, {"started": "2026-01-02T00:00:00+00:00"}
+    old = [profiled("none", "all", [9.0], **then), profiled("grid", "16", [3.0], **then)]
+    new = [profiled("none", "all", [4.0], **now), profiled("pool", "16", [2.0], **now)]
+    for rows in (old + new, new + old):
+        (section,) = efficiency.sections(rows)
+        found = {name: cells(section, name) for name in ("none", "grid", "pool")}
+        assert found["none"]["TTFT (ms)"].startswith("4.00")
+        assert (found["grid"]["Speed-up"], found["pool"]["Speed-up"]) == ("3.00x", "2.00x")
+        assert sum(row.cells[0].text == "none" for row in section.rows) == 1
+        assert section.notes[-1] == "a: timed in an earlier run, begun 2026-01-01T00:00:00+00:00"
+        assert {row.cells[0].text for row in section.rows if row.cells[0].refs} == {"grid"}
+
+
+def test_a_run_without_its_unpruned_model_takes_no_other_ones() -> None:
+    rows = [profiled("none", "all", [9.0]), profiled("grid", "16", [3.0], started="2026-01-02T00:00:00+00:00")]
+    (section,) = efficiency.sections(rows)
+    assert cells(section, "grid")["Speed-up"] == DASH
