@@ -78,20 +78,20 @@ def sections(profiles: Iterable[Profile]) -> list[Section]:
 
 
 def groups(profiles: Iterable[Profile]) -> list[list[Profile]]:
-    """Return profiles by the conditions they were taken under, in the order of tables, newest last among equals."""
+    """Return profiles by the conditions they were taken under, of each method and budget the newest."""
     found: dict[str, list[Profile]] = defaultdict(list)
     for each in profiles:
         found[json.dumps(conditions(each), sort_keys=True, default=str)].append(each)
-    return [sorted(group, key=_order) for group in found.values()]
+    return [sorted(_newest(group), key=_order) for group in found.values()]
 
 
-def newest(group: Iterable[Profile]) -> list[Profile]:
-    """Return of each method, budget and prompt the last of a group."""
-    return list({_subject(each): each for each in group}.values())
+def _newest(group: Sequence[Profile]) -> Iterable[Profile]:
+    return {(each.budget, _order(each)): each for each in sorted(group, key=_started)}.values()
 
 
-def _subject(each: Profile) -> str:
-    return json.dumps([each.method, each.params, each.budget, each.num_visual], sort_keys=True)
+def _started(each: Profile) -> str:
+    """Return when its run began; what is not known comes first."""
+    return each.started or ""
 
 
 def conditions(each: Profile) -> dict[str, Any]:
@@ -116,9 +116,10 @@ def section(group: Sequence[Profile], profiles: Sequence[Profile] = ()) -> Secti
 
     Args:
         group: one of `groups`.
-        profiles: all that are reported, so that a table can say what sets it apart from the first.
+        profiles: all that are reported: what sets this table apart from the first, and the unpruned times of each run.
     """
-    rows = [Measured(each, _speedup(each, group)) for each in newest(group)]
+    unpruned = _unpruned(profiles or group, conditions(group[0]))
+    rows = [Measured(each, _speedup(each, unpruned.get(each.started))) for each in group]
     other = profiles[0] if profiles and conditions(profiles[0]) != conditions(group[0]) else None
     stages = [name for name in STAGES if any(row.profile.stages_ms.get(name) for row in rows)]
     unit = TERA if max((row.flops or 0 for row in rows), default=0) >= TERA / 2 else GIGA
@@ -128,7 +129,7 @@ def section(group: Sequence[Profile], profiles: Sequence[Profile] = ()) -> Secti
     shown = [name for at, name in enumerate(columns) if any(cells[id(row)][at] != DASH for row in rows)]
     at = [list(columns).index(name) for name in shown]
     marks = _marks(rows, names)
-    latest = max(each.started or "" for each in group)
+    latest = max(map(_started, group))
     lines: list[Row] = []
     budget = None
     for row in rows:
@@ -153,20 +154,26 @@ def _order(each: Profile) -> tuple[Any, ...]:
         size = -float(each.budget.strip("%-"))
     except ValueError:
         size = 0.0
-    subject = each.method, json.dumps(each.params, sort_keys=True), each.num_visual
-    return each.method != "none", size, *subject, each.started or ""
+    return each.method != "none", size, each.method, json.dumps(each.params, sort_keys=True), each.num_visual
 
 
-def _speedup(each: Profile, group: Sequence[Profile]) -> float | None:
-    """Return how much faster than `none` a row is, which was timed in turn with it and with one length of prompt."""
-    nones = newest(other for other in group if other.method == "none" and other.started == each.started)
-    ours, theirs = each.stages_ms.get("ttft"), nones[0].stages_ms.get("ttft") if len(nones) == 1 else None
+def _unpruned(profiles: Iterable[Profile], same: Mapping[str, Any]) -> dict[str | None, Profile]:
+    """Return the `none` of each run under some conditions; of a run with prompts of several lengths there is none."""
+    found: dict[str | None, dict[float, Profile]] = defaultdict(dict)
+    for each in profiles:
+        if each.method == "none" and conditions(each) == same:
+            found[each.started][each.num_visual] = each
+    return {started: next(iter(sizes.values())) for started, sizes in found.items() if len(sizes) == 1}
+
+
+def _speedup(each: Profile, none: Profile | None) -> float | None:
+    ours, theirs = each.stages_ms.get("ttft"), none.stages_ms.get("ttft") if none else None
     return median(theirs) / median(ours) if ours and theirs else None
 
 
 def _earlier(each: Profile, latest: str) -> Iterable[str]:
     """Say of times that they were not taken in turn with the newest."""
-    if each.stages_ms and (each.started or "") != latest:
+    if each.stages_ms and _started(each) != latest:
         yield "timed in an earlier run" + (f", begun {each.started}" if each.started else "")
 
 

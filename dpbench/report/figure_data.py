@@ -113,10 +113,7 @@ def retentions(comparison: Comparison) -> dict[RowKey, float]:
 
 def cost_tables(profiles: Iterable[Profile]) -> list[CostTable]:
     """Return the costs, one table per backbone, weights, machine, software, configuration and batch size."""
-    groups: dict[str, dict[str, Profile]] = defaultdict(dict)
-    for each in profiles:
-        groups[repr(efficiency.conditions(each))][repr((each.method, each.params, each.budget))] = each
-    return [_cost_table(list(group.values())) for group in groups.values()]
+    return [_cost_table(group) for group in efficiency.groups(profiles)]
 
 
 def _cost_table(group: Sequence[Profile]) -> CostTable:

@@ -90,13 +90,14 @@ def _worth(comparison: Comparison, found: Intervals) -> str:
 def cost_sentence(table: CostTable) -> str | None:
     """Return which method is first to its first token, of those timed in turn with `none`; None where nothing is."""
     none = next((cost for cost in table.costs if cost.method == "none" and cost.ttft_ms), None)
-    timed = {cost.name: cost.ttft_ms for cost in table.costs if cost.ttft_ms and none and cost.started == none.started}
-    if not none or not none.ttft_ms or len(timed) < 2:
+    in_turn = [cost for cost in table.costs if none and cost.started == none.started]
+    timed = {cost.name: cost.ttft_ms for cost in in_turn if cost.ttft_ms}
+    if none is None or len(timed) < 2:
         return None
     name, least = min(timed.items(), key=lambda item: item[1])
     return (
-        f"{name} is first to its first token, {least:.1f} ms against {none.ttft_ms:.1f} ms unpruned "
-        f"({none.ttft_ms / least:.2f} times as fast; {table.heading})."
+        f"{name} is first to its first token, {least:.1f} ms against {timed[none.name]:.1f} ms unpruned "
+        f"({timed[none.name] / least:.2f} times as fast; {table.heading})."
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from made_records import profiled
 
-from dpbench.report import efficiency
+from dpbench.report import efficiency, figure_data, summary
 from dpbench.report.section import DASH, Section
 
 CPU = {"device": "cpu", "cpu": "a processor"}
@@ -137,9 +137,20 @@ def test_a_speed_up_is_over_the_unpruned_time_of_the_same_run() -> None:
         assert sum(row.cells[0].text == "none" for row in section.rows) == 1
         assert section.notes[-1] == "a: timed in an earlier run, begun 2026-01-01T00:00:00+00:00"
         assert {row.cells[0].text for row in section.rows if row.cells[0].refs} == {"grid"}
+        (group,) = efficiency.groups(rows)
+        assert group == [new[0], old[1], new[1]], "nothing that reads a group meets what was measured anew"
 
 
 def test_a_run_without_its_unpruned_model_takes_no_other_ones() -> None:
     rows = [profiled("none", "all", [9.0]), profiled("grid", "16", [3.0], started="2026-01-02T00:00:00+00:00")]
     (section,) = efficiency.sections(rows)
     assert cells(section, "grid")["Speed-up"] == DASH
+
+
+def test_the_sentence_compares_what_was_timed_in_turn() -> None:
+    then, now = {"started": "2026-01-01T00:00:00+00:00"}, {"started": "2026-01-02T00:00:00+00:00"}
+    rows = [profiled("none", "all", [9.0], **now), profiled("pool", "16", [3.0], **now)]
+    (table,) = figure_data.cost_tables([*rows, profiled("grid", "16", [1.0], **then)])
+    assert summary.cost_sentence(table).startswith(
+        "pool @ 16 is first to its first token, 3.0 ms against 9.0 ms unpruned (3.00 times as fast;"
+    )
