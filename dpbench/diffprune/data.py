@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from dpbench.diffprune.example import BrokenError, Example, Source
 from dpbench.diffprune.interruption import outlive
-from dpbench.diffprune.sources import BrokenError, Example, Source
 from dpbench.errors import ConfigError
 
 BROKEN_RATIO = 0.01

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from dpbench.backbones.base import Backbone, Features, Prompt
 from dpbench.diffprune.denoiser import Denoiser
+from dpbench.diffprune.example import Example
 from dpbench.diffprune.scorer import Scorer, Views, lay_out
 from dpbench.diffprune.soft_topk import hard_topk_mask, soft_topk
-from dpbench.diffprune.sources import Example
 from dpbench.diffprune.throttler import THROTTLERS, Gate, gumbel_noise
 from dpbench.errors import ConfigError
 

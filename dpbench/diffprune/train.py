@@ -29,13 +29,14 @@ from dpbench.diffprune import resume as resume_from
 from dpbench.diffprune.checkpoint import Card
 from dpbench.diffprune.data import Broken, Split, batches, split
 from dpbench.diffprune.denoiser import Denoiser
+from dpbench.diffprune.example import Example
 from dpbench.diffprune.interruption import Interruption, LateError, interruptible
 from dpbench.diffprune.logbook import Logbook, logbook
 from dpbench.diffprune.objective import KeepRule, Objective, generator_of, hardness
 from dpbench.diffprune.recipe import Recipe
 from dpbench.diffprune.resume import STATE, Progressed
 from dpbench.diffprune.scorer import Scorer, ScorerSize
-from dpbench.diffprune.sources import Example, open_source
+from dpbench.diffprune.sources import open_source
 from dpbench.errors import ConfigError, DpbenchError
 
 BROKEN = "broken.jsonl"

@@ -19,7 +19,8 @@ from pyarrow import parquet
 from dpbench import cli
 from dpbench.diffprune import data
 from dpbench.diffprune.data import Broken, Indices, batches, order, split, step_indices
-from dpbench.diffprune.sources import BrokenError, Example, Source, ToySource, open_source
+from dpbench.diffprune.example import BrokenError, Example, Source
+from dpbench.diffprune.sources import ToySource, open_source
 from dpbench.errors import ConfigError
 from dpbench.toy.questions import caption
 from dpbench.toy.scenes import draw, is_held_out, training_scene

@@ -19,10 +19,10 @@ from dpbench.backbones import miniatures as tinies
 from dpbench.backbones.base import Backbone
 from dpbench.diffprune import checkpoint
 from dpbench.diffprune.denoiser import Denoiser
+from dpbench.diffprune.example import Example
 from dpbench.diffprune.objective import KeepRule, Objective, generator_of, hardness
 from dpbench.diffprune.scorer import Scorer, ScorerSize
 from dpbench.diffprune.soft_topk import soft_topk
-from dpbench.diffprune.sources import Example
 from dpbench.diffprune.throttler import THROTTLERS
 from dpbench.errors import ConfigError
 from dpbench.method import Method
