@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from dpbench import manifest, record
+from dpbench import manifest, manifest_file, record
 from dpbench.errors import DpbenchError
 from dpbench.journal import Answer, Journal
 from dpbench.record import Profile, Record
@@ -124,7 +124,7 @@ def soiled(text: str) -> st.SearchStrategy[bytes]:
 
 def read_manifest(path: Path) -> None:
     """Read a manifest and expand it, as `dpbench run --dry-run` does."""
-    for each in manifest.cells(manifest.load_manifest(path)):
+    for each in manifest.cells(manifest_file.load_manifest(path)):
         each.id  # noqa: B018 - hashes the whole cell
 
 

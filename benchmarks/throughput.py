@@ -38,7 +38,8 @@ from tabulate import tabulate
 from dpbench import allocator, answering, backbones, feature_cache, flags
 from dpbench.backbones.base import Backbone
 from dpbench.encoding import Encoder
-from dpbench.manifest import Cell, cells, make_manifest
+from dpbench.manifest import Cell, cells
+from dpbench.manifest_file import make_manifest
 from dpbench.runner import FEATURE_CACHE
 
 GRID = {"methods": ["random", "cls-attention", "fastv", "holov"], "budgets": [16, 32], "tasks": ["pope", "gqa"]}

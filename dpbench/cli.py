@@ -336,9 +336,9 @@ def list_tasks(data_root: DataRoot = None) -> None:
 @list_app.command("manifests")
 def list_manifests() -> None:
     """List the shipped manifests."""
-    from dpbench import flags, manifest
+    from dpbench import flags, manifest_file
 
-    typer.echo(flags.two_columns((name, flags.first_comment(path)) for name, path in manifest.shipped().items()))
+    typer.echo(flags.two_columns((name, flags.first_comment(path)) for name, path in manifest_file.shipped().items()))
 
 
 @data_app.command("pull")

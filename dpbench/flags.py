@@ -16,7 +16,8 @@ from tabulate import tabulate
 from dpbench import backbones, registry, tasks
 from dpbench.data.root import data_files
 from dpbench.errors import ConfigError, MissingError, UnsupportedError
-from dpbench.manifest import Manifest, load_manifest, make_manifest
+from dpbench.manifest import Manifest
+from dpbench.manifest_file import load_manifest, make_manifest
 from dpbench.sharding import WHOLE, Shard
 
 if TYPE_CHECKING:

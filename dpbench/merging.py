@@ -10,7 +10,8 @@ from typing import Any
 from dpbench import runner, sharding, storage, subset
 from dpbench.errors import ConfigError
 from dpbench.finishing import Answered, finish, tidy
-from dpbench.manifest import Manifest, load_manifest
+from dpbench.manifest import Manifest
+from dpbench.manifest_file import load_manifest
 from dpbench.record import Record
 from dpbench.runner import Outcome
 

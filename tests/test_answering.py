@@ -21,7 +21,8 @@ from dpbench.faults import Faults
 from dpbench.feature_cache import FeatureCache
 from dpbench.journal import Answer
 from dpbench.lmms import BuiltTask
-from dpbench.manifest import Cell, cells, make_manifest
+from dpbench.manifest import Cell, cells
+from dpbench.manifest_file import make_manifest
 
 
 def cell(method: str, keep: int | None, task: str) -> Cell:

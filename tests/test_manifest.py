@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dpbench import manifest
+from dpbench import manifest, manifest_file
 from dpbench.errors import ConfigError
 from dpbench.method import num_kept
 
@@ -28,7 +28,7 @@ def written(tmp_path: Path, text: str) -> Path:
 
 
 def test_cells_are_methods_by_budget_by_task_by_seed(tmp_path: Path) -> None:
-    cells = list(manifest.cells(manifest.load_manifest(written(tmp_path, GOOD))))
+    cells = list(manifest.cells(manifest_file.load_manifest(written(tmp_path, GOOD))))
     assert len(cells) == 2 * 2 * (1 + 2)
     assert {cell.keep for cell in cells if cell.method == "none"} == {None}
     assert {cell.keep for cell in cells if cell.method == "random"} == {16, 32}
@@ -47,7 +47,7 @@ def test_cells_are_methods_by_budget_by_task_by_seed(tmp_path: Path) -> None:
 )
 def test_mistakes_name_their_line(tmp_path: Path, old: str, new: str, line: int | None, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        manifest.load_manifest(written(tmp_path, GOOD.replace(old, new)))
+        manifest_file.load_manifest(written(tmp_path, GOOD.replace(old, new)))
     assert line is None or f"trial.yaml:{line}:" in str(caught.value)
 
 
@@ -63,24 +63,24 @@ def test_mistakes_name_their_line(tmp_path: Path, old: str, new: str, line: int 
 )
 def test_unknown_names_and_impossible_budgets_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        manifest.load_manifest(written(tmp_path, GOOD.replace(old, new)))
+        manifest_file.load_manifest(written(tmp_path, GOOD.replace(old, new)))
 
 
 def test_bad_parameters_fail_before_anything_loads(tmp_path: Path) -> None:
-    wrong = manifest.load_manifest(written(tmp_path, GOOD.replace("positions: original", "layer: 3")))
+    wrong = manifest_file.load_manifest(written(tmp_path, GOOD.replace("positions: original", "layer: 3")))
     with pytest.raises(ConfigError, match="has no parameter 'layer'"):
         list(manifest.cells(wrong))
 
 
 def test_a_missing_manifest_names_the_nearest_shipped_one() -> None:
     with pytest.raises(ConfigError, match="did you mean 'quickstart'"):
-        manifest.load_manifest(Path("quickstat.yaml"))
+        manifest_file.load_manifest(Path("quickstat.yaml"))
 
 
 def test_every_shipped_manifest_loads() -> None:
-    assert {"quickstart", "toy-full"} <= set(manifest.shipped())
-    for name, path in manifest.shipped().items():
-        loaded = manifest.load_manifest(Path(name))
+    assert {"quickstart", "toy-full"} <= set(manifest_file.shipped())
+    for name, path in manifest_file.shipped().items():
+        loaded = manifest_file.load_manifest(Path(name))
         assert loaded.name == name
         assert path.read_text(encoding="utf-8").startswith("# ")
         assert list(manifest.cells(loaded))
@@ -105,7 +105,7 @@ def test_budget_arithmetic(num_visual: int, keep: int | None, rate: float | None
 
 
 def test_the_cell_id_follows_everything_that_can_change_an_answer(tmp_path: Path) -> None:
-    cell = next(manifest.cells(manifest.load_manifest(written(tmp_path, GOOD))))
+    cell = next(manifest.cells(manifest_file.load_manifest(written(tmp_path, GOOD))))
     changed = [
         replace(cell, **change)
         for change in (

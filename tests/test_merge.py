@@ -18,7 +18,8 @@ from dpbench import merging, record, runner, sharding
 from dpbench.cli import app
 from dpbench.errors import ConfigError
 from dpbench.journal import Journal
-from dpbench.manifest import Manifest, make_manifest
+from dpbench.manifest import Manifest
+from dpbench.manifest_file import make_manifest
 from dpbench.record import Record
 from dpbench.sharding import WHOLE, Shard
 

@@ -14,7 +14,8 @@ from rich.console import Console
 from dpbench import answering, fingerprint, lmms, prefix, pruning, record, registry, runner
 from dpbench.errors import ConfigError
 from dpbench.journal import Journal
-from dpbench.manifest import Cell, Manifest, make_manifest
+from dpbench.manifest import Cell, Manifest
+from dpbench.manifest_file import make_manifest
 from dpbench.record import Record
 
 QUIET = Console(quiet=True)

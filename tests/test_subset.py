@@ -10,7 +10,8 @@ from rich.console import Console
 from dpbench import prefix, record, runner
 from dpbench.errors import ConfigError
 from dpbench.journal import Journal
-from dpbench.manifest import Manifest, cells, make_manifest
+from dpbench.manifest import Manifest, cells
+from dpbench.manifest_file import make_manifest
 from dpbench.record import Record
 from dpbench.tasks import aggregators
 

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from dpbench import backbones, flags, registry, storage
 from dpbench.errors import ConfigError
-from dpbench.manifest import Cell, Manifest, cells, make_manifest
+from dpbench.manifest import Cell, Manifest, cells
+from dpbench.manifest_file import make_manifest
 
 EMBEDDED = "toy-llava"
 EMBEDDED_KEEP = 16

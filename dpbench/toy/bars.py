@@ -23,7 +23,8 @@ from dpbench import record, tasks
 from dpbench.backbones.base import Backbone
 from dpbench.data.root import data_files
 from dpbench.errors import ConfigError
-from dpbench.manifest import Manifest, make_manifest
+from dpbench.manifest import Manifest
+from dpbench.manifest_file import make_manifest
 from dpbench.record import Record
 from dpbench.report.tables import retention
 from dpbench.toy.scenes import COLOURS, Scene, draw, random_scene

@@ -21,7 +21,7 @@ from dpbench.backbones import miniatures as tinies
 from dpbench.backbones.base import Backbone
 from dpbench.errors import ConfigError, MissingError
 from dpbench.journal import Journal
-from dpbench.manifest import make_manifest
+from dpbench.manifest_file import make_manifest
 from dpbench.method import Method
 from dpbench.record import Record
 from dpbench.tasks import TASKS

@@ -13,7 +13,8 @@ from dpbench import backbones, pruning, reducing, registry
 from dpbench.backbones import miniatures
 from dpbench.backbones.base import Backbone
 from dpbench.errors import ConfigError, UnsupportedError
-from dpbench.manifest import Manifest, make_manifest
+from dpbench.manifest import Manifest
+from dpbench.manifest_file import make_manifest
 from dpbench.measure import flops_only
 from dpbench.measure.flops import count_flops, count_flops_by_fvcore
 from dpbench.measure.flops_only import FlopsRow

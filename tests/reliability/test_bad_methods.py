@@ -15,7 +15,8 @@ from dpbench import cli, finishing, record, registry, runner
 from dpbench.errors import ConfigError, StorageError
 from dpbench.faults import Faults
 from dpbench.journal import Journal
-from dpbench.manifest import Cell, Manifest, cells, make_manifest
+from dpbench.manifest import Cell, Manifest, cells
+from dpbench.manifest_file import make_manifest
 from dpbench.record import Record
 
 

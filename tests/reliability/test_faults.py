@@ -27,7 +27,8 @@ from dpbench.diffprune.resume import STATE
 from dpbench.diffprune.train import Training, train
 from dpbench.errors import ConfigError, StorageError
 from dpbench.journal import Answer, Journal
-from dpbench.manifest import Manifest, make_manifest
+from dpbench.manifest import Manifest
+from dpbench.manifest_file import make_manifest
 from dpbench.patience import Patience
 from dpbench.record import Record
 

@@ -14,7 +14,8 @@ from rich.console import Console
 from dpbench import prefix, runner, storage
 from dpbench.errors import RecordError, StorageError
 from dpbench.journal import Answer, Journal
-from dpbench.manifest import Manifest, make_manifest
+from dpbench.manifest import Manifest
+from dpbench.manifest_file import make_manifest
 
 ANSWER = Answer(
     task="pope",

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dpbench import backbones, plain_yaml, registry, tasks
 from dpbench.errors import DpbenchError
-from dpbench.manifest import cells, make_manifest
+from dpbench.manifest import cells
+from dpbench.manifest_file import make_manifest
 from dpbench.method import Method, Reduction, VisualTokens
 from dpbench.reducing import Rule, image_generator, reduce_image
 

@@ -29,7 +29,7 @@ from dpbench import lmms, record, runner, visualize
 from dpbench.backbones import miniatures
 from dpbench.data.pull import pull
 from dpbench.errors import DpbenchError, ImageError, RecordError
-from dpbench.manifest import make_manifest
+from dpbench.manifest_file import make_manifest
 from dpbench.record import Record
 from dpbench.report import bundle, runs, samples
 

@@ -13,7 +13,7 @@ from dpbench import flags, lmms, runner
 from dpbench.answering import plain
 from dpbench.errors import ConfigError, RecordError
 from dpbench.journal import Answer, Journal
-from dpbench.manifest import make_manifest
+from dpbench.manifest_file import make_manifest
 from dpbench.tasks import submission
 
 
