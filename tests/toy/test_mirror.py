@@ -64,7 +64,7 @@ CHANCE = {
 
 @pytest.mark.slow
 def test_the_seed_makes_the_shipped_content() -> None:
-    from dpbench.toy.mirror import tables
+    from dpbench.toy.mirror_rows import tables
 
     for name, rows in tables(0).items():
         shards = sorted(TOY_DATA.glob(f"{name}-*.parquet"))
