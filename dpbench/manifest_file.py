@@ -71,8 +71,9 @@ def make_manifest(data: Mapping[str, Any], *, source: str, node: yaml.Node | Non
         return Manifest.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        where = _place(source, first["loc"], node)
-        raise ConfigError(f"{where}{_complaint(dict(first), in_file=node is not None)}") from None
+        text = _complaint(dict(first), in_file=node is not None)
+        where = "" if text.startswith("--") else _place(source, first["loc"], node)
+        raise ConfigError(f"{where}{text}") from None
     except ConfigError as error:
         if node is None:
             raise

@@ -118,3 +118,9 @@ def test_the_cell_id_follows_everything_that_can_change_an_answer(tmp_path: Path
         )
     ]  # fmt: skip
     assert len({cell.id, *(each.id for each in changed)}) == len(changed) + 1
+
+
+def test_a_wrong_name_from_the_command_line_has_its_flag_alone() -> None:
+    data = {"name": "try", "backbone": "toy-llava", "methods": ["none"], "tasks": ["pop"]}
+    with pytest.raises(ConfigError, match=r"^--tasks: there is no task 'pop'"):
+        manifest_file.make_manifest(data, source="the command line")
