@@ -19,8 +19,8 @@ from scipy.stats import t
 from tabulate import tabulate
 
 from dpbench.diffprune.recipe import Variant
-from dpbench.record import Record, read
-from dpbench.report.tables import retention
+from dpbench.report.request import retention
+from dpbench.storage.record import Record, read
 
 SEEDS = (0, 1, 2)
 SCORERS = Path("scorers/ablation")

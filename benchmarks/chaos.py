@@ -28,11 +28,11 @@ from typing import Any
 
 from rich.console import Console
 
-from dpbench import record
 from dpbench.diffprune import checkpoint
 from dpbench.diffprune.logbook import LOG
 from dpbench.diffprune.resume import STATE
-from dpbench.record import Record
+from dpbench.storage import record
+from dpbench.storage.record import Record
 
 ASKED = "CHAOS_ASKED"
 """Names the file in which runs under test write that they begin, and what they begin to answer."""

@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
 from dpbench import backbones
-from dpbench.cuda_graph import Graphed
 from dpbench.diffprune.denoiser import Denoiser
 from dpbench.diffprune.objective import Objective, generator_of
 from dpbench.diffprune.scorer import Scorer, ScorerSize
 from dpbench.diffprune.soft_topk import hard_topk_mask, soft_topk
 from dpbench.diffprune.sources import ToySource
 from dpbench.diffprune.throttler import Gate, throttle
+from dpbench.machine.cuda_graph import Graphed
 from dpbench.measure.timing import time_stages
 from dpbench.method import top_indices
 
@@ -187,7 +187,7 @@ def training_rows() -> list[list[object]]:
     """Train llava-1.5 of random weights for a few steps per micro-batch, within 48 GB."""
     import json
 
-    from dpbench.diffprune.recipe import recipe
+    from dpbench.diffprune.recipe import make_recipe
     from dpbench.diffprune.train import train
 
     total = torch.cuda.get_device_properties(0).total_memory / 2**30
@@ -197,7 +197,7 @@ def training_rows() -> list[list[object]]:
         settings = {"weights": "random", "data": "toy", "steps": 4, "num_validation": 16, "micro_batch": micro}
         torch.cuda.reset_peak_memory_stats()
         with tempfile.TemporaryDirectory() as folder:
-            train(recipe("llava-1.5", settings), Path(folder) / "out", device="cuda")
+            train(make_recipe("llava-1.5", settings), Path(folder) / "out", device="cuda")
             lines = (Path(folder) / "out" / "log.jsonl").read_text().splitlines()
         speed = median(row["images_per_s"] for row in map(json.loads, lines) if "images_per_s" in row)
         rows.append([micro, speed, torch.cuda.max_memory_allocated() / 2**30])

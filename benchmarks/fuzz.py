@@ -25,11 +25,12 @@ from tempfile import TemporaryDirectory
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from dpbench import manifest, manifest_file, record
 from dpbench.errors import DpbenchError
-from dpbench.journal import Answer, Journal
-from dpbench.record import Profile, Record
+from dpbench.manifest import cell, reading
 from dpbench.report import runs
+from dpbench.storage import record
+from dpbench.storage.journal import Answer, Journal
+from dpbench.storage.record import Profile, Record
 
 BATCH = 500
 """Examples of a reader before the next one has its turn."""
@@ -124,7 +125,7 @@ def soiled(text: str) -> st.SearchStrategy[bytes]:
 
 def read_manifest(path: Path) -> None:
     """Read a manifest and expand it, as `dpbench run --dry-run` does."""
-    for each in manifest.cells(manifest_file.load_manifest(path)):
+    for each in cell.cells(reading.load_manifest(path)):
         each.id  # noqa: B018 - hashes the whole cell
 
 

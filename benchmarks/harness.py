@@ -19,16 +19,17 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from dpbench import pruning
 from dpbench.backbones.base import Backbone
-from dpbench.manifest import cells
+from dpbench.engine import forward
+from dpbench.machine.device import pick_device
+from dpbench.manifest.cell import cells
+from dpbench.manifest.loading import load_backbone
 from dpbench.measure.first_token import FirstToken
-from dpbench.measure.inputs import Inputs
 from dpbench.measure.interleave import interleave
 from dpbench.measure.settings import manifest_of
+from dpbench.measure.synthetic_prompts import Inputs
 from dpbench.measure.timing import Recorder, clock_of
 from dpbench.method import Method
-from dpbench.runner import load_backbone, pick_device
 
 
 def main() -> None:
@@ -89,12 +90,12 @@ def prefills(backbone: Backbone, subject: FirstToken) -> tuple[Callable[[int], A
     for call in subject.stages(0).values():
         call()
     spliced = list(subject.spliced)
-    embeds = pruning.collate(spliced).embeds_BLD
+    embeds = forward.collate(spliced).embeds_BLD
 
     def bare(turn: int) -> Any:
         return backbone.model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1)
 
-    return bare, lambda turn: pruning.prefill(backbone, subject.method, spliced)
+    return bare, lambda turn: forward.prefill(backbone, subject.method, spliced)
 
 
 def wholes(backbone: Backbone, subject: FirstToken) -> tuple[Callable[[int], Any], Callable[[int], Any]]:

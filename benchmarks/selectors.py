@@ -26,10 +26,10 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from dpbench import registry
-from dpbench.decoder_view import DecoderView, Projected
+from dpbench.engine.decision import reduces, resizes
+from dpbench.engine.decoder_view import DecoderView, Projected
 from dpbench.measure.timing import time_stages
 from dpbench.method import Budget, DecoderInput, Method, VisualTokens
-from dpbench.reducing import reduces, resizes
 
 GRIDS = {576: (24, 24), 1440: (36, 40), 2880: (24, 24)}
 WIDTHS = (1024, 4096)

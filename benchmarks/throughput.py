@@ -35,12 +35,16 @@ import torch
 from PIL import Image
 from tabulate import tabulate
 
-from dpbench import allocator, answering, backbones, feature_cache, flags
+from dpbench import backbones
 from dpbench.backbones.base import Backbone
-from dpbench.encoding import Encoder
-from dpbench.manifest import Cell, cells
-from dpbench.manifest_file import make_manifest
-from dpbench.runner import FEATURE_CACHE
+from dpbench.cli import arguments
+from dpbench.engine import feature_cache
+from dpbench.engine.encoding import Encoder
+from dpbench.evaluation import answering
+from dpbench.evaluation.runner import FEATURE_CACHE
+from dpbench.machine.device import keep_freed_memory
+from dpbench.manifest.cell import Cell, cells
+from dpbench.manifest.reading import make_manifest
 
 GRID = {"methods": ["random", "cls-attention", "fastv", "holov"], "budgets": [16, 32], "tasks": ["pope", "gqa"]}
 WORDS = ("what", "is", "the", "colour", "of", "small", "things", "that", "stand", "behind", "a", "large", "square")
@@ -80,16 +84,16 @@ def against_lmms_eval(tasks: Sequence[str], limit: int | None, repeats: int) -> 
     """Print samples a second of dpbench and of lmms-eval's adapter, and how many answers differ."""
     from lmms_eval.models.simple.llava_hf import LlavaHf
 
-    from dpbench import lmms
+    from dpbench.tasks import lmms_eval_adapter
 
-    allocator.keep_freed()  # as `dpbench run` does; lmms-eval's turns gain from it as well
+    keep_freed_memory()  # as `dpbench run` does; lmms-eval's turns gain from it as well
     folder = backbones.locate("toy-llava")
     template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
     peer = LlavaHf(str(folder), device="cpu", device_map="cpu", dtype="float32", chat_template=template)
     backbone = backbones.load("toy-llava")
     rows, seconds = [], np.zeros(2)
     for name in tasks:
-        built, cell = lmms.build(name, flags.toy_data_root(), limit=limit), cell_of("toy-llava", name)
+        built, cell = lmms_eval_adapter.build(name, arguments.toy_data_root(), limit=limit), cell_of("toy-llava", name)
         turns = [(theirs_of(peer, built), ours(backbone, built, cell)) for _ in range(repeats)]
         theirs_s, ours_s = (median(turn[side][0] for turn in turns) for side in (0, 1))
         differ = sum(one != other for one, other in zip(turns[0][0][1], turns[0][1][1], strict=True))

@@ -1,5 +1,5 @@
 """`python -m dpbench`, and with it `accelerate launch -m dpbench train ...`."""
 
-from dpbench.cli import main
+from dpbench.cli.commands import main
 
 main()

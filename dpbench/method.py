@@ -86,19 +86,6 @@ class Budget:
     kind: Literal["mean", "final"] = "mean"
 
 
-def num_kept(num_visual: int, keep: int | None, prune_rate: float | None) -> int:
-    """Return the budget of one image in visual tokens; Python's round is half to even.
-
-    Args:
-        num_visual: visual tokens of the image, newlines not counted.
-        keep: a count, or None.
-        prune_rate: the share removed, or None; with neither, everything is kept.
-    """
-    if keep is not None:
-        return min(keep, num_visual)
-    return num_visual if prune_rate is None else max(1, round(num_visual * (1 - prune_rate)))
-
-
 @dataclass(frozen=True, slots=True)
 class Cut:
     """Before decoder layer `layer`, keep `keep` visual rows (0 allowed), ranked at layer `probe`.

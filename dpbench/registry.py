@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
-from dpbench import plain_yaml
 from dpbench.errors import ConfigError, did_you_mean, shown
+from dpbench.storage import plain_yaml
 
 if TYPE_CHECKING:
     from dpbench.method import Method
@@ -78,33 +78,6 @@ def source_path(name: str) -> Path:
     if spec is None or spec.origin is None:
         raise ConfigError(f"--method: the package of {name!r} is registered but not installed; reinstall it")
     return Path(spec.origin)
-
-
-def sources(name: str) -> tuple[Path, ...]:
-    """Return the files a method is written in: its own, and what that imports of the package it is in."""
-    module = find(name).module
-    package = module.rpartition(".")[0] or module
-    found: dict[str, Path] = {module: source_path(name)}
-    waiting = [module]
-    while waiting:
-        for imported in _imported(found[waiting.pop()], package):
-            spec = importlib.util.find_spec(imported)
-            if imported not in found and spec is not None and spec.origin is not None:
-                found[imported] = Path(spec.origin)
-                waiting.append(imported)
-    return tuple(found[each] for each in sorted(found))
-
-
-def _imported(source: Path, package: str) -> set[str]:
-    """Return the modules of a package that a file imports, read from its source."""
-    modules = set()
-    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            modules |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = f"{package}.{node.module or ''}".rstrip(".") if node.level else node.module or ""
-            modules |= {base} | {f"{base}.{alias.name}" for alias in node.names if base == package}
-    return {each for each in modules if each.startswith(f"{package}.")}
 
 
 def parse_params(pairs: list[str]) -> dict[str, object]:

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpbench import record
-from dpbench.journal import Answer, Journal
-from dpbench.record import Profile, Record
+from dpbench.storage import record
+from dpbench.storage.journal import Answer, Journal
+from dpbench.storage.record import Profile, Record
 
 CELL: Mapping[str, Any] = {
     "backbone": "toy-llava", "weights": None, "revision": None, "quantize": None, "method": "none", "params": {},

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 from made_records import answered, made, profiled, written
 from PIL import Image
 
-from dpbench import record
-from dpbench.journal import Answer, pack_indices
+from dpbench.storage import record
+from dpbench.storage.journal import Answer, pack_indices
 
 HOSTILE = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
 QUESTIONS = ("Is there a circle?", HOSTILE, "Is there a square?", "Is there a cross?", "Is there a star?")

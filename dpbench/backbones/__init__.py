@@ -236,10 +236,10 @@ def load(
         ConfigError: unknown name, a library that is not installed, or a setting that random weights would ignore.
         MissingError: the weights are not there.
     """
-    from dpbench import threads
+    from dpbench.machine.device import fix_num_threads
 
     family = find(name)
-    threads.settle()
+    fix_num_threads()
     if weights == RANDOM:
         _refuse(revision=revision, device_map=device_map, quantize=quantize)
         model, processor = _random(name, device=device, dtype=dtype, attention=attention)

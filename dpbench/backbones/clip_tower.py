@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpbench import ranges
+from dpbench.machine import profiler_ranges
 
 PROVIDES = frozenset({"cls_attention", "cls_attention[0]", "cls_hidden_VC", "keys_Nd"})
 
@@ -56,7 +56,7 @@ class CLIPTower:
             other_size = pixels.shape[-2:] != (self.image_size, self.image_size)
             output = self.tower(pixels, output_hidden_states=True, interpolate_pos_encoding=other_size)
             hidden = output.hidden_states[self.feature_layer]
-        with ranges.marked("signals") if seen else nullcontext():
+        with profiler_ranges.marked("signals") if seen else nullcontext():
             rows = {layer: self._cls_rows(seen["q", layer], seen["k", layer]) for layer in self._row_layers(needs)}
             keys = self._heads(seen["k", self.select_layer]).mean(1)[:, 1:] if "keys_Nd" in needs else None
         return TowerOutput(hidden[:, 1:], hidden[:, 0], rows, keys)

@@ -14,9 +14,9 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.vision_utils import get_vision_window_index
 
-from dpbench import ranges
 from dpbench.backbones.base import Backbone, Features, Pixels
 from dpbench.errors import ImageError
+from dpbench.machine import profiler_ranges
 
 MODEL, PROCESSOR = Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 LONGEST = 200
@@ -112,7 +112,7 @@ class Qwen25VL(Backbone):
         received: Sequence[Tensor | None] = [None] * len(sizes)
         keys: Sequence[Tensor | None] = [None] * len(sizes)
         if seen:
-            with ranges.marked("signals"):
+            with profiler_ranges.marked("signals"):
                 queries_LHd, keys_LHd = self._rotated(seen)
                 if "received_attention_N" in needs:
                     lengths = [size * self.merge**2 for size in sizes]

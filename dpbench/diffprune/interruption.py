@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from threading import current_thread, main_thread
 from types import FrameType
 
-from dpbench.stopping import TERMINATED
+from dpbench.machine.stopping import TERMINATED
 
 GRACE_S = 3.0
 """Seconds that a step, or a validation, has to end once the training is asked to stop."""

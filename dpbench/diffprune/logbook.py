@@ -14,8 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from dpbench import storage
-from dpbench.progress import Bar
+from dpbench.machine.progress_bar import Bar
+from dpbench.storage import files
 
 LOG, BOARD = "log.jsonl", "tensorboard"
 
@@ -79,7 +79,7 @@ def _forget(path: Path, step: int) -> None:
     """Take out of a log what came after the step a training goes on from, and a row that a kill cut off."""
     if path.is_file():
         rows = [line for line in path.read_bytes().split(b"\n")[:-1] if _step(line) <= step]
-        storage.replace(path, b"".join(row + b"\n" for row in rows))
+        files.replace(path, b"".join(row + b"\n" for row in rows))
 
 
 def _step(line: bytes) -> float:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from dpbench.cuda_graph import Graphed
 from dpbench.diffprune import checkpoint as checkpoints
 from dpbench.diffprune.scorer import Scorer, ScorerSize
 from dpbench.errors import ConfigError
+from dpbench.machine.cuda_graph import Graphed
 from dpbench.method import Method, Reduction, VisualTokens, top_indices
 
 if TYPE_CHECKING:

@@ -15,6 +15,8 @@ Variant = Literal["diffprune", "gumbel-ste", "scale-gate", "global-denoiser"]
 class Recipe(BaseModel):
     """One training of a scorer. The paper's text lost its constants: all defaults are ours.
 
+    A field with a description is also a flag of `dpbench train`.
+
     Attributes:
         backbone: as on the command line.
         weights: folder or hub repository in place of the default one, or "random" for timing.
@@ -49,33 +51,35 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     backbone: str
-    weights: str | None = None
-    revision: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    variant: Variant = "diffprune"
-    keep: str = "64,128,192"
-    data: str
-    fraction: float = Field(1.0, gt=0, le=1)
+    weights: str | None = Field(
+        default=None, description="Folder or hub repository in place of the default; or random."
+    )
+    revision: str | None = Field(default=None, description="Commit, tag or branch of a hub repository.")
+    dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="Type of the frozen backbone.")
+    variant: Variant = Field(default="diffprune", description="DiffPrune, or a control of its ablations.")
+    keep: str = Field(default="64,128,192", description="Budgets: 64, or 64,128,192, or shares as 0.05-0.4.")
+    data: str = Field(description="Image-caption pairs: toy, folder, *.parquet, *.tar, hub.")
+    fraction: float = Field(default=1.0, gt=0, le=1)
     instruction: str = "Describe the image."
-    num_validation: int = Field(256, ge=1)
-    steps: int | None = Field(None, ge=1)
-    batch_size: int = Field(16, ge=1)
-    micro_batch: int | None = Field(None, ge=1)
-    lr: float = Field(2e-4, gt=0)
-    warmup: float = Field(0.03, ge=0, lt=1)
-    weight_decay: float = Field(0.01, ge=0)
-    clip: float = Field(1.0, gt=0)
+    num_validation: int = Field(default=256, ge=1)
+    steps: int | None = Field(default=None, ge=1, description="Optimiser steps; one epoch by default.")
+    batch_size: int = Field(default=16, ge=1, description="Images a step.")
+    micro_batch: int | None = Field(default=None, ge=1)
+    lr: float = Field(default=2e-4, gt=0)
+    warmup: float = Field(default=0.03, ge=0, lt=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip: float = Field(default=1.0, gt=0)
     tau: tuple[float, float] = (0.03, 0.003)
-    hidden: int = Field(512, ge=4, multiple_of=4)
-    heads: int = Field(8, ge=1)
-    layers: int = Field(2, ge=1)
-    ffn: int = Field(4, ge=1)
+    hidden: int = Field(default=512, ge=4, multiple_of=4)
+    heads: int = Field(default=8, ge=1)
+    layers: int = Field(default=2, ge=1)
+    ffn: int = Field(default=4, ge=1)
     gradient_checkpointing: bool = True
-    validate_every: int = Field(500, ge=1)
-    patience: int = Field(5, ge=1)
-    save_minutes: float = Field(10.0, ge=0)
-    num_workers: int = Field(4, ge=0)
-    seed: int = Field(0, ge=0)
+    validate_every: int = Field(default=500, ge=1)
+    patience: int = Field(default=5, ge=1)
+    save_minutes: float = Field(default=10.0, ge=0)
+    num_workers: int = Field(default=4, ge=0)
+    seed: int = Field(default=0, ge=0, description="Seed of weights, data order and noise.")
 
     @model_validator(mode="after")
     def _coherent(self) -> Recipe:
@@ -104,7 +108,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 """What a backbone changes of the defaults above."""
 
 
-def recipe(backbone: str, settings: Mapping[str, Any]) -> Recipe:
+def make_recipe(backbone: str, settings: Mapping[str, Any]) -> Recipe:
     """Return the recipe for a backbone, with what the user set.
 
     Raises:

@@ -13,10 +13,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from dpbench import storage
-from dpbench.stopping import CHECKPOINT
+from dpbench.storage import files
 
-STATE = CHECKPOINT
+STATE = "training.safetensors"
+"""What a training goes on from, in its folder."""
 _ADAM = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -62,7 +62,7 @@ def write(
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {"recipe": json.dumps(recipe), "state": json.dumps(asdict(state))}
     folder.mkdir(parents=True, exist_ok=True)
-    storage.replace(folder / STATE, save(tensors, metadata))
+    files.replace(folder / STATE, save(tensors, metadata))
 
 
 def read(folder: Path, modules: Mapping[str, nn.Module], optimizer: AdamW) -> Progressed:

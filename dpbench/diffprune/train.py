@@ -22,7 +22,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dpbench import backbones, fingerprint, locks, storage
+from dpbench import backbones
 from dpbench.backbones.base import Backbone
 from dpbench.diffprune import checkpoint
 from dpbench.diffprune import resume as resume_from
@@ -38,6 +38,9 @@ from dpbench.diffprune.resume import STATE, Progressed
 from dpbench.diffprune.scorer import Scorer, ScorerSize
 from dpbench.diffprune.sources import open_source
 from dpbench.errors import ConfigError, DpbenchError
+from dpbench.machine.stopping import INTERRUPTED, Stopped
+from dpbench.manifest import fingerprint
+from dpbench.storage import files, locks
 
 BROKEN = "broken.jsonl"
 FREE = ("micro_batch", "num_workers", "save_minutes")
@@ -82,16 +85,20 @@ def train(
         StorageError: the disk is full; the last checkpoint stays.
     """
     _check_folder(recipe, out, resume)
-    storage.check_writable(out)
+    files.check_writable(out)
     accelerator = Accelerator(cpu=device == "cpu")
     if device == "cuda" and accelerator.device.type != "cuda":
         raise ConfigError("--device cuda: torch sees no GPU here; leave --device out, or say cpu")
     training = Training(recipe, out, accelerator, console or Console(stderr=True))
-    with storage.writing(out), _alone(out, accelerator):
-        if resume and (out / STATE).is_file():
-            training.restore()
-        with interruptible() as asked:
-            training.run(asked)
+    try:
+        with files.writing(out), _alone(out, accelerator):
+            if resume and (out / STATE).is_file():
+                training.restore()
+            with interruptible() as asked:
+                training.run(asked)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        code = stop.code if isinstance(stop, SystemExit) else INTERRUPTED
+        raise Stopped(code, ("--resume",) if (out / STATE).is_file() else ()) from None
     return training.ended()
 
 
@@ -310,7 +317,7 @@ class Training:
         try:
             checkpoint.save(self.out, self.objective.scorer, self._card(losses))
         except SafetensorError as error:
-            raise storage.refused(self.out / checkpoint.WEIGHTS, str(error)) from error
+            raise files.refused(self.out / checkpoint.WEIGHTS, str(error)) from error
 
     @torch.no_grad()
     def _validation_losses(self) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dpbench.measure import nvml
+from dpbench.machine import nvml
 
 BLOCK_S = 1.0
 

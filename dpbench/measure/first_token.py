@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpbench import pruning, ranges, reducing
-from dpbench.answering import rule_of
 from dpbench.backbones.base import Backbone, Features, Prompt
-from dpbench.cuda_graph import Graphed
-from dpbench.cutting import Cutting
-from dpbench.manifest import Cell
-from dpbench.measure import inputs
-from dpbench.measure.inputs import ROTATION, Inputs
+from dpbench.engine import decision, forward, pruned_prompt
+from dpbench.engine.decision import rule_of
+from dpbench.engine.dropping import Cutting
+from dpbench.machine import profiler_ranges
+from dpbench.machine.cuda_graph import Graphed
+from dpbench.manifest.cell import Cell
+from dpbench.measure import synthetic_prompts
+from dpbench.measure.synthetic_prompts import ROTATION, Inputs
 from dpbench.measure.timing import Clock, Recorder, Stages
 from dpbench.method import Method, Reduction
 
@@ -41,10 +42,12 @@ class FirstToken:
         """What recorded prefills read besides their arguments; freed, its memory would become another tensor's."""
         self.features: list[list[Features]] = []
         self.kept: list[tuple[Reduction, ...]] = []
-        self.spliced: list[pruning.Spliced] = []
+        self.spliced: list[pruned_prompt.Spliced] = []
 
     def _prompts(self, turn: int) -> list[Prompt]:
-        return inputs.prompts(self.backbone, self.method, self.rule, self.asked, self.images[turn % ROTATION])
+        return synthetic_prompts.prompts(
+            self.backbone, self.method, self.rule, self.asked, self.images[turn % ROTATION]
+        )
 
     def stages(self, turn: int) -> Stages:
         """Return encode, reduce, splice and prefill of one of the batches, in order."""
@@ -67,7 +70,7 @@ class FirstToken:
 
     def run(self, turn: int, recorder: Recorder) -> None:
         """Go once from pixels to the first token's logits; what is inside a CUDA graph cannot be told apart."""
-        inside = nullcontext() if self.captured_encode else ranges.listening(recorder)
+        inside = nullcontext() if self.captured_encode else profiler_ranges.listening(recorder)
         with inside, recorder.range("ttft"):
             for name, call in self.stages(turn).items():
                 with recorder.range(name):
@@ -100,27 +103,27 @@ class FirstToken:
 
     def _decide(self, batch: Sequence[Prompt]) -> None:
         self.kept = [
-            pruning.decide(self.backbone, self.method, prompt, features, self._generators(features), self.rule)
+            pruned_prompt.decide(self.backbone, self.method, prompt, features, self._generators(features), self.rule)
             for prompt, features in zip(batch, self.features, strict=True)
         ]
 
     @staticmethod
     def _generators(features: Sequence[Features]) -> list[torch.Generator]:
-        return [reducing.image_generator(0, "profile", n) for n in range(len(features))]
+        return [decision.image_generator(0, "profile", n) for n in range(len(features))]
 
     def _assemble(self, batch: Sequence[Prompt]) -> None:
         self.spliced = [
-            pruning.assemble(self.backbone, self.method, prompt, features, kept, self.rule)
+            pruned_prompt.assemble(self.backbone, self.method, prompt, features, kept, self.rule)
             for prompt, features, kept in zip(batch, self.features, self.kept, strict=True)
         ]
 
     def _prefill(self) -> Tensor:
         if self.captured_prefill is None:
-            return pruning.prefill(self.backbone, self.method, self.spliced)
-        batch = pruning.collate(self.spliced)
+            return forward.prefill(self.backbone, self.method, self.spliced)
+        batch = forward.collate(self.spliced)
         prompt = batch.embeds_BLD, batch.positions_PBL
         if not self.captured_prefill.knows(*prompt):
-            with pruning.pruned(self.backbone, self.method, self.spliced) as state:
+            with forward.pruned(self.backbone, self.method, self.spliced) as state:
                 self.read_by_graphs.append(state)
                 return self.captured_prefill(*prompt)  # type: ignore[no-any-return]
         return self.captured_prefill(*prompt)  # type: ignore[no-any-return]
@@ -130,14 +133,14 @@ class FirstToken:
 
     def cache(self) -> Any:
         """Return the cache that a prefill leaves."""
-        batch = pruning.collate(self.spliced)
-        with pruning.pruned(self.backbone, self.method, self.spliced):
+        batch = forward.collate(self.spliced)
+        with forward.pruned(self.backbone, self.method, self.spliced):
             output = self.backbone.forward(batch.embeds_BLD, batch.mask_BL, batch.positions_PBL, last=True)
         return output.past_key_values
 
     def _generate(self, marking: _Marking) -> None:
-        batch = pruning.collate(self.spliced)
-        with pruning.pruned(self.backbone, self.method, self.spliced):
+        batch = forward.collate(self.spliced)
+        with forward.pruned(self.backbone, self.method, self.spliced):
             self.backbone.generate(
                 batch.embeds_BLD,
                 batch.mask_BL,

@@ -15,20 +15,22 @@ from typing import Any
 
 import torch
 from PIL import Image
+from tabulate import tabulate
 
-from dpbench import backbones, pruning, reducing, registry
-from dpbench.answering import rule_of
+from dpbench import backbones, registry
 from dpbench.backbones.architectures import ARCHITECTURES
 from dpbench.backbones.base import Backbone
+from dpbench.engine import decision, pruned_prompt
+from dpbench.engine.decision import Rule, rule_of
+from dpbench.engine.pruned_prompt import Spliced
 from dpbench.errors import ConfigError, DpbenchError, MissingError
-from dpbench.manifest import BackboneEntry, Cell, Manifest
-from dpbench.measure import closed_form, noise
+from dpbench.manifest.cell import Cell
+from dpbench.manifest.schema import BackboneEntry, Manifest
+from dpbench.measure import flops_formula, random_features
 from dpbench.measure.flops import count_flops
-from dpbench.measure.inputs import QUESTION, usual_size
-from dpbench.measure.settings import once_each
+from dpbench.measure.settings import Settings, once_each
+from dpbench.measure.synthetic_prompts import QUESTION, usual_size
 from dpbench.method import Cut, Method
-from dpbench.pruning import Spliced
-from dpbench.reducing import Rule
 
 TITLES = {
     "tower": "Tower",
@@ -96,6 +98,17 @@ class FlopsRow:
     def total(self) -> int:
         """Return the sum over the stages."""
         return sum(self.stages_flops.values())
+
+
+def flops_table(manifest: Manifest, settings: Settings) -> str:
+    """Return the table of FLOPs as text, with what they include below it.
+
+    Raises:
+        DpbenchError: see `flops_only`.
+    """
+    rows = flops_only(manifest, text_tokens=settings.text_tokens, image_hw=settings.image_hw)
+    body = tabulate(table(rows), headers="keys", tablefmt="github", stralign="right", disable_numparse=True)
+    return "\n".join([body, "", *(f"- {note}" for note in notes(rows))])
 
 
 def flops_only(manifest: Manifest, *, text_tokens: int, image_hw: tuple[int, int] | None = None) -> list[FlopsRow]:
@@ -168,7 +181,7 @@ def _row(
         "backbone": cell.backbone,
         "method": cell.method,
         "params": cell.params,
-        "budget": cell.budget_label,
+        "budget": cell.budget.label,
         "image_hw": image_hw,
         "text_tokens": text_tokens,
     }
@@ -214,30 +227,32 @@ def count(backbone: Backbone, method: Method, rule: Rule, image_hw: tuple[int, i
         text_tokens: positions that are neither visual token nor newline.
     """
     picture = Image.new("RGB", (image_hw[1], image_hw[0]))
-    prompt = reducing.prompt_of(backbone, method, [picture], QUESTION, rule)
+    prompt = decision.prompt_of(backbone, method, [picture], QUESTION, rule)
     config, needs = backbone.model.config, method.needs(backbone.provides)
-    num_views, grid = noise.layout(backbone, prompt.pixels[0])
-    features = [noise.features(backbone, prompt.pixels[0], needs)]
-    generators = [reducing.image_generator(0, "flops", 0)]
+    num_views, grid = random_features.layout(backbone, prompt.pixels[0])
+    features = [random_features.features(backbone, prompt.pixels[0], needs)]
+    generators = [decision.image_generator(0, "flops", 0)]
     made: list[Spliced] = []
-    decided = count_flops(lambda: made.append(pruning.splice(backbone, method, prompt, features, generators, rule)))
+    decided = count_flops(
+        lambda: made.append(pruned_prompt.splice(backbone, method, prompt, features, generators, rule))
+    )
     (spliced,), (start, stop) = made, prompt.spans[0]
     newlines = len(spliced.visual_L) - spliced.num_visual - (len(prompt.ids_L) - (stop - start))
     per_layer, num_text = spliced.per_layer(backbone.num_layers), newlines + text_tokens
     before = min(start, text_tokens - 1)
-    around = noise.Around(before, spliced.num_visual, num_text - before)
+    around = random_features.Around(before, spliced.num_visual, num_text - before)
     found = {
-        "tower": closed_form.tower(config, grid, num_views),
-        "projector": closed_form.projector(config, num_views * grid[0] * grid[1]),
-        "signals": closed_form.signals(config, needs, grid, num_views),
+        "tower": flops_formula.tower(config, grid, num_views),
+        "projector": flops_formula.projector(config, num_views * grid[0] * grid[1]),
+        "signals": flops_formula.signals(config, needs, grid, num_views),
         "reduce": decided + ranking(backbone, method, spliced.cuts, around),
-        "decoder": closed_form.decoder(config, [num + num_text for num in per_layer]),
-        "lm_head": closed_form.lm_head(config),
+        "decoder": flops_formula.decoder(config, [num + num_text for num in per_layer]),
+        "lm_head": flops_formula.lm_head(config),
     }
     return Counted(newlines, per_layer, found)
 
 
-def ranking(backbone: Backbone, method: Method, cuts: Sequence[Cut], around: noise.Around) -> int:
+def ranking(backbone: Backbone, method: Method, cuts: Sequence[Cut], around: random_features.Around) -> int:
     """Return the FLOPs of what a method computes at its cuts.
 
     Args:
@@ -248,7 +263,7 @@ def ranking(backbone: Backbone, method: Method, cuts: Sequence[Cut], around: noi
     """
     total, alive = 0, around.num_visual
     for stage, cut in enumerate(cuts):
-        view = noise.layer_view(backbone, cut, stage, around, alive)
+        view = random_features.layer_view(backbone, cut, stage, around, alive)
         total += count_flops(partial(method.select, view))
         alive = min(alive, cut.keep)
     return total

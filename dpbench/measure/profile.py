@@ -14,24 +14,43 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dpbench import backbones, record, registry
+from dpbench import backbones, registry
 from dpbench.backbones.base import Backbone
 from dpbench.errors import DpbenchError
-from dpbench.manifest import Cell, Manifest
-from dpbench.measure import energy, nvml, roofline
-from dpbench.measure.environment import environment, versions
+from dpbench.machine import nvml
+from dpbench.machine.device import pick_device
+from dpbench.machine.environment import environment, versions
+from dpbench.machine.progress_bar import Bar
+from dpbench.manifest.cell import Cell
+from dpbench.manifest.loading import load_backbone
+from dpbench.manifest.schema import Manifest
+from dpbench.measure import energy, roofline
 from dpbench.measure.first_token import FirstToken, net
-from dpbench.measure.inputs import Inputs, usual_size
 from dpbench.measure.interleave import Run, Series, interleave
-from dpbench.measure.row import Bench, Subject, row
+from dpbench.measure.profile_row import Bench, Subject, row
 from dpbench.measure.settings import Configuration, Settings, once_each, steps
+from dpbench.measure.synthetic_prompts import Inputs, usual_size
 from dpbench.measure.timing import Recorder, clock_of
 from dpbench.method import Method
-from dpbench.progress import Bar
-from dpbench.record import Profile
+from dpbench.report.tables import efficiency
+from dpbench.report.tables.render import render_all
+from dpbench.storage import files, record
+from dpbench.storage.record import Profile
 
 VERSIONS = 4
 """Of a compiled layer: lengths of the prompt, a cache that is empty or not."""
+
+
+def profile_table(manifest: Manifest, out: Path, settings: Settings, *, device: str = "auto") -> str:
+    """Profile a manifest and return the tables of efficiency as Markdown.
+
+    Raises:
+        ConfigError: nothing can be written to `out`.
+        DpbenchError: see `profile_manifest`.
+    """
+    files.check_writable(out)
+    profiles = profile_manifest(manifest, out, settings, device=device)
+    return render_all(efficiency.sections(profiles), "markdown")
 
 
 def profile_manifest(manifest: Manifest, out: Path, settings: Settings, *, device: str = "auto") -> list[Profile]:
@@ -47,8 +66,6 @@ def profile_manifest(manifest: Manifest, out: Path, settings: Settings, *, devic
         MissingError: weights are not there.
         DpbenchError: no method of the manifest can run here.
     """
-    from dpbench.runner import load_backbone, pick_device
-
     device, console = pick_device(device), Console(stderr=True)
     with console.status(f"loading {manifest.backbone.name}"):
         backbone = load_backbone(manifest, device)
@@ -113,7 +130,7 @@ def _subjects(bench: Bench, manifest: Manifest, configuration: Configuration) ->
                 found.append(Subject(cell, asked, first))
         except DpbenchError as error:
             refused = error
-            bench.console.print(f"left out: {cell.method} @ {cell.budget_label}: {error}")
+            bench.console.print(f"left out: {cell.method} @ {cell.budget.label}: {error}")
     if not found and refused is not None:
         raise refused
     return found
@@ -121,7 +138,7 @@ def _subjects(bench: Bench, manifest: Manifest, configuration: Configuration) ->
 
 def _bound(cell: Cell, backbone: Backbone, *, graphed: bool) -> Method:
     method = registry.load(cell.method, cell.params)
-    method = method.untrained() if cell.weights == backbones.RANDOM else method
+    method = method.untrained() if cell.entry.weights == backbones.RANDOM else method
     return (method.graphed() if graphed else method).bind(backbone)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dpbench.measure.nvml import Reading
+from dpbench.machine.nvml import Reading
 
 SPREAD = 1.1
 """The largest 90th over 10th percentile of a steady series."""

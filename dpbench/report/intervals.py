@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dpbench.report import contributions, statistics
-from dpbench.report.comparison import RETENTION
-from dpbench.report.contributions import Contribution
+from dpbench.report import statistics
 from dpbench.report.runs import Comparison, RowKey
 from dpbench.report.statistics import Difference
+from dpbench.report.tables.scores import RETENTION
+from dpbench.storage import contributions
+from dpbench.storage.contributions import Contribution
 from dpbench.tasks import aggregators
 
 VERSION = 2

@@ -11,9 +11,10 @@ from statistics import mean
 from types import UnionType
 from typing import Any
 
-from dpbench import plain_yaml, record, tasks
+from dpbench import tasks
 from dpbench.errors import ConfigError, RecordError, shown
-from dpbench.record import Profile, Record
+from dpbench.storage import plain_yaml, record
+from dpbench.storage.record import Profile, Record
 
 SHARED = (
     "backbone",

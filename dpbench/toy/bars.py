@@ -19,14 +19,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from tabulate import tabulate
 
-from dpbench import record, tasks
+from dpbench import tasks
 from dpbench.backbones.base import Backbone
-from dpbench.data.root import data_files
 from dpbench.errors import ConfigError
-from dpbench.manifest import Manifest
-from dpbench.manifest_file import make_manifest
-from dpbench.record import Record
-from dpbench.report.tables import retention
+from dpbench.manifest.reading import make_manifest
+from dpbench.manifest.schema import Manifest
+from dpbench.report.request import retention
+from dpbench.storage import record
+from dpbench.storage.record import Record
+from dpbench.tasks.data.root import data_files
 from dpbench.toy.scenes import COLOURS, Scene, draw, random_scene
 
 BLIND = {"mmbench_en": 25.0, "mmbench_cn": 25.0, "mme": 50.0}

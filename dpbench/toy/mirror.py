@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, List, Value
 
-from dpbench.data import origin
-from dpbench.data.origin import TOY, Origin
+from dpbench.tasks.data import origin
+from dpbench.tasks.data.origin import TOY, Origin
 from dpbench.toy.mirror_rows import Row, tables
 
 SHARDS = {"VQAv2/data/validation": 3}

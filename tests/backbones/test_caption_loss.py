@@ -11,9 +11,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from dpbench import pruning, reducing
 from dpbench.backbones import miniatures as tinies
 from dpbench.backbones.base import Backbone, Features, Prompt
+from dpbench.budget import BudgetRequest
+from dpbench.engine import decision, forward, pruned_prompt
 from dpbench.method import Method, Reduction, VisualTokens
 
 CAPTIONS = ("a red circle", "nothing to see at the top left of this image")
@@ -76,10 +77,12 @@ def engine_losses(model: Backbone, prompt: Prompt, features: Features, kept: Ten
         )
         positions = positions[:, 0]
     method, whole = Chosen(chosen=tuple(kept.tolist())), replace(prompt, ids_L=ids, positions_PL=positions)
-    generators = [reducing.image_generator(0, "test", 0)]
-    spliced = pruning.splice(model, method, whole, [features], generators, reducing.Rule(keep=len(kept)))
+    generators = [decision.image_generator(0, "test", 0)]
+    spliced = pruned_prompt.splice(
+        model, method, whole, [features], generators, decision.Rule(BudgetRequest(keep=len(kept)))
+    )
     assert spliced.num_visual == len(kept)
-    logits = pruning.logits(model, method, [spliced])[0]
+    logits = forward.logits(model, method, [spliced])[0]
     return cross_entropy(logits[-len(reply) - 1 : -1], reply, reduction="none")
 
 

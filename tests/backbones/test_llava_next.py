@@ -12,11 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dpbench import pruning, reducing, registry
+from dpbench import registry
 from dpbench.backbones import architectures
 from dpbench.backbones import miniatures as tinies
 from dpbench.backbones.base import Features
 from dpbench.backbones.llava_next import MODEL, LlavaNext
+from dpbench.budget import BudgetRequest
+from dpbench.engine import decision, forward, pruned_prompt
 from dpbench.method import Budget, Cut, LayerView, Method, Reduction, VisualTokens
 
 QUESTION = "Is there a red circle in the image?"
@@ -56,11 +58,11 @@ def picture(seed: int, size: tuple[int, int]) -> Image.Image:
 
 
 def spliced(
-    model: LlavaNext, method: Method, *images: Image.Image, rule: reducing.Rule | None = None
-) -> pruning.Spliced:
+    model: LlavaNext, method: Method, *images: Image.Image, rule: decision.Rule | None = None
+) -> pruned_prompt.Spliced:
     prompt = model.prompt(images, QUESTION)
-    generators = [reducing.image_generator(0, "test", n) for n in range(len(images))]
-    return pruning.splice(model, method, prompt, model.encode(prompt.pixels), generators, rule or reducing.Rule())
+    generators = [decision.image_generator(0, "test", n) for n in range(len(images))]
+    return pruned_prompt.splice(model, method, prompt, model.encode(prompt.pixels), generators, rule or decision.Rule())
 
 
 @pytest.mark.parametrize("names", [*((name,) for name in SIZES), ("2x2", "1x3"), ("3x1", "1x2", "odd")], ids="+".join)
@@ -71,14 +73,14 @@ def test_identity_equals_transformers_in_every_logit(names: tuple[str, ...], pos
     with torch.no_grad():
         wanted = model.model(**inputs.to(torch.float64)).logits
     method = Method(positions=positions)
-    assert torch.equal(pruning.logits(model, method, [spliced(model, method, *images)]), wanted)
+    assert torch.equal(forward.logits(model, method, [spliced(model, method, *images)]), wanted)
 
 
 def test_identity_generates_what_transformers_generates() -> None:
     model, images = tiny(), [picture(1, SIZES["1x3"]), picture(2, SIZES["odd"])]
     inputs = model.processor(images=images, text=model.chat(2, QUESTION), return_tensors="pt").to(torch.float64)
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
-    batch = pruning.collate([spliced(model, Method(), *images)])
+    batch = forward.collate([spliced(model, Method(), *images)])
     with torch.no_grad():
         wanted = model.model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
         got = model.model.generate(
@@ -191,7 +193,7 @@ class OnItsOwn(Leading):
     anyres: ClassVar[Literal["per-view", "global", "own"]] = "own"
 
 
-def asked(method: type[Leading], size: tuple[int, int], rule: reducing.Rule) -> tuple[list[tuple[int, int]], list[int]]:
+def asked(method: type[Leading], size: tuple[int, int], rule: decision.Rule) -> tuple[list[tuple[int, int]], list[int]]:
     """Return what a method was asked per call, and how many rows of each view the LLM reads; every count is checked."""
     model, calls = wide(), list[tuple[int, int]]()
     pixels = model.prompt([picture(1, size)], QUESTION).pixels
@@ -219,29 +221,29 @@ def asked(method: type[Leading], size: tuple[int, int], rule: reducing.Rule) -> 
 def test_320_are_64_in_each_view_however_many_there_are(
     size: tuple[int, int], read: list[int], budget: dict[str, float]
 ) -> None:
-    calls, counts = asked(Leading, size, reducing.Rule(**budget))  # type: ignore[arg-type]
+    calls, counts = asked(Leading, size, decision.Rule(**budget))  # type: ignore[arg-type]
     assert calls == [(576, 64)] * len(read)
     assert counts == read
 
 
 def test_a_global_budget_is_shared_over_all_views() -> None:
-    rule = reducing.Rule(keep=320)
+    rule = decision.Rule(BudgetRequest(keep=320))
     assert asked(OverAll, (672, 672), rule) == ([(2880, 320)], [320, 0, 0, 0, 0])
-    assert asked(Leading, (672, 672), reducing.Rule(keep=320, anyres="global"))[0] == [(2880, 320)]
-    assert asked(OnItsOwn, (336, 672), reducing.Rule(keep=320, anyres="global"))[0] == [(1728, 320)]
-    assert asked(OverAll, (672, 672), reducing.Rule(prune_rate=0.9))[0] == [(2880, 288)]
+    assert asked(Leading, (672, 672), decision.Rule(BudgetRequest(keep=320), anyres="global"))[0] == [(2880, 320)]
+    assert asked(OnItsOwn, (336, 672), decision.Rule(BudgetRequest(keep=320), anyres="global"))[0] == [(1728, 320)]
+    assert asked(OverAll, (672, 672), decision.Rule(BudgetRequest(prune_rate=0.9)))[0] == [(2880, 288)]
 
 
 def test_a_method_that_shares_out_itself_gets_the_views_budgets_together() -> None:
-    assert asked(OnItsOwn, (672, 672), reducing.Rule(keep=320))[0] == [(2880, 320)]
-    assert asked(OnItsOwn, (330, 1000), reducing.Rule(keep=320))[0] == [(2304, 256)]
-    assert asked(OnItsOwn, (336, 672), reducing.Rule(prune_rate=8 / 9))[0] == [(1728, 192)]
+    assert asked(OnItsOwn, (672, 672), decision.Rule(BudgetRequest(keep=320)))[0] == [(2880, 320)]
+    assert asked(OnItsOwn, (330, 1000), decision.Rule(BudgetRequest(keep=320)))[0] == [(2304, 256)]
+    assert asked(OnItsOwn, (336, 672), decision.Rule(BudgetRequest(prune_rate=8 / 9)))[0] == [(1728, 192)]
 
 
 def test_the_two_images_of_a_prompt_have_a_budget_each() -> None:
     calls: list[tuple[int, int]] = []
     images = [picture(1, SIZES["2x2"]), picture(2, SIZES["1x2"])]
-    prompt = spliced(tiny(), Leading(told=calls.append), *images, rule=reducing.Rule(keep=20))
+    prompt = spliced(tiny(), Leading(told=calls.append), *images, rule=decision.Rule(BudgetRequest(keep=20)))
     assert calls == [(16, 4)] * 8
     assert prompt.num_visual == 4 * 5 + 4 * 3
 
@@ -256,7 +258,7 @@ def test_newlines_kept_are_text_between_the_rows_in_placeholder_order(name: str)
     """Two tokens of each view are kept; the newlines stay where the map's rows end."""
     model, image, features = tiny(), picture(1, SIZES[name]), features_of(name)
     method = Leading(positions="original")
-    prompt = spliced(model, method, image, rule=reducing.Rule(keep=10, newline="keep"))
+    prompt = spliced(model, method, image, rule=decision.Rule(BudgetRequest(keep=10), newline="keep"))
     start, stop = model.prompt([image], QUESTION).spans[0]
     layout = model.layout(SIZES[name])
     kept = set(prompt.kept[0].indices_K[features.read_N[prompt.kept[0].indices_K]].tolist())
@@ -272,7 +274,7 @@ def test_newlines_kept_are_text_between_the_rows_in_placeholder_order(name: str)
 @pytest.mark.parametrize("name", SIZES)
 def test_newlines_are_dropped_with_the_tokens_otherwise(name: str) -> None:
     model, image, features = tiny(), picture(1, SIZES[name]), features_of(name)
-    prompt = spliced(model, Leading(), image, rule=reducing.Rule(keep=10))
+    prompt = spliced(model, Leading(), image, rule=decision.Rule(BudgetRequest(keep=10)))
     kept = prompt.kept[0].indices_K
     start, stop = model.prompt([image], QUESTION).spans[0]
     text = len(model.prompt([image], QUESTION).ids_L) - (stop - start)
@@ -312,9 +314,9 @@ def test_dropping_before_the_llm_equals_masking_at_the_same_positions(
             return Reduction(chosen[visual.slot_N[chosen].argsort()])
 
     image = picture(1, SIZES[name])
-    prompt = spliced(tiny(), EveryThird(positions="original"), image, rule=reducing.Rule(newline=newline))
+    prompt = spliced(tiny(), EveryThird(positions="original"), image, rule=decision.Rule(newline=newline))
     wanted = masked_logits(image, prompt.kept[0].indices_K.tolist(), newline)
-    got = pruning.logits(tiny(), Method(), [prompt])[0]
+    got = forward.logits(tiny(), Method(), [prompt])[0]
     torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
 
 
@@ -333,10 +335,10 @@ def test_cuts_inside_the_llm_never_take_a_newline(name: str, newline: Literal["k
             return view.hidden_LD[view.visual_index_N, 0]
 
     model, image, features = tiny(), picture(1, SIZES[name]), features_of(name)
-    prompt = spliced(model, Cutter(), image, rule=reducing.Rule(newline=newline))
+    prompt = spliced(model, Cutter(), image, rule=decision.Rule(newline=newline))
     num_newlines = int((model.layout(SIZES[name]) < 0).sum())
     assert prompt.per_layer(4) == (features.num_read, 6, 6, 0)
-    pruning.logits(model, Cutter(), [prompt])
+    forward.logits(model, Cutter(), [prompt])
     for view, left in zip(seen, (features.num_read, 6), strict=True):
         newlines = (view.embeds_LD == model.core.image_newline).all(1).nonzero()[:, 0]
         assert len(newlines) == num_newlines
@@ -347,7 +349,7 @@ def test_cuts_inside_the_llm_never_take_a_newline(name: str, newline: Literal["k
 @pytest.mark.parametrize("newline", ["keep", "drop"])
 def test_none_reads_everything_and_every_newline(newline: Literal["keep", "drop"]) -> None:
     image = picture(1, SIZES["odd"])
-    prompt = spliced(tiny(), registry.load("none"), image, rule=reducing.Rule(newline=newline))
+    prompt = spliced(tiny(), registry.load("none"), image, rule=decision.Rule(newline=newline))
     assert len(prompt.embeds_LD) == len(tiny().prompt([image], QUESTION).ids_L)
     assert prompt.num_visual == features_of("odd").num_read
 
@@ -363,7 +365,7 @@ def test_merged_rows_stand_behind_the_token_before_them(newline: Literal["keep",
             return Reduction(torch.tensor([5, -1]), hidden_KC=rows)
 
     model, image, features = tiny(), picture(1, SIZES["1x3"]), features_of("1x3")
-    prompt = spliced(model, Merging(), image, rule=reducing.Rule(keep=10, newline=newline))
+    prompt = spliced(model, Merging(), image, rule=decision.Rule(BudgetRequest(keep=10), newline=newline))
     means = [features.hidden_NC[features.view_N == view].mean(0) for view in range(4)]
     single = [features.hidden_NC[5 + 16 * view] for view in range(4)]
     wanted = model.project(torch.stack([row for pair in zip(single, means, strict=True) for row in pair]))

@@ -15,15 +15,18 @@ from places import TOY_DATA
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from dpbench import backbones, pruning, record, reducing, runner
+from dpbench import backbones
 from dpbench.backbones import architectures
 from dpbench.backbones import miniatures as tinies
 from dpbench.backbones.base import Backbone
+from dpbench.engine import decision, forward, pruned_prompt
 from dpbench.errors import ConfigError, MissingError
-from dpbench.journal import Journal
-from dpbench.manifest_file import make_manifest
+from dpbench.evaluation import runner
+from dpbench.manifest.reading import make_manifest
 from dpbench.method import Method
-from dpbench.record import Record
+from dpbench.storage import record
+from dpbench.storage.journal import Journal
+from dpbench.storage.record import Record
 from dpbench.tasks import TASKS
 
 NAMES = {
@@ -325,10 +328,10 @@ def picture(seed: int, size: tuple[int, int] = (90, 170)) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
 
 
-def spliced(model: Backbone, *images: Image.Image, text: str = QUESTION) -> pruning.Spliced:
+def spliced(model: Backbone, *images: Image.Image, text: str = QUESTION) -> pruned_prompt.Spliced:
     prompt = model.prompt(images, text)
-    generators = [reducing.image_generator(0, "test", n) for n in range(len(images))]
-    return pruning.splice(model, Method(), prompt, model.encode(prompt.pixels), generators, reducing.Rule())
+    generators = [decision.image_generator(0, "test", n) for n in range(len(images))]
+    return pruned_prompt.splice(model, Method(), prompt, model.encode(prompt.pixels), generators, decision.Rule())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -342,7 +345,7 @@ def test_the_hubs_files_make_the_model_that_was_saved(name: str, hub: Callable[[
         inputs = model.processor(images=images, text=[model.chat(len(images), QUESTION)], return_tensors="pt")
         with torch.no_grad():
             wanted = saved(**inputs).logits
-        assert torch.equal(pruning.logits(model, Method(), [spliced(model, *images)]), wanted)
+        assert torch.equal(forward.logits(model, Method(), [spliced(model, *images)]), wanted)
     assert model.dtype == torch.float32
 
 
@@ -404,7 +407,7 @@ def test_answers_are_greedy_whatever_the_hubs_generation_config_says(
     """Qwen's asks for sampling and a repetition penalty."""
     model = backbones.load(name, weights=str(hub(name)[0]))
     texts = [QUESTION, "How many?", "Where is it?", "Describe the image."]
-    answers = pruning.generate(
+    answers = forward.generate(
         model, Method(), [spliced(model, picture(1), text=text) for text in texts], max_new_tokens=6
     )
     assert [each.text for each in answers] == [likeliest(model, text, 6) for text in texts]

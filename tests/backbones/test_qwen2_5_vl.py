@@ -13,10 +13,11 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
-from dpbench import pruning, reducing
 from dpbench.backbones import miniatures as tinies
 from dpbench.backbones.base import Features, Prompt
 from dpbench.backbones.qwen2_5_vl import Qwen25VL, column_mean
+from dpbench.budget import BudgetRequest
+from dpbench.engine import decision, forward, pruned_prompt
 from dpbench.errors import UnsupportedError
 from dpbench.method import Method, Reduction, VisualTokens
 
@@ -46,14 +47,14 @@ def encoded(prompt: Prompt, needs: frozenset[str] = frozenset()) -> list[Feature
     return tiny().encode(prompt.pixels, needs)
 
 
-def spliced(method: Method, images: Sequence[Image.Image], rule: reducing.Rule | None = None) -> pruning.Spliced:
+def spliced(method: Method, images: Sequence[Image.Image], rule: decision.Rule | None = None) -> pruned_prompt.Spliced:
     prompt = tiny().prompt(images, QUESTION)
-    generators = [reducing.image_generator(0, "test", n) for n in range(len(images))]
-    return pruning.splice(tiny(), method, prompt, encoded(prompt), generators, rule or reducing.Rule())
+    generators = [decision.image_generator(0, "test", n) for n in range(len(images))]
+    return pruned_prompt.splice(tiny(), method, prompt, encoded(prompt), generators, rule or decision.Rule())
 
 
-def generated(prompts: list[pruning.Spliced]) -> Any:
-    batch = pruning.collate(prompts)
+def generated(prompts: list[pruned_prompt.Spliced]) -> Any:
+    batch = forward.collate(prompts)
     with torch.no_grad():
         return tiny().model.generate(
             inputs_embeds=batch.embeds_BLD,
@@ -76,7 +77,7 @@ def test_identity_equals_transformers_in_every_logit(count: int, positions: str)
     with torch.no_grad():
         wanted = tiny().model(**inputs(pictures(count))).logits
     method = Method(positions=positions)
-    assert torch.equal(pruning.logits(tiny(), method, [spliced(method, pictures(count))]), wanted)
+    assert torch.equal(forward.logits(tiny(), method, [spliced(method, pictures(count))]), wanted)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -228,14 +229,14 @@ def test_every_step_equals_masking_and_decoding_goes_on_after_the_unpruned_lengt
 def test_gaps_in_mrope_positions_hide_nothing_where_transformers_makes_the_mask() -> None:
     """Without mask and cache it takes a gap in the text axis for the start of another packed sequence."""
     prompt = spliced(EveryThird(), pictures(2))
-    batch = pruning.collate([prompt])
+    batch = forward.collate([prompt])
     with torch.no_grad():
         bare = tiny().model(
             inputs_embeds=batch.embeds_BLD,
             position_ids=tiny().position_ids(batch.positions_PBL, batch.mask_BL),
             use_cache=False,
         )
-    torch.testing.assert_close(bare.logits, pruning.logits(tiny(), Method(), [prompt]), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(bare.logits, forward.logits(tiny(), Method(), [prompt]), rtol=1e-9, atol=1e-9)
 
 
 def test_prompts_of_different_sizes_in_a_batch_equal_each_alone() -> None:
@@ -257,8 +258,8 @@ def test_a_rate_is_of_each_images_own_tokens() -> None:
             counts.append(keep)
             return Reduction(torch.arange(keep))
 
-    assert spliced(Counting(), pictures(3), reducing.Rule(prune_rate=0.75)).num_visual == 12 + 8 + 1
-    assert spliced(Counting(), pictures(3), reducing.Rule(keep=10)).num_visual == 10 + 10 + 4
+    assert spliced(Counting(), pictures(3), decision.Rule(BudgetRequest(prune_rate=0.75))).num_visual == 12 + 8 + 1
+    assert spliced(Counting(), pictures(3), decision.Rule(BudgetRequest(keep=10))).num_visual == 10 + 10 + 4
     assert counts == [12, 8, 1, 10, 10, 4]
 
 

@@ -16,12 +16,14 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 from transformers import CLIPConfig, CLIPModel
 
-from dpbench import backbones, reducing, registry, vectors
+from dpbench import backbones, registry
 from dpbench.backbones import architectures, miniatures
 from dpbench.backbones.llava import Llava
+from dpbench.conformance.vectors import run
+from dpbench.conformance.vectors.tokens import square_views
+from dpbench.engine import decision
 from dpbench.errors import ConfigError, MissingError, UnsupportedError
 from dpbench.method import Method, VisualTokens
-from dpbench.vectors.tokens import square_views
 
 GOLDENS = sorted((Path(__file__).parents[1] / "goldens").glob("cdpruner_*.npz"))
 
@@ -45,12 +47,12 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def test_the_vectors_are_there() -> None:
-    assert [vectors.check(CDPruner(), path).kind for path in GOLDENS] == ["aligned"] * 2
+    assert [run.check(CDPruner(), path).kind for path in GOLDENS] == ["aligned"] * 2
 
 
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 def test_every_vector_passes(path: Path) -> None:
-    done = vectors.check(registry.load("cdpruner"), path)
+    done = run.check(registry.load("cdpruner"), path)
     assert done.passed, done.detail
 
 
@@ -79,11 +81,11 @@ def test_a_vector_with_other_content_fails(name: str, tmp_path: Path) -> None:
     axis = 1 if name in ("features", "image_embeds") else -1
     other = 0 * changed[name] if name == "selected" else np.flip(changed[name], axis)
     np.savez(tmp_path / "cdpruner_x.npz", **changed | {name: other})
-    assert not vectors.check(CDPruner(), tmp_path / "cdpruner_x.npz").passed
+    assert not run.check(CDPruner(), tmp_path / "cdpruner_x.npz").passed
 
 
 def test_a_method_that_takes_no_towers_fails_its_vector() -> None:
-    assert "no method 'comparing'" in vectors.check(registry.load("random"), GOLDENS[0]).detail
+    assert "no method 'comparing'" in run.check(registry.load("random"), GOLDENS[0]).detail
 
 
 def test_each_pick_makes_the_determinant_largest() -> None:
@@ -266,7 +268,7 @@ def test_the_question_decides_on_every_family(family: str) -> None:
 
     def scores(method: Method, question: str) -> Tensor:
         (features,) = model.encode(model.prompt([picture], "Why ?").pixels, method.needs(model.provides))
-        visual = reducing.visual_tokens(features, question, reducing.image_generator(0, "test", 0))
+        visual = decision.visual_tokens(features, question, decision.image_generator(0, "test", 0))
         found = method.reduce(visual, 5)
         assert len(found.indices_K.unique()) == 5
         assert found.scores_N is not None

@@ -12,7 +12,9 @@ from dpbench_baselines import dart
 from dpbench_baselines.dart import DART
 from torch import Tensor
 
-from dpbench import pruning, registry, vectors
+from dpbench import registry
+from dpbench.conformance.vectors import run
+from dpbench.engine import pruned_prompt
 from dpbench.errors import ConfigError
 from dpbench.method import Budget, Cut, Method
 
@@ -34,18 +36,18 @@ def stored(path: Path) -> dict[str, Tensor]:
 
 
 def kept(method: Method, count: int, kind: Any = "final", num_visual: int = 576, num_layers: int = 32) -> int:
-    (cut,) = pruning.checked_cuts(method, num_visual, num_layers, Budget(count, kind))
+    (cut,) = pruned_prompt.checked_cuts(method, num_visual, num_layers, Budget(count, kind))
     assert cut == Cut(cut.layer, cut.keep, cut.layer - 1)
     return cut.keep
 
 
 def test_the_vectors_are_there() -> None:
-    assert [vectors.check(DART(), path).kind for path in GOLDENS] == ["pivots"] * 4
+    assert [run.check(DART(), path).kind for path in GOLDENS] == ["pivots"] * 4
 
 
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 def test_every_vector_passes(path: Path) -> None:
-    done = vectors.check(registry.load("dart"), path)
+    done = run.check(registry.load("dart"), path)
     assert done.passed, done.detail
 
 
@@ -77,12 +79,12 @@ def test_a_vector_with_other_content_fails(name: str, tmp_path: Path) -> None:
     array = changed[name]
     changed[name] = np.flip(array, 0) if array.ndim else np.asarray(array * 0.5, array.dtype)
     np.savez(tmp_path / "dart_x.npz", **changed)
-    assert not vectors.check(DART(), tmp_path / "dart_x.npz").passed
+    assert not run.check(DART(), tmp_path / "dart_x.npz").passed
 
 
 def test_pivots_in_another_order_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dart, "set_order", lambda image, text: sorted([*image, *text]))
-    assert not all(vectors.check(DART(), path).passed for path in GOLDENS)
+    assert not all(run.check(DART(), path).passed for path in GOLDENS)
 
 
 @pytest.mark.parametrize(("ratio", "count"), [(0.6667, 188), (0.7778, 124), (0.8889, 60), (0.778, 124)])
@@ -102,10 +104,10 @@ def test_what_is_left_is_a_whole_number_of_shares(budget: int, count: int) -> No
 def test_the_mean_over_layers_is_the_budget_or_less() -> None:
     for num, depth in ((144, 12), (576, 32), (576, 40), (2880, 32), (391, 28)):
         for count in range(num // 8 + 1, num, 37):
-            below = (pruning.per_layer(num, depth, DART().cuts(num, depth, Budget(count))), count)
+            below = (pruned_prompt.per_layer(num, depth, DART().cuts(num, depth, Budget(count))), count)
             assert sum(below[0]) / depth <= count
             assert sum(below[0]) / depth > count - 9
-            exact = pruning.per_layer(num, depth, DART(exact=True).cuts(num, depth, Budget(count)))
+            exact = pruned_prompt.per_layer(num, depth, DART(exact=True).cuts(num, depth, Budget(count)))
             assert abs(sum(exact) / depth - count) <= 1
     assert DART(exact=True).budgeted
     assert not DART().budgeted

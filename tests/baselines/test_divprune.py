@@ -12,10 +12,11 @@ from dpbench_baselines.divprune import DivPrune, cosine_distances, most_diverse
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from dpbench import vectors
+from dpbench.budget import BudgetRequest
+from dpbench.conformance.vectors import run
+from dpbench.engine.decision import Rule, reduce_image
 from dpbench.errors import ConfigError
 from dpbench.method import VisualTokens
-from dpbench.reducing import Rule, reduce_image
 
 GOLDENS = sorted((Path(__file__).parents[1] / "goldens").glob("divprune_*.npz"))
 golden = pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
@@ -71,7 +72,7 @@ def test_reduce_equals_upstream(path: Path) -> None:
 
 @golden
 def test_vectors_pass_through_the_contract(path: Path) -> None:
-    done = vectors.check(DivPrune(), path)
+    done = run.check(DivPrune(), path)
     assert done.passed, done.detail
 
 
@@ -82,7 +83,7 @@ def test_a_vector_with_other_content_fails(name: str, tmp_path: Path) -> None:
     if name in ("n_keep", "selected"):
         changed = arrays[name] + 1
     np.savez(tmp_path / "vector.npz", **arrays | {name: changed})
-    assert not vectors.check(DivPrune(), tmp_path / "vector.npz").passed
+    assert not run.check(DivPrune(), tmp_path / "vector.npz").passed
 
 
 def greedy(distances: Tensor, keep: int) -> list[int]:
@@ -167,7 +168,7 @@ def test_a_ratio_rounds_half_to_even_whatever_the_budget(num: int, ratio: float,
 
 def test_all_views_share_one_budget() -> None:
     tokens = replace(visual(noise(48)), view_N=torch.arange(48) // 16)
-    reduction = reduce_image(DivPrune(), tokens, Rule(keep=20), num_read=48, max_views=5)
+    reduction = reduce_image(DivPrune(), tokens, Rule(BudgetRequest(keep=20)), num_read=48, max_views=5)
     assert torch.equal(reduction.indices_K, DivPrune().reduce(tokens, 20).indices_K)
 
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 from dpbench_baselines.fastv import FastV
 
-from dpbench import pruning, registry, vectors
+from dpbench import registry
+from dpbench.conformance.vectors import run
+from dpbench.engine import pruned_prompt
 from dpbench.errors import ConfigError
 from dpbench.method import Budget, Cut, Method
 
@@ -25,23 +27,23 @@ def one_thread() -> Iterator[None]:
 
 
 def only_cut(method: Method, num_visual: int, num_layers: int, count: int, kind: Any = "mean") -> Cut:
-    (cut,) = pruning.checked_cuts(method, num_visual, num_layers, Budget(count, kind))
+    (cut,) = pruned_prompt.checked_cuts(method, num_visual, num_layers, Budget(count, kind))
     return cut
 
 
 def mean(method: Method, num_visual: int, num_layers: int, count: int = 64) -> float:
-    cuts = pruning.checked_cuts(method, num_visual, num_layers, Budget(count))
-    return sum(pruning.per_layer(num_visual, num_layers, cuts)) / num_layers
+    cuts = pruned_prompt.checked_cuts(method, num_visual, num_layers, Budget(count))
+    return sum(pruned_prompt.per_layer(num_visual, num_layers, cuts)) / num_layers
 
 
 def test_the_vectors_are_there() -> None:
-    kinds = [vectors.check(FastV(), path).kind for path in GOLDENS]
+    kinds = [run.check(FastV(), path).kind for path in GOLDENS]
     assert kinds == ["attn_row"] * 3 + ["layer"] * 3 + ["e2e"] * 2
 
 
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 def test_every_vector_passes(path: Path) -> None:
-    done = vectors.check(registry.load("fastv"), path)
+    done = run.check(registry.load("fastv"), path)
     assert done.passed, done.detail
 
 
@@ -148,7 +150,7 @@ def test_the_official_count_rounds_half_to_even(num: int, ratio: float, kept: in
 
 
 def test_a_prompt_without_images_is_not_cut() -> None:
-    assert pruning.checked_cuts(FastV(), 0, 32, Budget(64)) == ()
+    assert pruned_prompt.checked_cuts(FastV(), 0, 32, Budget(64)) == ()
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ from dpbench_baselines.hired import HiRED, tile_budgets, view_budgets
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from dpbench import vectors
+from dpbench.conformance.vectors import run
+from dpbench.conformance.vectors.tiles import best_resolution, unpadded
 from dpbench.errors import ConfigError, UnsupportedError
 from dpbench.method import VisualTokens
-from dpbench.vectors.tiles import best_resolution, unpadded
 
 GOLDENS = sorted((Path(__file__).parents[1] / "goldens").glob("hired_*.npz"))
 TILED = [path for path in GOLDENS if "cls_attn_budget" in np.load(path)]
@@ -73,7 +73,7 @@ def test_reduce_keeps_what_upstream_keeps(path: Path) -> None:
 
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 def test_vectors_pass_through_the_contract(path: Path) -> None:
-    done = vectors.check(HiRED(), path)
+    done = run.check(HiRED(), path)
     assert done.passed, done.detail
 
 
@@ -96,12 +96,12 @@ def test_a_vector_with_other_content_fails(path: Path, name: str, tmp_path: Path
     elif other is None:
         other = arrays[name] + 1 if arrays[name].size == 1 else np.flip(arrays[name])
     np.savez(tmp_path / "vector.npz", **arrays | {name: other})
-    assert not vectors.check(HiRED(), tmp_path / "vector.npz").passed
+    assert not run.check(HiRED(), tmp_path / "vector.npz").passed
 
 
 def test_a_vector_of_another_model_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "vector.npz", **arrays_of(GOLDENS[0]) | {"model": "blip"})
-    assert "model 'blip'" in vectors.check(HiRED(), tmp_path / "vector.npz").detail
+    assert "model 'blip'" in run.check(HiRED(), tmp_path / "vector.npz").detail
 
 
 @pytest.mark.parametrize(

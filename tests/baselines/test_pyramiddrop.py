@@ -9,7 +9,9 @@ import pytest
 import torch
 from dpbench_baselines.pyramiddrop import PyramidDrop
 
-from dpbench import pruning, registry, vectors
+from dpbench import registry
+from dpbench.conformance.vectors import run
+from dpbench.engine import pruned_prompt
 from dpbench.errors import ConfigError
 from dpbench.method import Budget, Method
 
@@ -29,20 +31,20 @@ def schedule(
     method: Method, num_visual: int, num_layers: int, count: int = 64, kind: Any = "mean"
 ) -> tuple[tuple[int, ...], tuple[int, ...], float]:
     """Return the layers cut before, what each cut keeps, and the mean over layers."""
-    cuts = pruning.checked_cuts(method, num_visual, num_layers, Budget(count, kind))
+    cuts = pruned_prompt.checked_cuts(method, num_visual, num_layers, Budget(count, kind))
     assert all(cut.probe == cut.layer for cut in cuts)
-    mean = sum(pruning.per_layer(num_visual, num_layers, cuts)) / num_layers
+    mean = sum(pruned_prompt.per_layer(num_visual, num_layers, cuts)) / num_layers
     return tuple(cut.layer for cut in cuts), tuple(cut.keep for cut in cuts), mean
 
 
 def test_the_vectors_are_there() -> None:
-    kinds = [vectors.check(PyramidDrop(), path).kind for path in GOLDENS]
+    kinds = [run.check(PyramidDrop(), path).kind for path in GOLDENS]
     assert kinds == ["stage"] * 5 + ["batch"] + ["e2e"] * 2
 
 
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 def test_every_vector_passes(path: Path) -> None:
-    done = vectors.check(registry.load("pyramiddrop"), path)
+    done = run.check(registry.load("pyramiddrop"), path)
     assert done.passed, done.detail
 
 
@@ -166,7 +168,7 @@ def test_layers_given_are_those_of_the_decoder() -> None:
 
 
 def test_a_prompt_without_images_is_not_cut() -> None:
-    assert pruning.checked_cuts(PyramidDrop(), 0, 32, Budget(64)) == ()
+    assert pruned_prompt.checked_cuts(PyramidDrop(), 0, 32, Budget(64)) == ()
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,13 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from dpbench import pruning, reducing, registry, vectors
+from dpbench import registry
 from dpbench.backbones import miniatures
 from dpbench.backbones.base import Backbone
 from dpbench.backbones.llava import Llava
+from dpbench.budget import BudgetRequest
+from dpbench.conformance.vectors import run as vectors
+from dpbench.engine import decision, forward, pruned_prompt
 from dpbench.errors import ConfigError, UnsupportedError
 from dpbench.method import Budget, Cut, DecoderInput
 
@@ -95,10 +98,10 @@ def test_the_official_lists_and_what_they_really_cost(
     count: int, left: tuple[int, ...], merged: tuple[int, ...], mean: float
 ) -> None:
     method = registry.load("sparsevlm", {"preset": "official"})
-    cuts = pruning.checked_cuts(method, 576, 32, Budget(count))
+    cuts = pruned_prompt.checked_cuts(method, 576, 32, Budget(count))
     expected = zip((3, 7, 16), left, (2, 6, 15), merged, strict=True)
     assert cuts == tuple(Cut(*each) for each in expected)
-    assert sum(pruning.per_layer(576, 32, cuts)) / 32 == pytest.approx(mean, abs=0.06)
+    assert sum(pruned_prompt.per_layer(576, 32, cuts)) / 32 == pytest.approx(mean, abs=0.06)
     assert not method.budgeted
 
 
@@ -124,10 +127,10 @@ def test_a_budget_is_met_within_one_token(version: Any) -> None:
         first = method.cuts(num, depth, Budget(num))[0].layer
         for count in sorted({-(-first * num // depth), num // 2, num // 3, num - 1, num}):
             if count * depth >= first * num:
-                cuts = pruning.checked_cuts(method, num, depth, Budget(count))
+                cuts = pruned_prompt.checked_cuts(method, num, depth, Budget(count))
                 assert all(cut.merged <= cut.keep for cut in cuts)
         for count in (1, 2, num // 9 + 1, num // 2, num):
-            assert pruning.checked_cuts(method, num, depth, Budget(count, "final"))[-1].keep == count
+            assert pruned_prompt.checked_cuts(method, num, depth, Budget(count, "final"))[-1].keep == count
 
 
 def test_most_of_a_stage_is_tokens_as_they_are() -> None:
@@ -280,16 +283,18 @@ def test_an_image_that_no_text_follows_is_refused() -> None:
         SparseVLM().rank(view)
 
 
-def spliced(model: Backbone, method: SparseVLM, image: Image.Image, text: str, keep: int) -> pruning.Spliced:
+def spliced(model: Backbone, method: SparseVLM, image: Image.Image, text: str, keep: int) -> pruned_prompt.Spliced:
     prompt = model.prompt([image], text)
     features = model.encode(prompt.pixels)
-    generators = [reducing.image_generator(0, "test", 0)]
-    return pruning.splice(model, method, prompt, features, generators, reducing.Rule(keep=keep))
+    generators = [decision.image_generator(0, "test", 0)]
+    return pruned_prompt.splice(model, method, prompt, features, generators, decision.Rule(BudgetRequest(keep=keep)))
 
 
-def generated(model: Backbone, method: SparseVLM, prompts: list[pruning.Spliced], **options: Any) -> tuple[Any, Any]:
-    batch = pruning.collate(prompts)
-    with torch.no_grad(), pruning.pruned(model, method, prompts) as state:
+def generated(
+    model: Backbone, method: SparseVLM, prompts: list[pruned_prompt.Spliced], **options: Any
+) -> tuple[Any, Any]:
+    batch = forward.collate(prompts)
+    with torch.no_grad(), forward.pruned(model, method, prompts) as state:
         out = model.model.generate(
             inputs_embeds=batch.embeds_BLD,
             attention_mask=batch.mask_BL,
@@ -307,7 +312,7 @@ class Reference:
 
     model: Backbone
     method: SparseVLM
-    prompt: pruning.Spliced
+    prompt: pruned_prompt.Spliced
 
     def logits(self, ids: Tensor) -> Tensor:
         """Return the logits of the last prompt position and of every answer position but the last."""

@@ -19,10 +19,11 @@ from dpbench_baselines.visionzip import (
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from dpbench import vectors
+from dpbench.budget import BudgetRequest
+from dpbench.conformance.vectors import run
+from dpbench.engine.decision import Rule, reduce_image
 from dpbench.errors import ConfigError, UnsupportedError
 from dpbench.method import VisualTokens
-from dpbench.reducing import Rule, reduce_image
 
 GOLDENS = sorted((Path(__file__).parents[1] / "goldens").glob("visionzip_*.npz"))
 MERGING, PACKING = GOLDENS[:4], GOLDENS[4:]
@@ -113,7 +114,7 @@ def test_reduce_equals_upstream(path: Path) -> None:
 
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 def test_vectors_pass_through_the_contract(path: Path) -> None:
-    done = vectors.check(VisionZip(), path)
+    done = run.check(VisionZip(), path)
     assert done.passed, done.detail
 
 
@@ -133,7 +134,7 @@ def test_a_vector_with_other_content_fails(path: Path, name: str, tmp_path: Path
         changed = arrays[name].copy()
         changed[:, :20, 1] = changed[:, 0, 1][:, None]
     np.savez(tmp_path / "vector.npz", **arrays | {name: changed})
-    assert not vectors.check(VisionZip(), tmp_path / "vector.npz").passed
+    assert not run.check(VisionZip(), tmp_path / "vector.npz").passed
 
 
 @pytest.mark.parametrize("name", ["hidden", "key_metric", "cls_attn", "dominant", "contextual", "out_tokens"])
@@ -141,7 +142,7 @@ def test_a_vector_that_lacks_an_array_names_it(name: str, tmp_path: Path) -> Non
     arrays = arrays_of(MERGING[3])
     del arrays[name]
     np.savez(tmp_path / "vector.npz", **arrays)
-    assert f"'{name}'" in vectors.check(VisionZip(), tmp_path / "vector.npz").detail
+    assert f"'{name}'" in run.check(VisionZip(), tmp_path / "vector.npz").detail
 
 
 @pytest.mark.parametrize(
@@ -345,5 +346,5 @@ def test_bad_parameters_are_refused() -> None:
 
 def test_views_share_a_count_equally() -> None:
     tokens = visual(16, views=3)
-    reduction = reduce_image(VisionZip(), tokens, Rule(keep=25), num_read=48, max_views=5)
+    reduction = reduce_image(VisionZip(), tokens, Rule(BudgetRequest(keep=25)), num_read=48, max_views=5)
     assert len(reduction.indices_K) == 3 * (25 // 5)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 
-from dpbench import cli
+from dpbench.cli import commands
 from dpbench.diffprune import data
 from dpbench.diffprune.data import Broken, Indices, batches, order, split, step_indices
 from dpbench.diffprune.example import BrokenError, Example, Source
@@ -111,9 +111,9 @@ def refusal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     """Run something as a command and return the one sentence it ends in, with exit code 2."""
 
     def run(call: Callable[[], object]) -> str:
-        monkeypatch.setattr(cli, "app", call)
+        monkeypatch.setattr(commands, "app", call)
         with pytest.raises(SystemExit) as done:
-            cli.main()
+            commands.main()
         assert done.value.code == 2
         return capsys.readouterr().err.splitlines()[-1]
 

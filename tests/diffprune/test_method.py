@@ -12,14 +12,16 @@ from cards import bare_card
 from PIL import Image
 from torch import Tensor
 
-from dpbench import pruning, reducing, registry
+from dpbench import registry
 from dpbench.backbones import miniatures as tinies
 from dpbench.backbones.base import Backbone, Features, Prompt
-from dpbench.cuda_graph import Graphed
+from dpbench.budget import BudgetRequest
 from dpbench.diffprune import checkpoint
 from dpbench.diffprune.method import DiffPrune
 from dpbench.diffprune.scorer import Scorer, ScorerSize
+from dpbench.engine import decision, pruned_prompt
 from dpbench.errors import ConfigError, MissingError
+from dpbench.machine.cuda_graph import Graphed
 from dpbench.method import Method, Reduction
 
 QUESTION = "Is there a red circle in the image?"
@@ -40,10 +42,10 @@ def encoded(model: Backbone, *images: Image.Image) -> tuple[Prompt, list[Feature
     return prompt, model.encode(prompt.pixels)
 
 
-def reduced(family: str, features: Features, rule: reducing.Rule) -> Reduction:
-    model, generator = backbone(family), reducing.image_generator(0, "test", 0)
-    visual = reducing.visual_tokens(features, QUESTION, generator)
-    return reducing.reduce_image(bound(family), visual, rule, num_read=features.num_read, max_views=model.max_views)
+def reduced(family: str, features: Features, rule: decision.Rule) -> Reduction:
+    model, generator = backbone(family), decision.image_generator(0, "test", 0)
+    visual = decision.visual_tokens(features, QUESTION, generator)
+    return decision.reduce_image(bound(family), visual, rule, num_read=features.num_read, max_views=model.max_views)
 
 
 def logits_of(family: str, features: Features) -> Tensor:
@@ -73,7 +75,7 @@ def saved(folder: Path, backbone_name: str = "llava", width: int = 32) -> Scorer
 @pytest.mark.parametrize(("family", "keep"), [("llava", 5), ("qwen2_5_vl", 5), ("llava", 1), ("qwen2_5_vl", 1)])
 def test_it_keeps_the_highest_logits_in_order(family: str, keep: int) -> None:
     features = encoded(backbone(family), picture(1))[1][0]
-    found = reduced(family, features, reducing.Rule(keep=keep))
+    found = reduced(family, features, decision.Rule(BudgetRequest(keep=keep)))
     logits = logits_of(family, features)[0]
     assert found.indices_K.tolist() == highest(logits, features.read_N, keep)
     torch.testing.assert_close(found.scores_N.clone(), logits, rtol=1e-9, atol=1e-9)
@@ -85,7 +87,7 @@ def test_it_keeps_the_highest_logits_in_order(family: str, keep: int) -> None:
 def test_every_view_keeps_its_share_of_read_tokens_while_there_are_some(size: tuple[int, int], keep: int) -> None:
     """A count is shared over the five views an image can have, however many this one has."""
     features = encoded(backbone("llava_next"), picture(1, size))[1][0]
-    found = reduced("llava_next", features, reducing.Rule(keep=keep)).indices_K
+    found = reduced("llava_next", features, decision.Rule(BudgetRequest(keep=keep))).indices_K
     logits, read = logits_of("llava_next", features), features.read_N.view(-1, 16)
     share = max(1, keep // 5)
     wanted = [16 * v + n for v in range(len(logits)) for n in highest(logits[v], read[v], share)]
@@ -107,7 +109,7 @@ def test_some_token_that_is_never_read_would_rank_among_the_highest() -> None:
 @pytest.mark.parametrize("keep", [1, 20, 48])
 def test_the_global_rule_shares_the_budget_over_all_views(keep: int) -> None:
     features = encoded(backbone("llava_next"), picture(1))[1][0]
-    found = reduced("llava_next", features, reducing.Rule(keep=keep, anyres="global")).indices_K
+    found = reduced("llava_next", features, decision.Rule(BudgetRequest(keep=keep), anyres="global")).indices_K
     assert found.tolist() == highest(logits_of("llava_next", features).flatten(), features.read_N, keep)
     assert features.read_N[found].all()
     if keep == 20:
@@ -117,7 +119,7 @@ def test_the_global_rule_shares_the_budget_over_all_views(keep: int) -> None:
 @pytest.mark.parametrize("family", tinies.FAMILIES)
 @pytest.mark.parametrize("anyres", ["per-view", "global"])
 def test_a_decision_is_the_images_own(family: str, anyres: str) -> None:
-    model, rule = backbone(family), reducing.Rule(prune_rate=0.6, anyres=anyres)
+    model, rule = backbone(family), decision.Rule(BudgetRequest(prune_rate=0.6), anyres=anyres)
     pictures = [picture(1), picture(2, (60, 60)), picture(3, (40, 200))]
     alone = [reduced(family, encoded(model, each)[1][0], rule).indices_K for each in pictures]
     _, features = encoded(model, *pictures)
@@ -132,9 +134,9 @@ def test_a_decision_is_the_images_own(family: str, anyres: str) -> None:
 def test_what_is_kept_stands_where_it_stood(family: str) -> None:
     model = backbone(family)
     prompt, features = encoded(model, picture(1))
-    rule, generators = reducing.Rule(prune_rate=0.6), [reducing.image_generator(0, "test", 0)]
+    rule, generators = decision.Rule(BudgetRequest(prune_rate=0.6)), [decision.image_generator(0, "test", 0)]
     assert bound(family).positions == "original"
-    spliced = pruning.splice(model, bound(family), prompt, features, generators, rule)
+    spliced = pruned_prompt.splice(model, bound(family), prompt, features, generators, rule)
     start, stop = prompt.spans[0]
     slots = features[0].slot_N[reduced(family, features[0], rule).indices_K]
     slots = slots[slots >= 0].sort().values
@@ -148,8 +150,10 @@ def test_what_is_kept_stands_where_it_stood(family: str) -> None:
 def test_compact_positions_can_be_asked_for() -> None:
     method = registry.load("diffprune", {"positions": "compact"}).untrained().bind(backbone("llava"))
     prompt, features = encoded(backbone("llava"), picture(1))
-    generators = [reducing.image_generator(0, "test", 0)]
-    spliced = pruning.splice(backbone("llava"), method, prompt, features, generators, reducing.Rule(keep=4))
+    generators = [decision.image_generator(0, "test", 0)]
+    spliced = pruned_prompt.splice(
+        backbone("llava"), method, prompt, features, generators, decision.Rule(BudgetRequest(keep=4))
+    )
     assert spliced.positions_PL[0].tolist() == list(range(len(prompt.ids_L) - 16 + 4))
 
 
@@ -174,7 +178,7 @@ def test_a_checkpoint_is_what_serves(tmp_path: Path, dtype: torch.dtype) -> None
     assert served.scorer.norm.weight.dtype == dtype
     assert served.scorer.head.weight.dtype == torch.float32
     features = encoded(model, picture(1))[1][0]
-    visual = reducing.visual_tokens(features, QUESTION, reducing.image_generator(0, "test", 0))
+    visual = decision.visual_tokens(features, QUESTION, decision.image_generator(0, "test", 0))
     found = served.reduce(visual, 5)
     with torch.no_grad():
         wanted = trained(features.embeds_ND.float()[None], features.row_N[None], features.col_N[None])[0]
@@ -266,7 +270,7 @@ def test_on_a_gpu_the_decisions_of_the_graph_are_the_eager_ones(family: str) -> 
         made = []
         for seed in (1, 2):
             _, (features,) = encoded(model, picture(seed))
-            visual = reducing.visual_tokens(features, QUESTION, torch.Generator())
+            visual = decision.visual_tokens(features, QUESTION, torch.Generator())
             made.append((replayed.reduce(visual, keep), plain.reduce(visual, keep)))
         for one, other in made:
             assert torch.equal(one.indices_K, other.indices_K)

@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, rms_norm
 
-from dpbench import backbones, pruning, reducing, registry
+from dpbench import backbones, registry
 from dpbench.backbones import miniatures as tinies
 from dpbench.backbones.base import Backbone
+from dpbench.budget import BudgetRequest
 from dpbench.diffprune import checkpoint
 from dpbench.diffprune.denoiser import Denoiser
 from dpbench.diffprune.example import Example
@@ -24,6 +25,7 @@ from dpbench.diffprune.objective import KeepRule, Objective, generator_of, hardn
 from dpbench.diffprune.scorer import Scorer, ScorerSize
 from dpbench.diffprune.soft_topk import soft_topk
 from dpbench.diffprune.throttler import THROTTLERS
+from dpbench.engine import decision, forward, pruned_prompt
 from dpbench.errors import ConfigError
 from dpbench.method import Method
 
@@ -75,7 +77,7 @@ def generators(num: int) -> list[torch.Generator]:
     return [generator_of(CPU, 5, place) for place in range(num)]
 
 
-def engine_losses(model: Backbone, method: Method, example: Example, rule: reducing.Rule) -> Tensor:
+def engine_losses(model: Backbone, method: Method, example: Example, rule: decision.Rule) -> Tensor:
     """What the engine gives for the prompt with the reply appended, pruned by a method."""
     tokenizer = model.processor.tokenizer
     ids = tokenizer(f" {example.caption}", add_special_tokens=False)["input_ids"]
@@ -85,9 +87,9 @@ def engine_losses(model: Backbone, method: Method, example: Example, rule: reduc
     if positions is not None:
         positions = torch.cat([positions, positions[:, -1:] + torch.arange(1, len(reply) + 1)], dim=1)
     prompt = replace(prompt, ids_L=torch.cat([prompt.ids_L, reply]), positions_PL=positions)
-    made = [reducing.image_generator(0, "test", 0)]
-    spliced = pruning.splice(model, method, prompt, model.encode(prompt.pixels), made, rule)
-    logits = pruning.logits(model, method, [spliced])[0]
+    made = [decision.image_generator(0, "test", 0)]
+    spliced = pruned_prompt.splice(model, method, prompt, model.encode(prompt.pixels), made, rule)
+    logits = forward.logits(model, method, [spliced])[0]
     return cross_entropy(logits[-len(reply) - 1 : -1], reply, reduction="none")
 
 
@@ -193,7 +195,11 @@ def test_hard_losses_are_those_of_the_deployed_method(family: str, budget: float
     checkpoint.save(tmp_path, scorer, bare_card(family, scorer.size))
     method = registry.load("diffprune", {"checkpoint": str(tmp_path)}).bind(model)
     made = Objective(model, scorer.double(), denoiser.double(), "diffprune", ASKED)
-    rule = reducing.Rule(keep=budget) if isinstance(budget, int) else reducing.Rule(prune_rate=1 - budget)
+    rule = (
+        decision.Rule(BudgetRequest(keep=budget))
+        if isinstance(budget, int)
+        else decision.Rule(BudgetRequest(prune_rate=1 - budget))
+    )
     wanted = [engine_losses(model, method, each, rule) for each in given]
     batch = made.read(given)
     close(made.hard_losses(batch, budget), torch.cat(wanted))
@@ -208,7 +214,7 @@ def test_full_losses_are_those_of_the_unpruned_backbone(family: str) -> None:
     batch = made.read(given)
     losses = made.full_losses(batch)
     close(losses, model.caption_losses(batch.prompts, batch.features, batch.embeds, CAPTIONS))
-    close(losses, torch.cat([engine_losses(model, Method(), each, reducing.Rule()) for each in given]))
+    close(losses, torch.cat([engine_losses(model, Method(), each, decision.Rule()) for each in given]))
 
 
 def around(loss: Callable[[Tensor], Tensor], logits: Tensor, num: int = 5) -> tuple[Callable[[Tensor], Tensor], Tensor]:

@@ -14,10 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from dpbench.cli import app
+from dpbench.cli.commands import app
 from dpbench.diffprune import checkpoint
 from dpbench.diffprune.objective import Objective
-from dpbench.diffprune.recipe import Recipe, recipe
+from dpbench.diffprune.recipe import Recipe, make_recipe
 from dpbench.diffprune.resume import STATE
 from dpbench.diffprune.train import Training, cosine, train
 from dpbench.errors import ConfigError, DpbenchError
@@ -34,7 +34,7 @@ SMALL = {
 
 
 def small(**changes: object) -> Recipe:
-    return recipe("toy-llava", {**SMALL, **changes})
+    return make_recipe("toy-llava", {**SMALL, **changes})
 
 
 def rows(folder: Path) -> list[dict[str, float]]:
@@ -220,8 +220,8 @@ def test_a_training_is_never_overwritten_or_mixed(trained: Path) -> None:
 def test_training_needs_no_lmms_eval(tmp_path: Path) -> None:
     program = (
         "import sys; sys.modules['lmms_eval'] = None\n"
-        "from pathlib import Path; from dpbench.diffprune.recipe import recipe\n"
+        "from pathlib import Path; from dpbench.diffprune.recipe import make_recipe\n"
         "from dpbench.diffprune.train import train\n"
-        f"train(recipe('toy-llava', {{**{SMALL!r}, 'steps': 1}}), Path({str(tmp_path / 'out')!r}))\n"
+        f"train(make_recipe('toy-llava', {{**{SMALL!r}, 'steps': 1}}), Path({str(tmp_path / 'out')!r}))\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

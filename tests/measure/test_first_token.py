@@ -5,15 +5,16 @@ from functools import cache
 import pytest
 import torch
 
-from dpbench import pruning, registry
+from dpbench import registry
 from dpbench.backbones import miniatures as tinies
 from dpbench.backbones.base import Backbone
-from dpbench.manifest import Cell, cells
+from dpbench.engine import forward
+from dpbench.manifest.cell import Cell, cells
 from dpbench.measure import memory
 from dpbench.measure.first_token import DECODED, FirstToken, net
-from dpbench.measure.inputs import Inputs
-from dpbench.measure.row import stage_flops
+from dpbench.measure.profile_row import stage_flops
 from dpbench.measure.settings import manifest_of
+from dpbench.measure.synthetic_prompts import Inputs
 from dpbench.measure.timing import HostClock, Recorder
 
 METHODS = ("none", "random", "cls-attention", "fastv", "downsample")
@@ -67,7 +68,7 @@ def test_the_last_stage_is_the_engines_prefill(method: str) -> None:
     subject = first(method, batch_size=2)
     with torch.inference_mode():
         *_, (name, last) = [(name, call()) for name, call in subject.stages(0).items()]
-        wanted = pruning.prefill(subject.backbone, subject.method, subject.spliced)
+        wanted = forward.prefill(subject.backbone, subject.method, subject.spliced)
     assert name == "prefill"
     assert last.shape[0] == 2
     torch.testing.assert_close(last, wanted)

@@ -9,20 +9,22 @@ import pytest
 import torch
 from PIL import Image
 
-from dpbench import backbones, pruning, reducing, registry
+from dpbench import backbones, registry
 from dpbench.backbones import miniatures
 from dpbench.backbones.base import Backbone
+from dpbench.budget import BudgetRequest
+from dpbench.engine import decision, forward, pruned_prompt
+from dpbench.engine.decision import Rule
 from dpbench.errors import ConfigError, UnsupportedError
-from dpbench.manifest import Manifest
-from dpbench.manifest_file import make_manifest
+from dpbench.manifest.reading import make_manifest
+from dpbench.manifest.schema import Manifest
 from dpbench.measure import flops_only
 from dpbench.measure.flops import count_flops, count_flops_by_fvcore
 from dpbench.measure.flops_only import FlopsRow
-from dpbench.measure.inputs import QUESTION
+from dpbench.measure.synthetic_prompts import QUESTION
 from dpbench.method import LayerView, Method, Reduction
-from dpbench.reducing import Rule
 
-RULE = Rule(prune_rate=0.5)
+RULE = Rule(BudgetRequest(prune_rate=0.5))
 SIZES_HW = {"llava": (56, 56), "llava_next": (112, 112), "qwen2_5_vl": (140, 196)}
 """Tiles without padding, so that all that is selected is read; windows cut off at two edges."""
 FOLLOWS_CONTENT = {"sparsevlm"}
@@ -53,15 +55,15 @@ def test_every_stage_equals_what_both_counters_see_run(name: str, family: str) -
     ours, method = backbone(family), supported(name, family)
     height, width = SIZES_HW[family]
     image = Image.new("RGB", (width, height))
-    prompt = reducing.prompt_of(ours, method, [image], QUESTION, RULE)
+    prompt = decision.prompt_of(ours, method, [image], QUESTION, RULE)
     num_text = len(prompt.ids_L) - (prompt.spans[0][1] - prompt.spans[0][0])
     counted = flops_only.count(ours, method, RULE, (height, width), num_text)
     needs, stages = method.needs(ours.provides), counted.stages_flops
     features = ours.encode(prompt.pixels, needs)
 
-    def splice() -> pruning.Spliced:
-        generators = [reducing.image_generator(0, "flops", 0)]
-        return pruning.splice(ours, method, prompt, features, generators, RULE)
+    def splice() -> pruned_prompt.Spliced:
+        generators = [decision.image_generator(0, "flops", 0)]
+        return pruned_prompt.splice(ours, method, prompt, features, generators, RULE)
 
     spliced = splice()
     assert counted.per_layer == spliced.per_layer(ours.num_layers)
@@ -70,7 +72,7 @@ def test_every_stage_equals_what_both_counters_see_run(name: str, family: str) -
         encoded = count(lambda: ours.encode(prompt.pixels, needs))
         assert stages["tower"] + stages["projector"] + stages["signals"] == encoded
         decided, watched = count(splice), Watched(method, count)
-        prefill = count(lambda: pruning.prefill(ours, watched.method, [spliced]))  # noqa: B023
+        prefill = count(lambda: forward.prefill(ours, watched.method, [spliced]))  # noqa: B023
         assert stages["decoder"] + stages["lm_head"] == prefill - watched.flops
         if name not in FOLLOWS_CONTENT:
             assert stages["reduce"] == decided + watched.flops

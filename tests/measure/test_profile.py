@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpbench import record
 from dpbench.backbones import miniatures as tinies
 from dpbench.errors import DpbenchError
 from dpbench.measure import roofline
 from dpbench.measure.profile import profile_manifest
 from dpbench.measure.settings import Settings, manifest_of
-from dpbench.record import Profile
+from dpbench.storage import record
+from dpbench.storage.record import Profile
 
 QUICK = Settings(repetitions=3, seconds=0, warmups=1, image_hw=(336, 336))
 
@@ -56,7 +56,7 @@ def test_every_row_says_where_time_flops_and_bytes_go(tmp_path: Path) -> None:
 def test_a_method_that_cannot_run_here_is_named_and_the_others_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dpbench.runner.load_backbone", lambda manifest, device: tinies.backbone("qwen2_5_vl"))
+    monkeypatch.setattr("dpbench.measure.profile.load_backbone", lambda manifest, device: tinies.backbone("qwen2_5_vl"))
     rows = profiled(["random", "cls-attention"], tmp_path)
     assert [each.method for each in rows] == ["random"]
     assert "left out: cls-attention" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dpbench.measure.nvml import Reading
+from dpbench.machine.nvml import Reading
 from dpbench.measure.stability import flags, monitor, spread
 
 

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from dpbench import ranges
+from dpbench.machine import profiler_ranges
 from dpbench.measure.first_token import net
 from dpbench.measure.timing import Recorder, time_stages
 
@@ -56,19 +56,19 @@ def test_a_method_without_signals_has_no_such_stage() -> None:
 
 def test_marked_ranges_reach_the_listener_and_only_while_it_listens() -> None:
     recorder = Recorder(FakeClock())
-    with ranges.marked("before"):
+    with profiler_ranges.marked("before"):
         pass
-    with ranges.listening(recorder), ranges.marked("during"):
+    with profiler_ranges.listening(recorder), profiler_ranges.marked("during"):
         pass
-    with ranges.marked("after"):
+    with profiler_ranges.marked("after"):
         pass
     assert [name for name, _, _ in recorder.ranges] == ["during"]
 
 
 def test_a_listener_is_gone_after_an_error() -> None:
-    with pytest.raises(ZeroDivisionError), ranges.listening(recorder := Recorder(FakeClock())):
+    with pytest.raises(ZeroDivisionError), profiler_ranges.listening(recorder := Recorder(FakeClock())):
         raise ZeroDivisionError
-    with ranges.marked("after"):
+    with profiler_ranges.marked("after"):
         pass
     assert recorder.ranges == []
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from places import TOY_DATA
 
-from dpbench import cli
+from dpbench.cli import commands as cli
 
 GRID = "run --backbone toy-llava --tasks pope --method grid"
 FASTV = "run --backbone toy-llava --tasks pope --keep 16 --method fastv"

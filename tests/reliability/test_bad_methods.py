@@ -11,13 +11,17 @@ from bad_methods import REASONS, Moody, Raises, entry_points, named
 from places import TOY_DATA
 from rich.console import Console
 
-from dpbench import cli, finishing, record, registry, runner
+from dpbench import registry
+from dpbench.cli import commands
 from dpbench.errors import ConfigError, StorageError
-from dpbench.faults import Faults
-from dpbench.journal import Journal
-from dpbench.manifest import Cell, Manifest, cells
-from dpbench.manifest_file import make_manifest
-from dpbench.record import Record
+from dpbench.evaluation import plan, runner, scoring
+from dpbench.evaluation.failed_cells import Faults
+from dpbench.manifest.cell import Cell, cells
+from dpbench.manifest.reading import make_manifest
+from dpbench.manifest.schema import Manifest
+from dpbench.storage import record
+from dpbench.storage.journal import Journal
+from dpbench.storage.record import Record
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +36,7 @@ def grid(folder: Path, methods: list[str], **protocol: Any) -> Manifest:
     return make_manifest(given | budgets | {"protocol": {"limit": 4, "batch_size": 2, **protocol}}, source="test")
 
 
-def run(wanted: Manifest, out: Path, said: io.StringIO | None = None) -> runner.Outcome:
+def run(wanted: Manifest, out: Path, said: io.StringIO | None = None) -> plan.Outcome:
     return runner.run(wanted, out, TOY_DATA, device="cpu", console=Console(file=said or io.StringIO(), width=200))
 
 
@@ -74,7 +78,7 @@ def test_a_task_that_cannot_be_scored_fails_its_cell_and_keeps_its_answers(
     def broken(*_: object) -> None:
         raise ArithmeticError("no score")
 
-    monkeypatch.setattr(finishing, "_scored", broken)
+    monkeypatch.setattr(scoring, "_scored", broken)
     (fault,) = run(grid(tiny_folder, ["none"]), tmp_path).broken
     assert fault.reason == "ArithmeticError: no score"
     monkeypatch.undo()
@@ -89,7 +93,7 @@ def test_the_command_ends_with_a_table_and_exit_code_one(
     arguments = ["run", str(path), "--out", str(tmp_path / "out"), "--data-root", str(TOY_DATA)]
     monkeypatch.setattr(sys, "argv", ["dpbench", *arguments])
     with pytest.raises(SystemExit) as done:
-        cli.main()
+        commands.main()
     assert done.value.code == 1
     table = capsys.readouterr().err.splitlines()[-5:]
     assert [cell.strip() for cell in table[0].split("|")[1:-1]] == ["cell that failed", "reason"]

@@ -16,21 +16,25 @@ from typing import Any
 
 import pytest
 import torch
+from dpbench.evaluation.sample_timeout import Patience
 from places import PACKAGE, TOY_DATA
 from rich.console import Console
 
-from dpbench import cli, pruning, record, runner, stopping, storage
+from dpbench.cli import commands
 from dpbench.diffprune import interruption
 from dpbench.diffprune.logbook import Logbook
-from dpbench.diffprune.recipe import Recipe, recipe
+from dpbench.diffprune.recipe import Recipe, make_recipe
 from dpbench.diffprune.resume import STATE
 from dpbench.diffprune.train import Training, train
+from dpbench.engine import pruned_prompt
 from dpbench.errors import ConfigError, StorageError
-from dpbench.journal import Answer, Journal
-from dpbench.manifest import Manifest
-from dpbench.manifest_file import make_manifest
-from dpbench.patience import Patience
-from dpbench.record import Record
+from dpbench.evaluation import plan, runner
+from dpbench.machine import stopping
+from dpbench.manifest.reading import make_manifest
+from dpbench.manifest.schema import Manifest
+from dpbench.storage import files, record
+from dpbench.storage.journal import Answer, Journal
+from dpbench.storage.record import Record
 
 QUIET = Console(quiet=True)
 CELL = ("run", "--method", "grid", "--keep", "16", "--backbone", "toy-llava", "--tasks", "pope", "--batch-size", "4")
@@ -47,7 +51,7 @@ def goes_on(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
     """Run a command in this process, which has everything loaded, and return its exit code."""
     monkeypatch.setattr(sys, "argv", ["dpbench", *arguments])
     with pytest.raises(SystemExit) as done:
-        cli.main()
+        commands.main()
     return done.value.code or 0
 
 
@@ -126,7 +130,7 @@ def wanted(tiny_folder: Path) -> Manifest:
     return make_manifest(given | protocol, source="test")
 
 
-def run(wanted: Manifest, out: Path, **options: Any) -> runner.Outcome:
+def run(wanted: Manifest, out: Path, **options: Any) -> plan.Outcome:
     return runner.run(wanted, out, TOY_DATA, device="cpu", console=QUIET, **options)
 
 
@@ -145,7 +149,7 @@ def test_a_folder_that_takes_nothing_is_refused_before_the_backbone_loads(
     if what == "below a file":
         (tmp_path / "file").touch()
     else:
-        monkeypatch.setattr(storage, "TemporaryFile", refuse)
+        monkeypatch.setattr(files, "TemporaryFile", refuse)
     before = list(tmp_path.iterdir())
     with pytest.raises(ConfigError, match=rf"--out: nothing can be written to .*trial \({os.strerror(code)}\)"):
         run(wanted, tmp_path / "file")
@@ -171,7 +175,7 @@ def test_a_disk_that_fills_up_while_a_record_is_written_loses_no_answer(
 def test_a_sample_that_hangs_is_given_up_alone(
     wanted: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls, stuck = pruning.splice, 0, ""
+    real, calls, stuck = pruned_prompt.splice, 0, ""
 
     def splice(backbone: Any, method: Any, prompt: Any, *rest: Any) -> Any:
         nonlocal calls, stuck
@@ -201,7 +205,7 @@ def journal(out: Path) -> dict[Any, Answer]:
 def test_an_image_that_hangs_is_given_up_alone(
     wanted: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dpbench.lmms import BuiltTask
+    from dpbench.tasks.lmms_eval_adapter import BuiltTask
 
     real, seen = BuiltTask.images, []
 
@@ -251,7 +255,7 @@ SMALL = {
 
 
 def small() -> Recipe:
-    return recipe("toy-llava", SMALL)
+    return make_recipe("toy-llava", SMALL)
 
 
 def left(folder: Path) -> tuple[dict[str, bytes], list[dict[str, float]], dict[str, Any]]:

@@ -11,11 +11,13 @@ import pytest
 from places import TOY_DATA
 from rich.console import Console
 
-from dpbench import prefix, runner, storage
+from dpbench.engine import shared_prefix
 from dpbench.errors import RecordError, StorageError
-from dpbench.journal import Answer, Journal
-from dpbench.manifest import Manifest
-from dpbench.manifest_file import make_manifest
+from dpbench.evaluation import plan, runner
+from dpbench.manifest.reading import make_manifest
+from dpbench.manifest.schema import Manifest
+from dpbench.storage import files
+from dpbench.storage.journal import Answer, Journal
 
 ANSWER = Answer(
     task="pope",
@@ -173,7 +175,7 @@ def test_a_write_that_the_disk_takes_in_parts_is_whole(path: Path, monkeypatch: 
             return self.stream.write(data[:10])  # type: ignore[attr-defined]
 
     monkeypatch.setattr(Path, "open", lambda self, *given, **named: Slow(real(self, *given, **named)))
-    storage.append(path, b"0123456789" * 5 + b"\n", sync=True)
+    files.append(path, b"0123456789" * 5 + b"\n", sync=True)
     monkeypatch.undo()
     assert lines(path)[-1] == b"0123456789" * 5 + b"\n"
 
@@ -188,7 +190,7 @@ def wanted(tiny_folder: Path) -> Manifest:
 def test_a_run_answers_again_what_is_damaged_and_nothing_else(
     wanted: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run(out: Path) -> runner.Outcome:
+    def run(out: Path) -> plan.Outcome:
         return runner.run(wanted, out, TOY_DATA, device="cpu", console=Console(quiet=True))
 
     (whole,) = run(tmp_path).added
@@ -199,13 +201,13 @@ def test_a_run_answers_again_what_is_damaged_and_nothing_else(
     (folder / "records.jsonl").unlink()
     capsys.readouterr()
     answered: list[int] = []
-    real = prefix.generate
+    real = shared_prefix.generate
 
     def generate(backbone: object, method: object, spliced: list[object], *rest: object, **options: object) -> object:
         answered.append(len(spliced))
         return real(backbone, method, spliced, *rest, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(prefix, "generate", generate)
+    monkeypatch.setattr(shared_prefix, "generate", generate)
     (again,) = run(tmp_path).added
     said = capsys.readouterr().err
     assert said.count(str(path)) == 1
@@ -227,7 +229,7 @@ def test_what_a_subset_takes_over_it_takes_over_once(
         rest = {"budgets": {"keep": [9]}, "tasks": ["gqa"], "protocol": {"limit": 12, **protocol}}
         return make_manifest(given | rest, source="test")
 
-    def run(manifest: Manifest) -> runner.Outcome:
+    def run(manifest: Manifest) -> plan.Outcome:
         return runner.run(manifest, tmp_path, TOY_DATA, device="cpu", console=Console(quiet=True))
 
     def killed(*_: object) -> None:

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from places import TOY_DATA
 
-from dpbench import locks, merging
 from dpbench.errors import ConfigError
-from dpbench.sharding import WHOLE, Shard, turn
+from dpbench.evaluation import merging
+from dpbench.evaluation.sharding import WHOLE, Shard, turn
+from dpbench.storage import locks
 
 HOLD = (
     "import sys\nfrom pathlib import Path\nfrom dpbench.sharding import Shard, turn\n"

@@ -8,12 +8,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dpbench import backbones, plain_yaml, registry, tasks
+from dpbench import backbones, registry, tasks
+from dpbench.budget import BudgetRequest
+from dpbench.engine.decision import Rule, image_generator, reduce_image
 from dpbench.errors import DpbenchError
-from dpbench.manifest import cells
-from dpbench.manifest_file import make_manifest
+from dpbench.manifest.cell import cells
+from dpbench.manifest.reading import make_manifest
 from dpbench.method import Method, Reduction, VisualTokens
-from dpbench.reducing import Rule, image_generator, reduce_image
+from dpbench.storage import plain_yaml
 
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LIGHT = ("none", "random", "grid", "pool")
@@ -162,7 +164,7 @@ def test_a_reduction_is_sound_or_refused(
     )
     given_reduction = Reduction(torch.tensor(chosen).to(dtype), tensor(shape, value), scores_N=tensor(scores, value))
     try:
-        found = reduce_image(Fixed(given_reduction), visual, Rule(keep=16), num_read=12, max_views=1)
+        found = reduce_image(Fixed(given_reduction), visual, Rule(BudgetRequest(keep=16)), num_read=12, max_views=1)
     except (DpbenchError, ValueError):
         return
     rows = found.indices_K

@@ -25,13 +25,17 @@ from PIL import Image, ImageFile
 from places import PACKAGE, TOY_DATA
 from rich.console import Console
 
-from dpbench import lmms, record, runner, visualize
 from dpbench.backbones import miniatures
-from dpbench.data.pull import pull
 from dpbench.errors import DpbenchError, ImageError, RecordError
-from dpbench.manifest_file import make_manifest
-from dpbench.record import Record
-from dpbench.report import bundle, runs, samples
+from dpbench.evaluation import runner
+from dpbench.manifest.reading import make_manifest
+from dpbench.report import runs, zip_file
+from dpbench.report.html import samples
+from dpbench.storage import record
+from dpbench.storage.record import Record
+from dpbench.tasks import lmms_eval_adapter
+from dpbench.tasks.data.pull import pull
+from dpbench.visualize import decisions
 
 ROOT = PACKAGE.parent
 QUIET = Console(quiet=True)
@@ -220,14 +224,14 @@ def test_a_bundle_takes_no_file_that_a_link_leads_to(tmp_path: Path, name: str) 
     path.unlink(missing_ok=True)
     path.symlink_to(secret)
     with pytest.raises(RecordError, match="is a link that leads out of the run folder"):
-        bundle.write(tmp_path / "out.zip", [folder], lambda _: {})
+        zip_file.write(tmp_path / "out.zip", [folder], lambda _: {})
     assert not (tmp_path / "out.zip").exists()
 
 
 def test_a_run_folder_that_is_itself_a_link_can_be_bundled(tmp_path: Path) -> None:
     folder = written(tmp_path / "disk" / "run", [made("none", None, "pope", 50.0)])
     (tmp_path / "link").symlink_to(folder)
-    bundle.write(tmp_path / "out.zip", [tmp_path / "link"], lambda _: {})
+    zip_file.write(tmp_path / "out.zip", [tmp_path / "link"], lambda _: {})
     with zipfile.ZipFile(tmp_path / "out.zip") as archive:
         assert all(not name.startswith(("/", "..")) and ".." not in name.split("/") for name in archive.namelist())
 
@@ -238,7 +242,7 @@ def test_a_bomb_in_a_run_folders_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="no manifest that dpbench wrote"):
         runs.load(folder)
     with pytest.raises(RecordError, match="more than 100,000"):
-        bundle.write(tmp_path / "out.zip", [folder], lambda _: {})
+        zip_file.write(tmp_path / "out.zip", [folder], lambda _: {})
 
 
 @pytest.mark.parametrize("bad", ["data/test-../../../x.parquet", "data/test-00000-of-00001.parquet/../../../../x"])
@@ -293,11 +297,13 @@ def test_broken_images_and_bombs_are_failed_samples_and_odd_ones_are_answered(
 
 def test_an_image_is_turned_upright_everywhere_as_in_lmms_eval(tmp_path: Path) -> None:
     """`datasets` follows EXIF when it decodes; the pictures of visualize and of the page must show the same."""
-    built = lmms.build("pope", data_root(tmp_path, {"turned": bad_files.pictures()["turned.jpg"]}), limit=1)
+    built = lmms_eval_adapter.build(
+        "pope", data_root(tmp_path, {"turned": bad_files.pictures()["turned.jpg"]}), limit=1
+    )
     (image,) = built.images(built.requests[0])
     assert image.size == (60, 80)
     (tmp_path / "turned.jpg").write_bytes(bad_files.pictures()["turned.jpg"])
-    drawn = visualize.read_image(tmp_path / "turned.jpg")
+    drawn = decisions.read_image(tmp_path / "turned.jpg")
     assert (drawn.size, drawn.tobytes()) == (image.size, image.convert("RGB").tobytes())
     shown = samples.thumbnail(bad_files.pictures()["turned.jpg"], "whole")
     with Image.open(io.BytesIO(base64.b64decode(shown.partition(",")[2]))) as small:
@@ -367,4 +373,4 @@ def test_a_journal_that_is_a_run_folders_own_is_read(tmp_path: Path) -> None:
     row = made("none", None, "pope", 50.0)
     folder = written(tmp_path / "run", [row], {row.cell_id: [answered("pope", 0, "a", {})]})
     assert [each.cell_id for each in record.read(folder / "records.jsonl", Record)] == [row.cell_id]
-    bundle.write(tmp_path / "out.zip", [folder], lambda _: {})
+    zip_file.write(tmp_path / "out.zip", [folder], lambda _: {})

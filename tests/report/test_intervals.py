@@ -9,11 +9,13 @@ import pytest
 from made_records import answered, made, written
 
 from dpbench.errors import RecordError
-from dpbench.journal import Answer
-from dpbench.record import Record
-from dpbench.report import claims, comparison, intervals, runs
-from dpbench.report.comparison import RETENTION
+from dpbench.report import intervals, runs
 from dpbench.report.runs import Comparison, RowKey
+from dpbench.report.tables import scores as comparison
+from dpbench.report.tables import significance
+from dpbench.report.tables.scores import RETENTION
+from dpbench.storage.journal import Answer
+from dpbench.storage.record import Record
 
 NUM = 120
 GENERATOR = np.random.default_rng(0)
@@ -58,9 +60,9 @@ GRID, HOLOV, RANDOM = (RowKey(16, None, name, "{}") for name in ("grid", "holov"
 def test_a_better_method_wins_and_its_like_cannot_be_told_from_random(tmp_path: Path) -> None:
     found = intervals.of(loaded(run(tmp_path, ROWS)))
     assert found.like_random() == {GRID}
-    assert claims.tally(found, HOLOV, "random") == {"win": 2, "tie": 0, "loss": 0}
-    assert claims.tally(found, GRID, "random") == {"win": 0, "tie": 2, "loss": 0}
-    assert claims.tally(found, RANDOM, "none") == {"win": 0, "tie": 0, "loss": 2}
+    assert significance.tally(found, HOLOV, "random") == {"win": 2, "tie": 0, "loss": 0}
+    assert significance.tally(found, GRID, "random") == {"win": 0, "tie": 2, "loss": 0}
+    assert significance.tally(found, RANDOM, "none") == {"win": 0, "tie": 0, "loss": 2}
     assert (RANDOM, "random", RETENTION) not in found.differences
 
 
@@ -167,7 +169,7 @@ def test_without_samples_there_are_no_intervals_and_a_note(tmp_path: Path) -> No
     assert found.notes == (
         "No intervals: there is no contributions.npz and no samples/ in the run folder; copy them from where it ran.",
     )
-    assert claims.sections(one, found) == []
+    assert significance.sections(one, found) == []
 
 
 def test_samples_that_do_not_give_the_record_are_not_used(tmp_path: Path) -> None:
@@ -217,7 +219,7 @@ def test_a_benchmark_the_unpruned_model_fails_drops_out_of_a_resample(tmp_path: 
 
 def test_differences_are_shown_with_their_intervals(tmp_path: Path) -> None:
     one = loaded(run(tmp_path, ROWS))
-    averages, against_none, against_random = claims.sections(one, intervals.of(one))
+    averages, against_none, against_random = significance.sections(one, intervals.of(one))
     assert averages.columns[:3] == ("Method", "Minus none [95 %]", "p")
     line = next(row for row in against_random.rows if row.cells[0].text == "holov")
     assert line.cells[1].refs == ("*",)

@@ -12,9 +12,9 @@ import upstream
 from lmms_eval.tasks.mme.utils import eval_type_dict
 from places import TOY_DATA
 
-from dpbench import lmms, tasks
+from dpbench import tasks
 from dpbench.errors import ConfigError, RecordError
-from dpbench.tasks import aggregators
+from dpbench.tasks import aggregators, lmms_eval_adapter
 
 SCORED = [name for name, task in tasks.ALL.items() if task.metric]
 FORMS = ("{}", "{}.", " {} ")
@@ -22,8 +22,8 @@ FORMS = ("{}", "{}.", " {} ")
 
 
 @cache
-def built(name: str) -> lmms.BuiltTask:
-    return lmms.build(name, TOY_DATA, limit=None)
+def built(name: str) -> lmms_eval_adapter.BuiltTask:
+    return lmms_eval_adapter.build(name, TOY_DATA, limit=None)
 
 
 @cache
@@ -98,10 +98,10 @@ def test_the_score_is_lmms_evals_on_random_answers(name: str) -> None:
 def test_score_and_metrics_are_what_the_evaluator_reports_of_our_yaml(name: str) -> None:
     answers = random_answers(name, 2)
     known = {(r.doc_id, r.text): said for r, said in zip(built(name).requests, answers, strict=True)}
-    reported = lmms.score(built(name), "cell", known)
+    reported = lmms_eval_adapter.score(built(name), "cell", known)
     kept = journalled(name, answers)
     mine = aggregators.score(aggregators.sums(name, kept, image_groups(name)))[0]
-    assert mine == pytest.approx(lmms.percent(name, reported))
+    assert mine == pytest.approx(lmms_eval_adapter.percent(name, reported))
     assert aggregators.metrics(name, kept) == pytest.approx(dict(reported.metrics))
 
 

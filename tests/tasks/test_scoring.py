@@ -8,8 +8,8 @@ import upstream
 from datasets import Dataset
 from places import TOY_DATA
 
-from dpbench import lmms, tasks
-from dpbench.tasks import aggregators, scoring
+from dpbench import tasks
+from dpbench.tasks import aggregators, lmms_eval_adapter, scoring
 
 MMBENCH: dict[str, Any] = {
     "index": 7, "question": "What is it?", "hint": "nan", "answer": "B", "A": "apple", "B": "banana", "C": "nan",
@@ -21,8 +21,8 @@ POPE: dict[str, Any] = {"question_id": "1", "answer": "yes", "question": "Is the
 
 
 @cache
-def task(name: str) -> lmms.BuiltTask:
-    return lmms.build(name, TOY_DATA, limit=8)
+def task(name: str) -> lmms_eval_adapter.BuiltTask:
+    return lmms_eval_adapter.build(name, TOY_DATA, limit=8)
 
 
 def read(name: str, doc: dict[str, Any], answer: str) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def test_vizwiz_unanswerable_is_an_answer() -> None:
 def test_textvqa_has_two_protocols_and_both_lower_the_question() -> None:
     doc = {"question": "What does the STOP sign say?", "ocr_tokens": ["STOP", "5th"]}
     tail = "\nAnswer the question using a single word or phrase."
-    without, given = (lmms.build("textvqa", TOY_DATA, limit=1, ocr=ocr).task for ocr in (False, True))
+    without, given = (lmms_eval_adapter.build("textvqa", TOY_DATA, limit=1, ocr=ocr).task for ocr in (False, True))
     assert without.doc_to_text(doc) == f"What does the stop sign say?{tail}"
     assert given.doc_to_text(doc) == f"What does the stop sign say?\nReference OCR token: STOP, 5th{tail}"
 
@@ -185,7 +185,7 @@ def test_the_named_subset_is_the_same_in_any_order_and_keeps_it(monkeypatch: pyt
 
 
 def test_seedbench_all_keeps_videos_that_have_frames() -> None:
-    built = lmms.build("seedbench_all", TOY_DATA, limit=None)
+    built = lmms_eval_adapter.build("seedbench_all", TOY_DATA, limit=None)
     kinds = list(built.task.test_docs_no_media()["data_type"])
     assert (kinds.count("image"), kinds.count("video")) == (200, 4)
     assert len(built.images(built.requests[-1])) == 2

@@ -7,8 +7,10 @@ import pytest
 from places import RESULTS, TOY_DATA, TOY_WEIGHTS
 from rich.console import Console
 
-from dpbench import backbones, record, runner, tasks
-from dpbench.record import Record
+from dpbench import backbones, tasks
+from dpbench.evaluation import runner
+from dpbench.storage import record
+from dpbench.storage.record import Record
 from dpbench.toy import bars
 
 QUIET = Console(quiet=True)

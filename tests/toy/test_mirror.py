@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from places import PACKAGE, TOY_DATA, TOY_WEIGHTS
 
-from dpbench import lmms, tasks
+from dpbench import tasks
+from dpbench.tasks import lmms_eval_adapter
 
 SUMS = TOY_DATA / "SHA256SUMS"
 
@@ -43,7 +44,7 @@ ANSWERS: dict[str, Callable[[dict[str, Any]], str]] = {
 @pytest.mark.parametrize("name", list(tasks.TASKS))
 def test_the_text_alone_tells_nothing(name: str) -> None:
     """Every prompt, word for word, is asked equally often with each of its answers."""
-    built = lmms.build(name, TOY_DATA, limit=None)
+    built = lmms_eval_adapter.build(name, TOY_DATA, limit=None)
     docs = built.task.test_docs_no_media()
     by_prompt: dict[str, Counter[str]] = defaultdict(Counter)
     for request in built.requests:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from places import TOY_DATA
 
-from dpbench import lmms, tasks
+from dpbench import tasks
+from dpbench.tasks import lmms_eval_adapter
 from dpbench.toy.balanced import balanced_set, more_questions
 from dpbench.toy.prompts import (
     FORMATS,
@@ -132,7 +133,7 @@ TRAINED: dict[str, Callable[[Mapping[str, Any]], str]] = {
 
 @pytest.mark.parametrize("name", list(tasks.TASKS))
 def test_a_training_prompt_is_word_for_word_what_its_task_asks(name: str) -> None:
-    built = lmms.build(name, TOY_DATA, limit=None)
+    built = lmms_eval_adapter.build(name, TOY_DATA, limit=None)
     docs = built.task.test_docs_no_media()
     for request in built.requests:
         assert request.text == TRAINED[name](docs[request.doc_id])

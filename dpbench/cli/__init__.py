@@ -1,0 +1,1 @@
+"""The command line: `commands` lists the commands; the other modules parse flags and format messages."""

@@ -1,0 +1,213 @@
+"""From flags to a manifest: flags describe one cell, a file many, and both become the same `Manifest`. No torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from pydantic import ByteSize, TypeAdapter, ValidationError
+
+from dpbench import backbones, registry
+from dpbench.budget import BudgetRequest
+from dpbench.cli.flags import Given
+from dpbench.errors import ConfigError, UnsupportedError
+from dpbench.manifest.reading import load_manifest, make_manifest
+from dpbench.manifest.schema import Manifest
+from dpbench.tasks.data.root import require_root, toy_data_root
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellFlags:
+    """What describes cells on the command line; None or empty where it was not given.
+
+    Attributes:
+        methods: names.
+        params: hyper-parameters, as name=value.
+        backbone: its name.
+        keep: counts of visual tokens.
+        prune_rate: shares of visual tokens to remove.
+        budget_kind: what budgets count inside the LLM.
+        tasks: names.
+        placement: fields of `BackboneEntry`.
+        protocol: fields of `Protocol`.
+    """
+
+    methods: Sequence[str] = ()
+    params: Sequence[str] = ()
+    backbone: str | None = None
+    keep: Sequence[int] = ()
+    prune_rate: Sequence[float] = ()
+    budget_kind: str | None = None
+    tasks: Sequence[str] = ()
+    placement: Given = field(default_factory=dict)
+    protocol: Given = field(default_factory=dict)
+
+    def budgets(self) -> dict[str, Any]:
+        """Return the manifest's entry `budgets`, empty if no budget was given.
+
+        Raises:
+            ConfigError: a count and a rate were given, or one is out of range.
+        """
+        for keep, rate in zip_longest(self.keep[:1], self.prune_rate[:1]):
+            BudgetRequest(keep, rate)  # refuses both forms at once
+        given = {"keep": list(self.keep), "prune_rate": list(self.prune_rate)}
+        budgets: dict[str, Any] = {name: values for name, values in given.items() if values}
+        return budgets | ({"kind": self.budget_kind} if budgets and self.budget_kind else {})
+
+    def fields(self) -> dict[str, Any]:
+        """Return the manifest's entries that may come on top of a file's: tasks and protocol."""
+        return ({"tasks": list(self.tasks)} if self.tasks else {}) | {"protocol": parse_protocol(self.protocol)}
+
+
+def parse_protocol(given: Given) -> dict[str, Any]:
+    """Return fields of a protocol, a batch size that is a number as a number."""
+    size = str(given.get("batch_size", ""))
+    return dict(given) | ({"batch_size": int(size)} if size.isascii() and size.isdecimal() else {})
+
+
+def split_names(given: Iterable[str]) -> list[str]:
+    """Return the parts of an option that may come several times or hold several values separated by commas."""
+    return [part.strip() for entry in given for part in entry.split(",") if part.strip()]
+
+
+def split_numbers(flag: str, given: Iterable[str], kind: type[int] | type[float]) -> list[Any]:
+    """Return the numbers of an option that may come several times or hold several values separated by commas.
+
+    Raises:
+        ConfigError: a value is no such number.
+    """
+    numbers = []
+    for part in split_names(given):
+        try:
+            numbers.append(kind(part))
+        except ValueError:
+            what = "a whole number" if kind is int else "a number"
+            raise ConfigError(f"{flag}: {part!r} is not {what}; separate several values by commas") from None
+    return numbers
+
+
+def parse_bytes(flag: str, text: str) -> int:
+    """Return how many bytes a size is, as "4GiB", "500MB" or "0".
+
+    Raises:
+        ConfigError: it is not a size.
+    """
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        raise ConfigError(f"{flag}: {text!r} is not a size; give one as 4GiB, 500MB or 0") from None
+
+
+def build_manifest(path: Path | None, flags: CellFlags) -> Manifest:
+    """Return the manifest that a file, or flags alone, describe; flags override a file's weights, tasks and protocol.
+
+    With `--backbone` the file is run on another backbone; see `_on_backbone`.
+
+    Raises:
+        ConfigError: neither was given, or flags that only describe a cell came with a file.
+    """
+    if path is None:
+        return _one_cell(flags)
+    refuse_cell_flags(path, flags)
+    loaded = load_manifest(path)
+    data = loaded.model_dump(exclude_none=True)
+    if flags.backbone is not None and flags.backbone != loaded.backbone.name:
+        data |= _on_backbone(flags.backbone, loaded)
+    added = flags.fields()
+    data |= added | {"protocol": data["protocol"] | added["protocol"]}
+    data["backbone"] |= flags.placement
+    return make_manifest(data, source=str(path))
+
+
+def refuse_cell_flags(path: Path, flags: CellFlags) -> None:
+    """Refuse flags that describe a cell beside a manifest file.
+
+    Raises:
+        ConfigError: names the first of them.
+    """
+    given = {"--method": flags.methods, "--keep": flags.keep, "--prune-rate": flags.prune_rate}
+    given |= {"--param": flags.params, "--budget-kind": flags.budget_kind or ()}
+    for flag, value in given.items():
+        if value:
+            raise ConfigError(f"{flag} describes one cell and cannot be combined with the manifest {path}; drop one")
+
+
+def _on_backbone(backbone: str, loaded: Manifest) -> dict[str, Any]:
+    """Return what changes when a manifest is run on another backbone than its own.
+
+    Budgets that are counts become the same share of the other's visual tokens, where both have a fixed number of them;
+    scorers belong to a backbone, so the one that ships for the other is taken; of weights, the default ones. A method
+    that the other backbone cannot serve is named on stderr and left out.
+    """
+    old, new = backbones.find(loaded.backbone.name).num_visual, backbones.find(backbone).num_visual
+    methods = [
+        {"name": entry.name, "params": {name: value for name, value in entry.params.items() if name != "checkpoint"}}
+        for entry in loaded.methods
+    ]
+    methods = [entry for entry in methods if _is_served(entry, backbone)]
+    changed: dict[str, Any] = {"backbone": {"name": backbone}, "methods": methods}
+    if loaded.budgets and loaded.budgets.keep and old and new:
+        budgets = loaded.budgets.model_dump(exclude_none=True)
+        changed["budgets"] = budgets | {"keep": [max(1, round(keep * new / old)) for keep in budgets["keep"]]}
+    return changed
+
+
+def _is_served(entry: Mapping[str, Any], backbone: str) -> bool:
+    try:
+        registry.load(entry["name"], entry["params"]).files(backbone)
+    except UnsupportedError as error:
+        print(f"left out: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def _one_cell(flags: CellFlags) -> Manifest:
+    """Return the manifest of a run that flags alone describe: one method on one backbone."""
+    if not flags.methods or flags.backbone is None:
+        missing = "--method" if not flags.methods else "--backbone"
+        raise ConfigError(f"{missing} is missing; give a manifest, or --method, --backbone and --keep or --prune-rate")
+    (method,), budgets = flags.methods, flags.budgets()
+    registry.find(method)
+    if method == "none" and budgets:
+        raise ConfigError("--method none keeps every visual token; drop --keep and --prune-rate")
+    if method != "none" and not budgets:
+        raise ConfigError(f"--method {method} needs a budget; give --keep K or --prune-rate R")
+    size = next(iter((*flags.keep, *flags.prune_rate)), None)
+    name = "-".join(str(part) for part in (flags.backbone, method, size) if part is not None)
+    return from_flags(name, flags, [method])
+
+
+def from_flags(name: str, flags: CellFlags, methods: Sequence[str]) -> Manifest:
+    """Return the manifest of these methods under what flags describe.
+
+    Raises:
+        ConfigError: flags that do not go together.
+    """
+    params = registry.parse_params(list(flags.params))
+    if params and len(methods) != 1:
+        raise ConfigError("--param belongs to one method; give one --method, or a manifest")
+    data: dict[str, Any] = {
+        "name": name,
+        "backbone": {"name": flags.backbone, **flags.placement},
+        "methods": [{"name": method, "params": params} for method in methods],
+    }
+    if budgets := flags.budgets():
+        data["budgets"] = budgets
+    return make_manifest(data | flags.fields(), source="command line")
+
+
+def find_data_root(manifest: Manifest, given: Path | None) -> Path | None:
+    """Return where a manifest's data lies, or None for the hub's cache.
+
+    As given; else, for toy-llava, the mirror inside the package; else what DPBENCH_DATA says.
+
+    Raises:
+        ConfigError: the folder given does not exist.
+    """
+    if given is None and manifest.backbone.name == "toy-llava":
+        return toy_data_root()
+    return require_root(given)

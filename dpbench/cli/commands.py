@@ -1,0 +1,449 @@
+"""The commands. Each builds a typed request and hands it to a module it imports itself, so that help is instant."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dpbench.cli import messages
+from dpbench.cli.flags import Given, with_flags
+from dpbench.cli.options import (
+    BackboneName,
+    Beside,
+    DataRoot,
+    Device,
+    FeatureCache,
+    Format,
+    Keep,
+    Kind,
+    Manifest,
+    MethodName,
+    NoWait,
+    NumShards,
+    Out,
+    Params,
+    ProtocolName,
+    PruneRate,
+    RunFolders,
+    Runs,
+    Scale,
+    Several,
+    ShardNumber,
+    Subset,
+    Sweep,
+    Table,
+    TaskNames,
+    Tasks,
+)
+from dpbench.diffprune.recipe import Recipe
+from dpbench.errors import DpbenchError
+from dpbench.machine import stopping
+from dpbench.manifest.schema import BackboneEntry, Protocol
+
+app = typer.Typer(
+    name="dpbench",
+    help="Train, compare and time visual-token pruning methods for vision-language models.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    add_completion=False,
+)
+list_app = typer.Typer(help="List what can be named on the command line.", no_args_is_help=True)
+data_app = typer.Typer(help="Fetch the benchmarks' data and check it.", no_args_is_help=True)
+toy_app = typer.Typer(help="Build the embedded backbone and its benchmarks.", no_args_is_help=True)
+app.add_typer(list_app, name="list")
+app.add_typer(data_app, name="data")
+app.add_typer(toy_app, name="toy")
+
+
+@app.command()
+@with_flags(placement=BackboneEntry, protocol=Protocol)
+def run(
+    placement: Given,
+    protocol: Given,
+    manifest: Manifest = None,
+    method: MethodName = None,
+    param: Params = None,
+    backbone: BackboneName = None,
+    keep: Keep = None,
+    prune_rate: PruneRate = None,
+    budget_kind: Kind = None,
+    tasks: Tasks = None,
+    asked_as: ProtocolName = None,
+    feature_cache: FeatureCache = "4GiB",
+    num_shards: NumShards = None,
+    shard: ShardNumber = None,
+    no_wait: NoWait = False,
+    device: Device = Device.auto,
+    data_root: DataRoot = None,
+    out: Out = Path("results"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and run nothing.")] = False,
+) -> None:
+    """Answer and score every cell that has no record yet; `accelerate launch -m dpbench run ...` uses several GPUs."""
+    from dpbench.cli import arguments
+    from dpbench.evaluation import merging, sharding
+    from dpbench.evaluation.plan import plan
+
+    flags = arguments.CellFlags(
+        methods=[method] if method is not None else [],
+        params=param or [],
+        backbone=backbone,
+        keep=[keep] if keep is not None else [],
+        prune_rate=[prune_rate] if prune_rate is not None else [],
+        budget_kind=budget_kind,
+        tasks=arguments.split_names(tasks or []),
+        placement=placement,
+        protocol={**protocol, **({"ocr": asked_as == "llava"} if asked_as else {})},
+    )
+    wanted, part = arguments.build_manifest(manifest, flags), sharding.requested_shard(num_shards, shard)
+    root, cache = arguments.find_data_root(wanted, data_root), arguments.parse_bytes("--feature-cache", feature_cache)
+    if dry_run:
+        typer.echo(messages.plan(plan(wanted, out, root)))
+        return
+    outcome = merging.run(wanted, out, root, part, device=device.value, feature_cache=cache, wait=not no_wait)
+    typer.echo(messages.outcome(outcome, out / wanted.name, part), err=True)
+    raise typer.Exit(0 if outcome.is_complete else 1)
+
+
+@app.command()
+def merge(
+    run: Annotated[Path, typer.Argument(help="Folder of the run: results/<its name>.")],
+    data_root: DataRoot = None,
+) -> None:
+    """Join what `dpbench run --num-shards S --shard I` left; score and record what is complete."""
+    from dpbench.cli import arguments
+    from dpbench.evaluation import merging
+
+    outcome = merging.merge(run, arguments.find_data_root(merging.manifest_of(run), data_root))
+    typer.echo(messages.outcome(outcome, run), err=True)
+    raise typer.Exit(0 if outcome.is_complete else 1)
+
+
+@app.command()
+@with_flags(settings=Recipe)
+def train(
+    settings: Given,
+    backbone: Annotated[str, typer.Option("--backbone", help="Backbone to train a scorer for.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the scorer; scorers/<backbone> by default.")] = None,
+    device: Device = Device.auto,
+    param: Annotated[
+        list[str] | None, typer.Option("--param", help="Any setting of the recipe, as name=value.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
+) -> None:
+    """Train a DiffPrune scorer on a frozen backbone."""
+    from dpbench.cli import train_arguments
+    from dpbench.diffprune.train import train as train_scorer
+
+    recipe = train_arguments.build_recipe(backbone, settings, param or [])
+    ended = train_scorer(recipe, train_arguments.scorer_folder(recipe, out), resume=resume, device=device.value)
+    typer.echo(messages.trained(recipe, ended), err=True)
+
+
+@app.command()
+@with_flags(placement=BackboneEntry, protocol=Protocol, without=("batch_size", "limit"))
+def profile(
+    placement: Given,
+    protocol: Given,
+    manifest: Manifest = None,
+    method: Several = None,
+    param: Params = None,
+    backbone: BackboneName = None,
+    keep: Annotated[list[str] | None, typer.Option(help="Visual tokens to keep; several with commas.")] = None,
+    prune_rate: Annotated[list[str] | None, typer.Option(help="Share to remove; several with commas.")] = None,
+    budget_kind: Kind = None,
+    device: Device = Device.auto,
+    batch_size: Annotated[
+        list[str] | None, typer.Option(help="Prompts at once; several with commas. [default: 1]")
+    ] = None,
+    image_size: Annotated[str | None, typer.Option(help="Pixels: 336 or HEIGHTxWIDTH.")] = None,
+    text_tokens: Annotated[int, typer.Option(min=1, help="Positions of the prompt outside its images.")] = 66,
+    repetitions: Annotated[
+        int | None, typer.Option(min=1, help="Repetitions kept, at least. [default: 50; 5 in a sweep]")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0, help="Spent in each method, at least. [default: 10; 2 for toy-llava]")
+    ] = None,
+    warmups: Annotated[int, typer.Option(min=0, help="Repetitions before, at least, until times are stable.")] = 5,
+    answers: Annotated[int, typer.Option(min=0, help="Whole answers decoded by each method.")] = 3,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Also with torch.compile, as a table of its own.")
+    ] = False,
+    cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="Also with CUDA graphs, likewise.")] = False,
+    sweep: Annotated[Sweep | None, typer.Option(help="Vary the number of images in a prompt.")] = None,
+    flops_only: Annotated[
+        bool, typer.Option("--flops-only", help="Count FLOPs from shapes; no weights, no times.")
+    ] = False,
+    out: Out = Path("results"),
+) -> None:
+    """Measure encode, reduce, splice and prefill of each method, decoding, memory and energy, and count FLOPs."""
+    from dpbench.cli import arguments, profile_arguments
+
+    flags = arguments.CellFlags(
+        methods=arguments.split_names(method or []),
+        params=param or [],
+        backbone=backbone,
+        keep=arguments.split_numbers("--keep", keep or [], int),
+        prune_rate=arguments.split_numbers("--prune-rate", prune_rate or [], float),
+        budget_kind=budget_kind,
+        placement=placement,
+        protocol=protocol,
+    )
+    measured = profile_arguments.ProfileFlags(
+        batch_size=batch_size or [],
+        image_size=image_size,
+        text_tokens=text_tokens,
+        repetitions=repetitions,
+        seconds=seconds,
+        warmups=warmups,
+        answers=answers,
+        compiled=compiled,
+        cuda_graph=cuda_graph,
+        sweep="visual-tokens" if sweep else None,
+    )
+    name = "flops" if flops_only else profile_arguments.folder_name(device.value)
+    wanted = profile_arguments.build_comparison(manifest, flags, name)
+    asked = profile_arguments.build_settings(wanted, measured)
+    if flops_only:
+        from dpbench.measure.flops_only import flops_table
+
+        typer.echo(flops_table(wanted, asked))
+        return
+    from dpbench.measure.profile import profile_table
+
+    typer.echo(profile_table(wanted, out, asked, device=device.value))
+
+
+@app.command()
+def report(
+    runs: RunFolders = None,
+    run: Runs = None,
+    table: Annotated[Table, typer.Option(help="As the paper numbers them: 4 efficiency, 5 ablation.")] = Table.all,
+    format: Annotated[Format, typer.Option("--format", help="How tables are written.")] = Format.markdown,
+    out: Annotated[Path | None, typer.Option(help="File to write; the terminal by default.")] = None,
+    compare: Annotated[Beside | None, typer.Option(help="Set the paper's numbers beside ours.")] = None,
+    paper: Annotated[bool, typer.Option("--paper", help="The paper's tables alone, averages recomputed.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="What changed from a first RUN to a second.")] = False,
+    subset: Annotated[Subset | None, typer.Option(help="Questions scored apart, beside the whole.")] = None,
+    figures: Annotated[Path | None, typer.Option(help="Folder for the figures, as PDF, SVG and PNG.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Zip file for page, tables, records and hashes.")] = None,
+    max_mb: Annotated[float, typer.Option(min=1, help="Most that a page may take; samples are left out first.")] = 20,
+    data_root: DataRoot = None,
+) -> None:
+    """Print the tables of finished runs: scores, intervals, efficiency; or a page, or a file to send."""
+    from dpbench.report import request
+
+    wanted = request.Request(
+        folders=(*(runs or ()), *(run or ())),
+        table=None if table is Table.all else int(table.value),
+        form=format.value,
+        compare=compare is not None,
+        paper=paper,
+        diff=diff,
+        hard=subset is not None,
+        bundle=bundle,
+        out=out,
+        figures=figures,
+        max_mb=max_mb,
+        data_root=data_root,
+    )
+    text, notes = request.write(wanted)
+    if text:
+        typer.echo(text)
+    for note in notes:
+        typer.echo(note, err=True)
+
+
+@app.command()
+@with_flags(placement=BackboneEntry, protocol=Protocol, only=("weights", "revision", "dtype"))
+def visualize(
+    placement: Given,
+    protocol: Given,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
+    method: Annotated[list[str], typer.Option("--method", help="Methods, comma-separated.")],
+    backbone: Annotated[str, typer.Option("--backbone", help="Backbone; see `dpbench list backbones`.")] = "toy-llava",
+    keep: Keep = None,
+    prune_rate: PruneRate = None,
+    question: Annotated[str, typer.Option(help="What methods that read it are asked.")] = "Describe the image.",
+    show: Annotated[list[str] | None, typer.Option(help="Rows: kept, lowest, scores, similarity.")] = None,
+    device: Device = Device.auto,
+    out: Annotated[Path, typer.Option(help="Picture to write: .png, .pdf or .svg.")] = Path("kept.png"),
+) -> None:
+    """Draw what methods keep of an image, side by side."""
+    from dpbench.budget import BudgetRequest
+    from dpbench.cli import arguments
+    from dpbench.visualize import decisions
+
+    wanted = decisions.Request(
+        image=image,
+        methods=arguments.split_names(method),
+        backbone=backbone,
+        out=out,
+        budget=BudgetRequest(keep, prune_rate),
+        question=question,
+        show=arguments.split_names(show or []),
+        device=device.value,
+        **placement,
+        **protocol,
+    )
+    typer.echo(decisions.draw(wanted), err=True)
+
+
+@app.command()
+def check(
+    method: Annotated[str, typer.Argument(help="A registered method, yours or one that is shipped.")],
+    param: Params = None,
+    backbone: Annotated[list[str] | None, typer.Option(help="Miniature backbone to check on; all by default.")] = None,
+    goldens: Annotated[Path | None, typer.Option(help="Folder with METHOD_*.npz vectors to run as well.")] = None,
+) -> None:
+    """Run the conformance suite on a method, and its golden vectors if there are some."""
+    lines, passed = messages.conformance(method, param or [], tuple(backbone or ()), goldens)
+    typer.echo("\n".join(lines))
+    raise typer.Exit(0 if passed else 1)
+
+
+@app.command()
+def doctor(data_root: DataRoot = None) -> None:
+    """Print what this machine can do, and what is missing for each command."""
+    from dpbench.cli import doctor as examination
+    from dpbench.tasks.data.root import require_root
+
+    typer.echo(examination.report(require_root(data_root)))
+
+
+@list_app.command("methods")
+def list_methods(
+    cited: Annotated[bool, typer.Option("--cited", help="Systems that are cited and not run, and why.")] = False,
+) -> None:
+    """List the installed methods."""
+    from dpbench import registry
+    from dpbench.report.tables.cited import cited as cited_systems
+
+    if cited:
+        rows = [(name, f"{system.reason} ({system.paper})") for name, system in cited_systems().items()]
+    else:
+        rows = [(name, registry.summary(name)) for name in registry.methods()]
+    typer.echo(messages.two_columns(rows))
+
+
+@list_app.command("backbones")
+def list_backbones() -> None:
+    """List the backbones."""
+    typer.echo(messages.backbone_table())
+
+
+@list_app.command("tasks")
+def list_tasks(data_root: DataRoot = None) -> None:
+    """List the benchmarks: data and whether it is there, size, metric, and what a score may be compared to."""
+    from dpbench.tasks.data.root import require_root
+
+    typer.echo(messages.task_table(require_root(data_root)))
+
+
+@list_app.command("manifests")
+def list_manifests() -> None:
+    """List the shipped manifests."""
+    from dpbench.manifest.reading import shipped
+
+    typer.echo(messages.two_columns((name, messages.first_comment(path)) for name, path in shipped().items()))
+
+
+@data_app.command("pull")
+def data_pull(
+    task: TaskNames = None,
+    to: Annotated[
+        Path | None, typer.Option(envvar="DPBENCH_DATA", help="Data root to fill; the hub's cache by default.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch; the pinned commit by default.")] = None,
+) -> None:
+    """Fetch the files that the benchmarks read from the hub; a broken download goes on."""
+    from dpbench.tasks.data.pull import pull
+
+    for fetched in pull(task or (), to, revision):
+        typer.echo(messages.pulled(fetched))
+
+
+@data_app.command("verify")
+def data_verify(
+    task: TaskNames = None,
+    data_root: DataRoot = None,
+    revision: Annotated[str | None, typer.Option(help="Commit it must be of; any; by default the pinned.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Decode a few images of each file instead of all.")] = False,
+) -> None:
+    """Check files, revision, hashes, columns, rows and images of the benchmarks' data."""
+    from dpbench.tasks.data.root import require_root
+    from dpbench.tasks.data.verify import render, verify
+
+    verdicts = verify(task or (), require_root(data_root), revision=revision, quick=quick)
+    typer.echo(render(verdicts))
+    raise typer.Exit(1 if any(verdict.problems for verdict in verdicts) else 0)
+
+
+@toy_app.command("build")
+def toy_build(
+    out: Annotated[Path, typer.Option(help="Folder for the weights; stages found there are not run again.")] = Path(
+        "toy"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and data.")] = 0,
+    scale: Annotated[Scale, typer.Option(help="small: about 90 minutes on 2 cores; full: for a GPU.")] = Scale.small,
+    device: Device = Device.auto,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the decoder's layers; takes a compiler.")
+    ] = False,
+) -> None:
+    """Train toy-llava from nothing: vision tower, then projector and decoder."""
+    from dpbench.machine.device import pick_device
+    from dpbench.storage import files
+    from dpbench.toy.build import build
+
+    files.check_writable(out)
+    pick_device(device.value)
+    build(out, seed=seed, scale=scale.value, device=device.value, compiled=compiled)
+
+
+@toy_app.command("data")
+def toy_data(
+    out: Annotated[Path, typer.Option(help="Folder for the data root.")] = Path("toy-data"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes.")] = 0,
+) -> None:
+    """Write the ten toy benchmarks as a data root."""
+    from dpbench.storage import files
+    from dpbench.toy.mirror import build
+
+    files.check_writable(out)
+    for path in build(out, seed):
+        typer.echo(str(path))
+
+
+@toy_app.command("bars")
+def toy_bars(
+    run: Annotated[Path, typer.Option(help="Finished run of toy-full.")] = Path("results/toy-full"),
+    device: Device = Device.auto,
+) -> None:
+    """Print what toy-llava scores, what guessing scores, what random retains and where CLS looks."""
+    from dpbench import backbones
+    from dpbench.machine.device import pick_device
+    from dpbench.tasks.data.root import toy_data_root
+    from dpbench.toy import bars
+
+    backbone = backbones.load("toy-llava", device=pick_device(device.value))
+    typer.echo(bars.render(bars.bars(run, toy_data_root(), backbone)))
+
+
+def main() -> None:
+    """Run the command line; errors meant for the user print as one sentence, a stopped command how to go on."""
+    try:
+        with stopping.terminable():
+            app()
+    except DpbenchError as error:
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        sys.exit(error.exit_code)
+    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        typer.echo(f"ConfigError: {error.filename}: {error.strerror}; give another path, or mend that one", err=True)
+        sys.exit(2)
+    except SystemExit as leaving:
+        if leaving.code in (stopping.INTERRUPTED, stopping.TERMINATED):
+            typer.echo(messages.stopped(sys.argv[1:], getattr(leaving, "flags", ())), err=True)
+        raise

@@ -1,0 +1,144 @@
+"""What commands print: the plan and outcome of a run, the lists, the conformance report. No torch."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tabulate import tabulate
+
+from dpbench import backbones, registry, tasks
+from dpbench.evaluation.sharding import WHOLE, Shard
+from dpbench.tasks.data.root import is_present
+
+if TYPE_CHECKING:
+    from dpbench.diffprune.recipe import Recipe
+    from dpbench.diffprune.train import Ended
+    from dpbench.evaluation.plan import Outcome, Plan
+    from dpbench.tasks.data.pull import Pulled
+
+
+def stopped(arguments: Sequence[str], flags: Sequence[str] = ()) -> str:
+    """Return what a stopped command prints: the command that goes on.
+
+    Args:
+        arguments: what it was given.
+        flags: what it needs besides to go on.
+    """
+    again = shlex.join(["dpbench", *arguments, *(flag for flag in flags if flag not in arguments)])
+    return f"stopped; what was finished is kept, go on with: {again}"
+
+
+def plan(planned: Plan) -> str:
+    """List a plan's cells: what would run, what is done, where results go."""
+    lines = [f"run    {cell.id}  {cell.label}" for cell in planned.pending]
+    lines += [f"done   {record.cell_id}  {record.cell['method']} on {record.cell['task']}" for record in planned.done]
+    return "\n".join([*lines, f"{len(planned.pending)} cells to run, {len(planned.done)} done, in {planned.folder}"])
+
+
+def outcome(ended: Outcome, folder: Path, shard: Shard = WHOLE) -> str:
+    """Return what a run added, which samples failed, what the feature cache saved, and what to do next."""
+    lines = [
+        f"{record.num_failed} of {record.num_samples} samples failed: {record.cell['method']} on {record.cell['task']} "
+        f"(reasons in {folder}/samples/{record.cell_id}.jsonl)"
+        for record in (*ended.added, *ended.existing)
+        if record.num_failed
+    ]
+    lines += [f"not finished: {label}, {done} of {total} answered" for label, done, total in ended.unfinished]
+    counts = ended.feature_cache
+    if any(counts.values()):
+        lines.append(f"feature cache: {counts['encoded']} images encoded, {counts['hits']} reused")
+    if ended.failed:
+        rows = [(failed.cell.label, failed.reason) for failed in ended.failed]
+        lines.append(tabulate(rows, ("cell that failed", "reason"), "github", maxcolwidths=[None, 80]))
+        lines.append("run the same command to try them again")
+    if shard != WHOLE and not ended.added:
+        return "\n".join([*lines, f"shard {shard.label} is done; after the last one: dpbench merge {folder}"])
+    lines += [f"answers for the task's server, not scored here: {p}" for p in sorted(folder.glob("submissions/*.json"))]
+    return "\n".join([*lines, f"{len(ended.added)} records added; see: dpbench report --run {folder}"])
+
+
+def two_columns(rows: Iterable[tuple[str, str]]) -> str:
+    """Align names and descriptions."""
+    rows = list(rows)
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+
+def backbone_table() -> str:
+    """Return the backbones as a table."""
+    heads = ("name", "what", "parameters", "visual tokens", "default weights", "signals of the tower")
+    rows = [
+        (name, family.summary, family.parameters, family.visual, family.weights, family.signals)
+        for name, family in backbones.FAMILIES.items()
+    ]
+    return tabulate(rows, heads, "plain", disable_numparse=True)
+
+
+def task_table(data_root: Path | None) -> str:
+    """Return the benchmarks and their variants as a table, with where their data is looked for and whether it is there.
+
+    Args:
+        data_root: a folder with one sub-folder per repository, or None for the hub's cache.
+    """
+    heads = ("task", "data", "there", "split", "questions", "images", "metric", "scale", "protocol")
+    rows = [
+        (
+            name,
+            task.repository,
+            "yes" if is_present(name, data_root) else "no",
+            task.split,
+            task.num_asked,
+            task.num_images,
+            task.measure,
+            task.scale,
+            task.protocol,
+        )
+        for name, task in tasks.ALL.items()
+    ]
+    table = tabulate(rows, heads, "simple", missingval="", maxcolwidths=[None] * (len(heads) - 1) + [46])
+    place = f"{data_root}/DATA" if data_root else f"the hub's cache, as {tasks.ORGANISATIONS[0]}/DATA"
+    return f"{table}\n\nData is looked for in {place}; fetch what is missing with: dpbench data pull TASK"
+
+
+def conformance(name: str, params: list[str], names: tuple[str, ...], goldens: Path | None) -> tuple[list[str], bool]:
+    """Return the lines that `dpbench check` prints, and whether everything passed."""
+    from dpbench.conformance import suite
+    from dpbench.conformance.vectors import run as vectors
+
+    given = registry.parse_params(params)
+    method, files = registry.load(name, given), vectors.find(name, goldens) if goldens else []
+    findings = list(suite.check(name, given, names or None))
+    checked = [vectors.check(method, path) for path in files]
+    lines = [suite.table(findings)]
+    if checked:
+        rows = [
+            (vector.path.name, vector.kind, "ok" if vector.passed else f"FAILED: {vector.detail}") for vector in checked
+        ]
+        passed = sum(vector.passed for vector in checked)
+        lines += ["", tabulate(rows, ["vector", "kind", "outcome"], "github"), f"{passed} of {len(checked)} vectors"]
+    return lines, all(found.passed for found in findings) and all(vector.passed for vector in checked)
+
+
+def first_comment(path: Path) -> str:
+    """Return what a manifest's first line says about it."""
+    return path.read_text(encoding="utf-8").split("\n")[0].removeprefix("#").strip()
+
+
+def pulled(fetched: Pulled) -> str:
+    """Return one line on a benchmark's data that was fetched."""
+    return f"{fetched.origin.label}: {len(fetched.origin.files)} files, {fetched.size}, in {fetched.folder}"
+
+
+def trained(recipe: Recipe, ended: Ended) -> str:
+    """Return what a finished training prints, with the command that uses its scorer."""
+    keep = recipe.keep.split(",")[0]
+    budget = f"--keep {keep}" if keep.isdigit() else f"--prune-rate {1 - float(keep.split('-')[0]):g}"
+    skipped = f"{ended.num_broken} broken examples were left out, see broken.jsonl\n" if ended.num_broken else ""
+    return (
+        f"{skipped}{ended.folder}: {ended.step} steps, loss per caption token {ended.best:.3f} under hard top-k, "
+        f"{ended.full:.3f} unpruned; try it with:\n"
+        f"dpbench run --method diffprune --backbone {recipe.backbone} {budget} --param checkpoint={ended.folder}"
+    )

@@ -1,0 +1,236 @@
+"""The conformance suite: what every method must keep to, on every backbone it claims, with vectors if there are some.
+
+A method claims a backbone unless `needs` refuses it. Backbones are random miniatures of the three families, and
+toy-llava.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+import torch
+from PIL import Image
+from tabulate import tabulate
+
+from dpbench import backbones, registry
+from dpbench.backbones import miniatures
+from dpbench.backbones.base import Backbone
+from dpbench.budget import BudgetRequest
+from dpbench.engine import decision, forward, pruned_prompt
+from dpbench.engine.decision import Rule
+from dpbench.engine.pruned_prompt import Spliced
+from dpbench.errors import ConfigError, DpbenchError, UnsupportedError
+from dpbench.method import Method, VisualTokens
+
+QUESTION = "Is there a red circle in the image?"
+SIZES = ((60, 100), (100, 60))
+CLOSE = 1e-6
+FIELDS, CLAIM = "hyper-parameters", "claims this backbone"
+_OPTIONAL = frozenset({"cls_attention", "cls_attention[0]", "cls_hidden_VC", "received_attention_N", "keys_Nd"})
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The outcome of one check: "ok", why it does not apply, or what is wrong."""
+
+    check: str
+    backbone: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A method bound to a backbone, at one budget.
+
+    Attributes:
+        backbone: a miniature, or toy-llava.
+        method: bound to it.
+        rule: a budget that the method can reach.
+    """
+
+    backbone: Backbone
+    method: Method
+    rule: Rule
+
+    def spliced(self, number: int) -> Spliced:
+        """Return the pruned prompt about one of two images."""
+        noise = np.random.default_rng(number).integers(0, 256, (*SIZES[number], 3), dtype=np.uint8)
+        question = QUESTION if number == 0 else f"{QUESTION} And how many objects are there?"
+        prompt = decision.prompt_of(self.backbone, self.method, [Image.fromarray(noise)], question, self.rule)
+        features = self.backbone.encode(prompt.pixels, self.method.needs(self.backbone.provides))
+        generators = [decision.image_generator(0, f"check/{number}", 0)]
+        return pruned_prompt.splice(self.backbone, self.method, prompt, features, generators, self.rule)
+
+
+def check(name: str, params: Mapping[str, object], names: tuple[str, ...] | None = None) -> Iterator[Finding]:
+    """Run the suite on a method.
+
+    Args:
+        name: a registered method.
+        params: its hyper-parameters.
+        names: backbones to run it on; all by default.
+
+    Raises:
+        ConfigError: unknown method, parameter or backbone.
+    """
+    method = registry.load(name, params)
+    yield Finding(FIELDS, "-", *_frozen(method))
+    for backbone_name in names or tuple(BACKBONES):
+        if backbone_name not in BACKBONES:
+            raise ConfigError(f"--backbone: {backbone_name!r} is not one of {', '.join(BACKBONES)}")
+        backbone = BACKBONES[backbone_name]()
+        try:
+            method.needs(backbone.provides)
+        except UnsupportedError as error:
+            yield Finding(CLAIM, backbone_name, True, f"no: {error}")
+            continue
+        bound = method.untrained().bind(backbone)
+        for title, probe in CHECKS.items():
+            yield Finding(title, backbone_name, *_outcome(probe, backbone, bound))
+
+
+def _outcome(probe: Callable[[Trial], str], backbone: Backbone, method: Method) -> tuple[bool, str]:
+    """Run a check at a small and at a large budget; an error that is no DpbenchError keeps its name."""
+    for rule in (
+        Rule(BudgetRequest(prune_rate=0.75), kind="final"),
+        Rule(BudgetRequest(prune_rate=0.25), kind="final"),
+        Rule(BudgetRequest(prune_rate=0.5)),
+    ):
+        try:
+            wrong = probe(Trial(backbone, method, rule))
+        except (DpbenchError, ValueError, RuntimeError, IndexError, AssertionError) as error:
+            wrong = f"{type(error).__name__}: {error}"
+        if wrong:
+            return False, f"{wrong} (budget {rule.kind}, {rule.budget.label})"
+    return True, "ok"
+
+
+def _frozen(method: Method) -> tuple[bool, str]:
+    if not is_dataclass(method) or not type(method).__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        return False, f"{type(method).__name__} is no frozen dataclass"
+    return True, ", ".join(f"{each.name}={getattr(method, each.name)!r}" for each in fields(method) if each.init)
+
+
+def asks_for_what_exists(trial: Trial) -> str:
+    """`needs` names optional fields of VisualTokens that the backbone has."""
+    unknown = trial.method.needs(trial.backbone.provides) - _OPTIONAL
+    missing = trial.method.needs(trial.backbone.provides) - trial.backbone.provides
+    return f"needs names {sorted(unknown | missing)}" if unknown | missing else ""
+
+
+def keeps_to_the_budget(trial: Trial) -> str:
+    """No layer reads more than allowed: the count at the end, or the mean over layers, within one token."""
+    cut = trial.spliced(0)
+    counts = cut.per_layer(trial.backbone.num_layers)
+    if any(after > before for before, after in pairwise(counts)):
+        return f"layers read {counts}"
+    reached = counts[-1] if trial.rule.kind == "final" else sum(counts) / len(counts)
+    allowed = _allowed(trial)
+    return f"{reached:g} visual tokens of {allowed}" if trial.method.budgeted and reached > allowed + 1 else ""
+
+
+def _allowed(trial: Trial) -> int:
+    """Return the budget: of what is read unpruned, or its share in every view where the method goes view by view."""
+    whole = Trial(trial.backbone, Method(), Rule()).spliced(0)
+    num = whole.num_visual
+    if decision.reduces(trial.method) and trial.method.anyres != "global":
+        num = len(whole.kept[0].indices_K)
+    return trial.rule.budget.count(num)
+
+
+def keeps_valid_tokens_once(trial: Trial) -> str:
+    """Indices are tokens, each at most once; -1 stands for rows that are no single token."""
+    for reduction in trial.spliced(0).kept:
+        single = reduction.indices_K[reduction.indices_K >= 0]
+        if len(single.unique()) < len(single):
+            return "a token is kept twice"
+    return ""
+
+
+def repeats_itself(trial: Trial) -> str:
+    """The same seed gives the same decision, bit for bit, before and inside the LLM."""
+    first, second = trial.spliced(0), trial.spliced(0)
+    if not torch.equal(first.embeds_LD, second.embeds_LD):
+        return "two reductions of one image differ"
+    one, two = (forward.logits(trial.backbone, trial.method, [each]) for each in (first, second))
+    return "" if torch.equal(one, two) else "two prefills of one prompt differ"
+
+
+def answers_in_batches_as_alone(trial: Trial) -> str:
+    """A left-padded batch gives each prompt the logits it has alone."""
+    prompts = [trial.spliced(0), trial.spliced(1)]
+    together = forward.prefill(trial.backbone, trial.method, prompts)
+    for row, prompt in zip(together, prompts, strict=True):
+        alone = forward.prefill(trial.backbone, trial.method, [prompt])[0]
+        if not torch.isfinite(alone).all():
+            return "logits are not finite"
+        limit = CLOSE if alone.dtype == torch.float64 else 1e-3
+        if not torch.allclose(row, alone, rtol=limit, atol=limit):
+            return f"logits in a batch differ by {float((row - alone).abs().max()):.2g}"
+    return ""
+
+
+def leaves_no_hooks(trial: Trial) -> str:
+    """The model has as many hooks afterwards as before."""
+
+    def hooks() -> int:
+        return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in trial.backbone.model.modules())
+
+    before = hooks()
+    forward.generate(trial.backbone, trial.method, [trial.spliced(0)], max_new_tokens=2)
+    return "" if hooks() == before else f"{hooks() - before} hooks are left"
+
+
+def does_not_change_its_input(trial: Trial) -> str:
+    """`reduce` leaves the features as they were: other methods read them too."""
+    prompt = decision.prompt_of(trial.backbone, trial.method, [Image.new("RGB", (96, 96))], QUESTION, trial.rule)
+    (features,) = trial.backbone.encode(prompt.pixels, trial.method.needs(trial.backbone.provides))
+    visual: VisualTokens = decision.visual_tokens(features, QUESTION, decision.image_generator(0, "check", 0))
+    before = [visual.embeds_ND.clone(), visual.hidden_NC.clone()]
+    views = trial.backbone.max_views
+    decision.reduce_image(trial.method, visual, trial.rule, num_read=features.num_read, max_views=views)
+    same = torch.equal(before[0], visual.embeds_ND) and torch.equal(before[1], visual.hidden_NC)
+    return "" if same else "reduce changed the features it was given"
+
+
+CHECKS: Mapping[str, Callable[[Trial], str]] = {
+    "asks for what exists": asks_for_what_exists,
+    "keeps to the budget": keeps_to_the_budget,
+    "keeps valid tokens once": keeps_valid_tokens_once,
+    "repeats itself": repeats_itself,
+    "answers in batches as alone": answers_in_batches_as_alone,
+    "leaves no hooks": leaves_no_hooks,
+    "does not change its input": does_not_change_its_input,
+}
+
+
+@cache
+def _miniature(family: str) -> Backbone:
+    return miniatures.backbone(family)
+
+
+BACKBONES: Mapping[str, Callable[[], Backbone]] = {
+    "llava": lambda: _miniature("llava"),
+    "llava_next": lambda: _miniature("llava_next"),
+    "qwen2_5_vl": lambda: _miniature("qwen2_5_vl"),
+    "toy-llava": lambda: backbones.load("toy-llava"),
+}
+
+
+def table(findings: Sequence[Finding]) -> str:
+    """Return the findings as a table, checks by backbones, and below it what is wrong or does not apply."""
+    names = list(dict.fromkeys(each.backbone for each in findings if each.backbone != "-"))
+    cells = {(each.check, each.backbone): "ok" if each.passed else "FAILED" for each in findings}
+    refused = {each.backbone for each in findings if each.check == CLAIM}
+    rows = [[title, *("-" if name in refused else cells.get((title, name), "") for name in names)] for title in CHECKS]
+    notes = [
+        f"{each.backbone}: {each.check}: {each.detail}"
+        for each in findings
+        if not each.passed or each.check in (CLAIM, FIELDS)
+    ]
+    return "\n".join([tabulate(rows, ["check", *names], "github"), "", *notes])

@@ -1,0 +1,1 @@
+"""Golden vectors: stored decisions of the official codes, run through the engine."""

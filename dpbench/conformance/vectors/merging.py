@@ -1,0 +1,104 @@
+"""Vectors of rows that are merged in the tower's space: what they hold, and how the rows of several views follow.
+
+Shape letters: B images, V views, N patches of a view, S patches behind a CLS row, C the tower's width, M patches
+kept of a view, K rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from dpbench.budget import BudgetRequest
+from dpbench.conformance.vectors.tokens import square_views
+from dpbench.conformance.vectors.vector import Vector, configured, differences
+from dpbench.engine.decision import Rule, reduce_image, view_of
+from dpbench.method import Method, VisualTokens
+
+TOLERANCE = 1e-4
+"""How far a merged row may be, absolutely."""
+NUM_PATCHES, WIDTH, LAYER = 576, 8, 0
+"""What a packing vector leaves open: patches of a view, the width of its rows, the number of the select layer."""
+SIGNALS = frozenset({"cls_attention", "cls_hidden_VC", "keys_Nd"})
+
+
+def check_merging(method: Method, vector: Vector) -> Iterator[str]:
+    """Reduce each image, and compare what was kept and the rows, CLS first and the merged ones last."""
+    made = configured(method, vector)
+    made.needs(SIGNALS)
+    hidden_BSC, keys_BSd = vector.float32("hidden"), vector.float32("key_metric")
+    keep = vector.integer("dominant") + vector.integer("contextual")
+    for image, hidden_SC in enumerate(hidden_BSC):
+        visual = _view(hidden_SC[None], keys_BSd[image, 1:], vector.tensor("cls_attn")[image], width=1)
+        reduction = reduce_image(made, visual, Rule(BudgetRequest(keep=keep)), num_read=len(visual))
+        kept_K = _indices(vector.tensor("kept_patches")[image], vector.integer("contextual"))
+        yield from differences(f"tokens of image {image}", reduction.indices_K, kept_K)
+        merged_KC = _merged(hidden_SC, vector.tensor("contextual_targets")[image], vector.tensor("merge_pairs")[image])
+        yield from _far(f"rows of image {image}", reduction.hidden_KC, vector.float32("out_tokens")[image])
+        yield from _far(f"merged rows of image {image}", reduction.hidden_KC, merged_KC)
+
+
+def check_packing(method: Method, vector: Vector) -> Iterator[str]:
+    """Reduce an image of several views, and compare the order with the views reduced one by one."""
+    made = configured(method, vector)
+    kept_VM, packed = vector.tensor("kept_patches"), vector.tensor("packed")
+    contextual, num_views = vector.integer("contextual"), len(kept_VM)
+    keep = vector.integer("dominant") + contextual
+    draw = torch.Generator().manual_seed(0)
+    hidden_VSC = torch.randn(num_views, NUM_PATCHES + 1, WIDTH, generator=draw)
+    keys_NC = torch.randn(num_views * NUM_PATCHES, WIDTH, generator=draw)
+    attention_VN = torch.zeros(num_views, NUM_PATCHES).scatter_(1, kept_VM, 1.0)
+    visual = _view(hidden_VSC, keys_NC, attention_VN.flatten()[None], width=int(vector["grid_wh"][0]))
+    alone = [
+        reduce_image(made, view_of(visual, view), Rule(BudgetRequest(keep=keep)), num_read=NUM_PATCHES)
+        for view in range(num_views)
+    ]
+    rule = Rule(BudgetRequest(keep=keep * num_views))
+    reduction = reduce_image(made, visual, rule, num_read=len(visual), max_views=num_views)
+    view_K, slot_K = packed // 1000, packed % 1000
+    indices_VK = torch.stack([_indices(kept_M, contextual) for kept_M in kept_VM])
+    offsets_VK = torch.where(indices_VK < 0, 0, torch.arange(num_views)[:, None] * NUM_PATCHES)
+    yield from differences("tokens", reduction.indices_K, (indices_VK + offsets_VK)[view_K, slot_K])
+    rows = [each.hidden_KC for each in alone if each.hidden_KC is not None]
+    if len(rows) < num_views:
+        yield "rows: none in tower space (hidden_KC)"
+        return
+    yield from _far("rows", reduction.hidden_KC, torch.stack(rows)[view_K, slot_K])
+
+
+def _view(hidden_VSC: Tensor, keys_Nd: Tensor, attention_HN: Tensor, *, width: int) -> VisualTokens:
+    """Return the tokens of views that are stored with their CLS row in front."""
+    return square_views(
+        len(hidden_VSC),
+        width,
+        0,
+        hidden_NC=hidden_VSC[:, 1:].flatten(0, 1),
+        cls_hidden_VC=hidden_VSC[:, 0],
+        cls_attention={LAYER: attention_HN},
+        keys_Nd=keys_Nd,
+    )
+
+
+def _indices(kept_M: Tensor, contextual: int) -> Tensor:
+    """Return which token each row of a view is: none, the patches kept, none."""
+    return torch.nn.functional.pad(kept_M, (1, contextual), value=-1)
+
+
+def _merged(hidden_SC: Tensor, targets_K: Tensor, pairs_M2: Tensor) -> Tensor:
+    """Return what the stored pairs (patch, target) make of the targets: each plus the mean of its patches."""
+    patches_NC = hidden_SC[1:]
+    members = [pairs_M2[pairs_M2[:, 1] == target, 0] for target in targets_K]
+    means = [patches_NC[each].mean(0) if len(each) else torch.zeros_like(patches_NC[0]) for each in members]
+    return patches_NC[targets_K] + torch.stack(means)
+
+
+def _far(what: str, got: Tensor | None, wanted: Tensor) -> Iterator[str]:
+    """Yield a sentence where rows, or the last of them if fewer are wanted, are not what they should be."""
+    if got is None or len(got) < len(wanted):
+        yield f"{what}: {0 if got is None else len(got)} in tower space (hidden_KC) instead of {len(wanted)}"
+        return
+    furthest = float((got[-len(wanted) :] - wanted).abs().max())
+    if not furthest <= TOLERANCE:
+        yield f"{what}: off by {furthest:.2g}; {TOLERANCE:g} is allowed"

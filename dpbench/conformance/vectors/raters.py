@@ -1,0 +1,70 @@
+"""Vectors of a cut inside the LLM that text decides: what is kept of one layer's output, and what the rest becomes.
+
+Shape letters: L positions, N visual rows, T text behind them, H heads, D the LLM's width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from dpbench.conformance.vectors.decoder import Sample
+from dpbench.conformance.vectors.vector import Vector, configured, differences
+from dpbench.engine.decoder_view import DecoderView
+from dpbench.engine.pruned_prompt import checked_cuts
+from dpbench.method import LAST, Budget, DecoderInput, Method
+
+DEPTH = 32
+"""Layers of the decoder that upstream's lists are for."""
+TOLERANCE = 1e-4
+"""How far a row may be, absolutely."""
+
+
+@dataclass(frozen=True)
+class RatedView(DecoderView):
+    """A view that knows what each text behind the image attends to in it.
+
+    Attributes:
+        rated_HTN: the attention.
+    """
+
+    rated_HTN: Tensor
+
+    def attention(self, rows: slice | Tensor = LAST) -> Tensor:
+        """Return (H, R, L); attention to text is NaN."""
+        num_text, num = self.rated_HTN.shape[1:]
+        whole_HLL = pad(self.rated_HTN, (0, num_text, num, 0), value=torch.nan)
+        return whole_HLL[:, rows]
+
+
+def check_raters(method: Method, vector: Vector) -> Iterator[str]:
+    """Select behind the layer the vector states, by the official list, and compare what is kept and every row."""
+    layer, states_ND = vector.integer("layer"), vector.float32("hidden_visual")
+    made = configured(method, vector, preset="official", layers=(layer,))
+    (cut,) = checked_cuts(made, len(states_ND), DEPTH, Budget(vector.integer("budget")))
+    if cut.probe != layer:
+        raise ValueError(f"{type(made).__name__} ranks at layer {cut.probe}, the vector holds layer {layer}")
+    visual_ND, text_TD = vector.float32("emb_visual"), vector.float32("emb_text")
+    sample = Sample(cut, 0, len(states_ND) + len(text_TD), 0, len(states_ND))
+    num, places = len(visual_ND), torch.arange(len(visual_ND) + len(text_TD))
+    prompt = DecoderInput(torch.cat([visual_ND, text_TD]), places[:num], places[num:])
+    hidden_LD = pad(states_ND, (0, 0, 0, len(text_TD)), value=torch.nan)
+    known = {"prompt": prompt, "rated_HTN": vector.float32("attn_text_to_visual")}
+    reduction = made.select(RatedView(**sample.fields(hidden_LD, None, **known)))
+    kept = vector.tensor("keep_mask").nonzero()[:, 0]
+    merged = kept.new_full((vector.integer("n_clusters"),), -1)
+    yield from differences("rows", reduction.indices_K, torch.cat([kept, merged]))
+    rows_KD = states_ND[reduction.indices_K] if reduction.embeds_KD is None else reduction.embeds_KD
+    yield from _far("rows kept and merged", rows_KD, vector.float32("out_visual"))
+    yield from _far("rows merged", rows_KD[len(kept) :], vector.float32("merged_tokens"))
+
+
+def _far(what: str, got: Tensor, wanted: Tensor) -> Iterator[str]:
+    if got.shape != wanted.shape:
+        yield f"{what}: {list(got.shape)} instead of {list(wanted.shape)}"
+    elif not (furthest := float((got - wanted).abs().max())) <= TOLERANCE:
+        yield f"{what}: off by {furthest:.2g}; {TOLERANCE:g} is allowed"

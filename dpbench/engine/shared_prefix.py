@@ -1,0 +1,114 @@
+"""Read once what several questions about one image have in common: everything up to the image's last visual row.
+
+Questions about one image, under a method that keeps the same rows for each, differ only behind the image. The common
+part is prefilled once; each question then starts from a copy of its cache. A method that cuts inside the LLM, or keeps
+other rows for each question, shares nothing and is answered as usual.
+
+Shape letters: B prompts, G different beginnings, P positions of the longest beginning, S of the longest rest, D the
+LLM's width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from dpbench.backbones.base import Backbone
+from dpbench.engine import forward
+from dpbench.engine.forward import Batch, Generated
+from dpbench.engine.pruned_prompt import Spliced
+from dpbench.method import Method
+
+MIN_SHARING = 1.2
+"""Prompts per different beginning, on average, from which a prefill of its own pays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """A batch whose prompts begin alike.
+
+    Attributes:
+        heads: the G different beginnings.
+        tails: the B rests.
+        head_B: which beginning each prompt has.
+    """
+
+    heads: tuple[Spliced, ...]
+    tails: tuple[Spliced, ...]
+    head_B: tuple[int, ...]
+
+
+def generate(
+    backbone: Backbone, method: Method, spliced: Sequence[Spliced], images: Sequence[str], *, max_new_tokens: int
+) -> list[Generated]:
+    """Answer a batch of pruned prompts greedily, as `pruning.generate` does.
+
+    Args:
+        backbone: answers.
+        method: bound to it.
+        spliced: the prompts.
+        images: what prompts about the same image share; only those are compared.
+        max_new_tokens: length limit.
+    """
+    shared = share(spliced, images) if all(each.num_visual and not each.cuts for each in spliced) else None
+    if shared is None or len(shared.heads) * MIN_SHARING > len(spliced):
+        return forward.generate(backbone, method, spliced, max_new_tokens=max_new_tokens)
+    head, tail = forward.collate(shared.heads), forward.collate(shared.tails)
+    rows = torch.tensor(shared.head_B, device=head.mask_BL.device)
+    with forward.explicit_mask(backbone):
+        cache = backbone.forward(head.embeds_BLD, head.mask_BL, head.positions_PBL, last=True).past_key_values
+        cache.batch_select_indices(rows)
+        whole = _joined(head, tail, rows)
+        texts = backbone.generate(
+            whole.embeds_BLD, whole.mask_BL, whole.positions_PBL, max_new_tokens=max_new_tokens, past_key_values=cache
+        )
+    return [Generated(text, ()) for text in texts]
+
+
+def share(spliced: Sequence[Spliced], images: Sequence[str]) -> Shared:
+    """Find which prompts begin alike, and split all behind their last visual row."""
+    heads: list[Spliced] = []
+    tails, head_B = [], []
+    of_image: dict[str, list[int]] = {}
+    for each, image in zip(spliced, images, strict=True):
+        head, tail = _split(each)
+        known = of_image.setdefault(image, [])
+        found = next((number for number in known if _equal(heads[number], head)), None)
+        if found is None:
+            found = len(heads)
+            heads.append(head)
+            known.append(found)
+        head_B.append(found)
+        tails.append(tail)
+    return Shared(tuple(heads), tuple(tails), tuple(head_B))
+
+
+def _split(spliced: Spliced) -> tuple[Spliced, Spliced]:
+    """Split a prompt behind its last visual row."""
+    at = int(spliced.visual_L.nonzero()[-1]) + 1
+    return _part(spliced, slice(0, at)), _part(spliced, slice(at, None))
+
+
+def _part(spliced: Spliced, rows: slice) -> Spliced:
+    return replace(
+        spliced,
+        embeds_LD=spliced.embeds_LD[rows],
+        positions_PL=spliced.positions_PL[:, rows],
+        visual_L=spliced.visual_L[rows],
+    )
+
+
+def _equal(one: Spliced, other: Spliced) -> bool:
+    return torch.equal(one.positions_PL, other.positions_PL) and torch.equal(one.embeds_LD, other.embeds_LD)
+
+
+def _joined(head: Batch, tail: Batch, rows: torch.Tensor) -> Batch:
+    """Lay beginnings and rests side by side, each left-padded; of the embeddings only the rests are read again."""
+    unread = tail.embeds_BLD.new_zeros(1, head.embeds_BLD.shape[1], 1).expand(len(rows), -1, tail.embeds_BLD.shape[2])
+    return Batch(
+        torch.cat([unread, tail.embeds_BLD], 1),
+        torch.cat([head.mask_BL[rows], tail.mask_BL], 1),
+        torch.cat([head.positions_PBL[:, rows], tail.positions_PBL], 2),
+    )

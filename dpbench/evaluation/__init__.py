@@ -1,0 +1,1 @@
+"""Run a manifest: answer its cells, journal, score, record; split over processes and merge."""

@@ -1,0 +1,32 @@
+"""Load the backbone that a manifest describes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dpbench import backbones
+from dpbench.manifest.schema import Manifest
+
+if TYPE_CHECKING:
+    from dpbench.backbones.base import Backbone
+
+
+def load_backbone(manifest: Manifest, device: str) -> Backbone:
+    """Load the backbone a manifest describes.
+
+    Raises:
+        MissingError: the weights are not there.
+    """
+    entry, protocol = manifest.backbone, manifest.protocol
+    return backbones.load(
+        entry.name,
+        weights=entry.weights,
+        revision=entry.revision,
+        device=device,
+        dtype=protocol.dtype,
+        attention=protocol.attention,
+        device_map=entry.device_map,
+        quantize=entry.quantize,
+        prompt=protocol.prompt,
+        pixels=(protocol.min_pixels, protocol.max_pixels),
+    )

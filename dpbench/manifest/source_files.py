@@ -1,0 +1,99 @@
+"""The source files that can change an answer: whole packages, a method, and whatever of dpbench these import. No torch.
+
+Nothing is listed by hand: imports are followed in the source, those inside functions included, those that only type
+checkers read left out.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+PACKAGES = ("engine", "backbones", "tasks")
+"""Packages of dpbench whose modules can all change an answer."""
+CONTRACT = ("dpbench.method", "dpbench.schedule", "dpbench.budget")
+"""What methods are written against."""
+EXEMPT = ("dpbench.errors", "dpbench.storage", "dpbench.manifest", "dpbench.registry")
+"""Modules and packages that cannot change an answer: messages, files, and what a cell's own fields say."""
+
+
+def source_files(method_module: str) -> tuple[Path, ...]:
+    """Return the files that can change the answers of a method, sorted.
+
+    Args:
+        method_module: the module that the method is written in.
+    """
+    tops = {"dpbench", method_module.partition(".")[0]}
+    modules = [name for package in PACKAGES for name in _modules_in(package)]
+    return _closure((*CONTRACT, *modules, method_module), frozenset(tops))
+
+
+def _modules_in(package: str) -> Iterator[str]:
+    folder = Path(str(files("dpbench"))) / package
+    for path in sorted(folder.glob("*.py")):
+        yield f"dpbench.{package}" + ("" if path.stem == "__init__" else f".{path.stem}")
+
+
+@cache
+def _closure(modules: tuple[str, ...], tops: frozenset[str]) -> tuple[Path, ...]:
+    """Follow imports inside the top-level packages `tops`."""
+    found: dict[str, Path] = {}
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        path = None if name in found or is_exempt(name) else _path_of(name)
+        if path is not None:
+            found[name] = path
+            waiting += [other for other in imported_modules(path, name) if other.partition(".")[0] in tops]
+            waiting.append(name.rpartition(".")[0] or name)  # importing a module runs its package's __init__ too
+    return tuple(sorted(set(found.values())))
+
+
+def is_exempt(module: str) -> bool:
+    """Return True for modules that are not hashed; `dpbench` itself holds the version only."""
+    return module == "dpbench" or any(module == name or module.startswith(f"{name}.") for name in EXEMPT)
+
+
+def _path_of(module: str) -> Path | None:
+    """Return a module's source file without importing its package; None for other names, such as a function's."""
+    top, *parts = module.split(".")
+    for folder in _folders_of(top):
+        path = Path(folder, *parts)
+        for candidate in (path / "__init__.py", path.with_suffix(".py")):
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+@cache
+def _folders_of(top: str) -> tuple[str, ...]:
+    """Return the folders of a top-level package; of a module that is a file, none."""
+    spec = importlib.util.find_spec(top)
+    return tuple(spec.submodule_search_locations or ()) if spec is not None else ()
+
+
+def imported_modules(path: Path, module: str) -> set[str]:
+    """Return what a file imports at run time, by full name; `from a import b` gives `a` and `a.b`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    names: set[str] = set()
+    for node in _run_time_nodes(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package.rsplit(".", node.level - 1)[0] if node.level else ""
+            base = ".".join(part for part in (base, node.module or "") if part)
+            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return names
+
+
+def _run_time_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield all nodes below a node except those under `if TYPE_CHECKING:`."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING"):
+            yield from _run_time_nodes(child)

@@ -1,0 +1,218 @@
+"""From comparisons and profiles to the plain numbers that figures and the page draw. No torch, no matplotlib."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, median
+
+from dpbench.report import intervals
+from dpbench.report.runs import Comparison, RowKey, options, unpruned_tokens
+from dpbench.report.tables import ablation, efficiency
+from dpbench.report.tables.scores import RETENTION, budget_label, retention, scores_of, tokens
+from dpbench.storage.record import Profile, Record
+
+Intervals = Mapping[RowKey, tuple[float, float]]
+"""A row's lower and upper end of its average retention's 95 % interval, in percent."""
+TTFT_STAGES = ("encode", "reduce", "splice", "prefill")
+"""What the time to the first token is made of; signals and rankings are part of reduce."""
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One measured value.
+
+    Attributes:
+        label: the series it belongs to, as the legend shows it.
+        method: what its colour follows.
+        at: where it stands on the horizontal axis.
+        value: how high.
+        low: lower end of its interval, or None where there is none.
+        high: upper end.
+        budget: as tables show it.
+    """
+
+    label: str
+    method: str
+    at: float
+    value: float
+    low: float | None = None
+    high: float | None = None
+    budget: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one method at one budget takes up to the first token.
+
+    Attributes:
+        label: method with its parameters.
+        method: its name.
+        budget: as tables show it.
+        num_visual: visual tokens the LLM reads, mean over layers.
+        stages_ms: median milliseconds, stages that do not overlap.
+        ttft_ms: median milliseconds to the first token, or None.
+        gflop: 10^9 floating-point operations up to the first token, or None.
+        peak_mib: MiB of memory at the peak, weights apart, or None.
+        started: as in `Profile`.
+    """
+
+    label: str
+    method: str
+    budget: str
+    num_visual: float
+    stages_ms: Mapping[str, float]
+    ttft_ms: float | None
+    gflop: float | None
+    peak_mib: float | None
+    started: str | None
+
+    @property
+    def name(self) -> str:
+        """Return method, parameters and budget."""
+        return self.label if self.budget == "all" else f"{self.label} @ {self.budget}"
+
+
+@dataclass(frozen=True, slots=True)
+class CostTable:
+    """Costs measured under the same conditions, which no figure mixes.
+
+    Attributes:
+        backbone: its name.
+        heading: on what they were measured.
+        costs: the newest of each method and budget.
+    """
+
+    backbone: str
+    heading: str
+    costs: tuple[Cost, ...]
+
+
+def retention_points(comparison: Comparison, known: Intervals | None = None) -> list[Point]:
+    """Return average retention in percent against the share of visual tokens read, mean over layers, in percent."""
+    total, found = unpruned_tokens(comparison), []
+    for key, average in retentions(comparison).items():
+        read = tokens(comparison.rows[key])
+        if total and read is not None:
+            low, high = (known or {}).get(key, (None, None))
+            at = 100 * read / total
+            found.append(Point(key.label, key.method, at, average, low, high, budget_label(key.budget)))
+    return found
+
+
+def retentions(comparison: Comparison) -> dict[RowKey, float]:
+    """Return the average retention of every row that has all benchmarks, in percent; none without the unpruned row."""
+    none = comparison.find("none")
+    unpruned = scores_of(comparison.rows[none]) if none else {}
+    rows = {key: scores_of(records) for key, records in comparison.rows.items()}
+    whole = {key: row for key, row in rows.items() if unpruned and set(row) == set(comparison.tasks)}
+    averages = {key: retention(row, unpruned) for key, row in whole.items()}
+    return {key: average for key, average in averages.items() if average is not None}
+
+
+def cost_tables(profiles: Iterable[Profile]) -> list[CostTable]:
+    """Return the costs, one table per backbone, weights, machine, software, configuration and batch size."""
+    return [_cost_table(group) for group in efficiency.groups(profiles)]
+
+
+def _cost_table(group: Sequence[Profile]) -> CostTable:
+    first = group[0]
+    device = first.environment.get("gpu", first.environment.get("cpu", "unknown"))
+    heading = f"{first.backbone}, {first.configuration}, batch size {first.batch_size}, on {device}"
+    return CostTable(first.backbone, heading, tuple(_cost(each) for each in group))
+
+
+def _cost(each: Profile) -> Cost:
+    times = {stage: median(values) for stage, values in each.stages_ms.items() if values}
+    stages = {stage: times[stage] for stage in TTFT_STAGES if stage in times}
+    if "signals" in times and "encode" in stages:
+        stages["encode"] = max(0.0, stages["encode"] - times["signals"])
+        stages["signals"] = times["signals"]
+    flops = each.stages_flops.get("ttft")
+    return Cost(
+        label=each.method + options(each.params),
+        method=each.method,
+        budget=each.budget,
+        num_visual=each.num_visual,
+        stages_ms=stages,
+        ttft_ms=times.get("ttft"),
+        gflop=None if flops is None else flops / 1e9,
+        peak_mib=max(each.peak_bytes.values()) / MIB if each.peak_bytes else None,
+        started=each.started,
+    )
+
+
+def against_cost(
+    comparison: Comparison, table: CostTable, quantity: str, known: Intervals | None = None
+) -> list[Point]:
+    """Return average retention in percent against a cost.
+
+    Args:
+        comparison: of the same backbone as the costs.
+        table: costs of one machine.
+        quantity: "ttft_ms", "gflop" or "peak_mib".
+        known: intervals of the rows' retention.
+    """
+    costs = {(cost.label, cost.budget): getattr(cost, quantity) for cost in table.costs}
+    found = []
+    for key, average in retentions(comparison).items():
+        budget = budget_label(key.budget)
+        at = costs.get((key.label, budget))
+        if at is not None and comparison.cell["backbone"] == table.backbone:
+            low, high = (known or {}).get(key, (None, None))
+            found.append(Point(key.label, key.method, at, average, low, high, budget))
+    return found
+
+
+def front(points: Iterable[Point]) -> list[Point]:
+    """Return the Pareto front: what no other point matches at the same or a lower cost; cheapest first."""
+    best: list[Point] = []
+    for each in sorted(points, key=lambda point: (point.at, -point.value)):
+        if not best or each.value > best[-1].value:
+            best.append(each)
+    return best
+
+
+def scale_points(records: Iterable[Record], method: str) -> dict[str, dict[str, list[Point]]]:
+    """Return a method's scores against the pruning rate, per benchmark and model: Figure A1 of the DiffPrune paper.
+
+    The rate is the share removed in percent; the unpruned model stands at 0.
+    """
+    scores: dict[tuple[str, str, float], list[float]] = defaultdict(list)
+    for each in records:
+        cell = each.cell
+        plain = cell["method"] == "none" or (cell["method"] == method and cell["prune_rate"] is not None)
+        if plain:
+            scores[cell["task"], cell["backbone"], 100 * (cell["prune_rate"] or 0.0)].append(each.score)
+    found: dict[str, dict[str, list[Point]]] = defaultdict(lambda: defaultdict(list))
+    for (task, backbone, rate), values in sorted(scores.items()):
+        found[task][backbone].append(Point(backbone, method, rate, mean(values)))
+    curves = {task: {b: points for b, points in rows.items() if len(points) > 1} for task, rows in found.items()}
+    return {task: rows for task, rows in curves.items() if rows}
+
+
+def variant_points(comparison: Comparison) -> list[Point]:
+    """Return retention per trained variant and budget, mean and 95 % interval over seeds (the paper's Table 5)."""
+    if not ablation.is_ablation(comparison):
+        return []
+    return [
+        Point(variant, variant, keep, each.value, *_ends(each), budget=str(keep))
+        for variant, budgets in ablation.variants(comparison).items()
+        for (keep, _), each in sorted(budgets.items(), key=repr)
+        if keep is not None
+    ]
+
+
+def _ends(each: ablation.Pooled) -> tuple[float | None, float | None]:
+    return (None, None) if each.half is None else (each.value - each.half, each.value + each.half)
+
+
+def retention_intervals(found: intervals.Intervals) -> Intervals:
+    """Return every row's 95 % interval of average retention: that of its difference to the unpruned model."""
+    return {
+        key: (100 + each.low, 100 + each.high)
+        for (key, reference, column), each in found.differences.items()
+        if reference == "none" and column == RETENTION
+    }

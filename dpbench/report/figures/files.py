@@ -1,0 +1,107 @@
+"""The figures of finished runs as files: PDF for print, SVG for the web, PNG for slides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from dpbench.errors import ConfigError
+from dpbench.report import intervals, runs
+from dpbench.report.figures import costs, data, scores
+from dpbench.report.runs import Comparison
+
+FORMATS = ("pdf", "svg", "png")
+PRINT: dict[Any, Any] = {
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "dpbench",
+    "savefig.dpi": 200,
+    "figure.constrained_layout.use": True,
+}
+"""Readable at a paper's column width; letters in a PDF stay letters."""
+
+
+def write(folders: Sequence[Path], out: Path) -> list[Path]:
+    """Draw every figure that these runs have the numbers for.
+
+    Args:
+        folders: run folders.
+        out: folder for the files, made if it is not there.
+
+    Raises:
+        ConfigError: there is nothing to draw, or `out` is a file.
+        RecordError: a record cannot be used.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--figures: {out} is a file; give a folder")
+    loaded = [runs.load(folder) for folder in folders]
+    compared = runs.comparisons(loaded)
+    tables = data.cost_tables(each for run in loaded for each in run.profiles)
+    with style():
+        figures = dict(_unique(_figures(compared, tables)))
+        if not figures:
+            raise ConfigError("--figures: these runs have nothing to draw; a figure takes a run with method none")
+        out.mkdir(parents=True, exist_ok=True)
+        return [path for name, figure in figures.items() for path in save(figure, out / name)]
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw in the project's style inside the block."""
+    with rc_context(PRINT):
+        yield
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write one figure in every format; the same numbers give the same bytes."""
+    paths = [stem.with_name(f"{stem.name}.{form}") for form in FORMATS]
+    for path in paths:
+        dated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(path.suffix[1:])
+        figure.savefig(path, metadata=dated)
+    return paths
+
+
+def _figures(compared: Sequence[Comparison], tables: Sequence[data.CostTable]) -> Iterator[tuple[str, Figure]]:
+    for each in compared:
+        backbone = each.cell["backbone"]
+        if variants := data.variant_points(each):
+            yield f"ablation-{backbone}", scores.ablation(variants)
+            continue
+        known = data.retention_intervals(intervals.of(each))
+        if points := data.retention_points(each, known):
+            yield f"retention-{backbone}", scores.retention(points)
+        yield f"benchmarks-{backbone}", scores.benchmarks(each)
+        for table in tables:
+            for quantity in ("ttft_ms", "gflop"):
+                if points := data.against_cost(each, table, quantity, known):
+                    yield f"pareto-{quantity.split('_')[0]}-{backbone}", costs.pareto(points, quantity, table)
+    for table in tables:
+        yield from costs.costs(table)
+    records = [each for one in compared for each in one.records]
+    if curves := data.scale_points(records, "diffprune"):
+        yield "scale-diffprune", scores.scale(curves, "diffprune")
+
+
+def _unique(figures: Iterable[tuple[str, Figure]]) -> Iterator[tuple[str, Figure]]:
+    """Number the figures that would have one name: the same backbone under several protocols or machines."""
+    seen: dict[str, int] = {}
+    for name, figure in figures:
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+        seen[name] = seen.get(name, 0) + 1
+        yield (name if seen[name] == 1 else f"{name}-{seen[name]}"), figure

@@ -1,0 +1,141 @@
+"""What the page's template and script are given: tables as flat rows, chart traces, records with their commands."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from dpbench import registry
+from dpbench.report.figures.colours import PLOTLY_DASHES, PLOTLY_MARKERS, look
+from dpbench.report.figures.data import Point, front
+from dpbench.report.figures.scores import by_label
+from dpbench.report.html.commands import command
+from dpbench.report.runs import Comparison, RowKey, Run, known_tasks, options
+from dpbench.report.tables.scores import budget_label
+from dpbench.report.tables.table import Row, Section
+from dpbench.storage.record import Profile, Record
+
+
+def flat_table(section: Section, comparison: Comparison | None = None, heading: str = "") -> dict[str, Any]:
+    """Return a table for the template: each row knows its group, its method's colour and its cells' records.
+
+    Args:
+        section: any table.
+        comparison: whose rows the section's are, in order; then scores lead to their records.
+        heading: in place of the section's own.
+    """
+    keys = iter(comparison.rows if comparison else ())
+    rows, groups = [], []
+    for row in section.rows:
+        if row.kind == "group":
+            groups.append(row.cells[0].text)
+            continue
+        key = next(keys, None)
+        shown = _row(section.columns, row, len(groups) - 1, comparison, key)
+        rows.append({**shown, "budget": _short(groups[-1]) if groups else ""})
+    return {
+        "heading": heading or section.heading,
+        "columns": section.columns,
+        "groups": groups,
+        "rows": rows,
+        "notes": section.notes,
+    }
+
+
+def _short(group: str) -> str:
+    """Return the first words of a budget's heading, for rows that were sorted away from it."""
+    return re.split(r"[,(]| visual", group)[0].strip()
+
+
+def _row(
+    columns: Sequence[str], row: Row, group: int, comparison: Comparison | None, key: RowKey | None
+) -> dict[str, Any]:
+    cells = [{"text": cell.text, "mark": cell.mark, "refs": ", ".join(cell.refs), "records": ""} for cell in row.cells]
+    if comparison is not None and key is not None:
+        ids = {known_tasks()[each.cell["task"]].title: "" for each in comparison.rows[key]}
+        for each in comparison.rows[key]:
+            title = known_tasks()[each.cell["task"]].title
+            ids[title] = f"{ids[title]} {each.cell_id}".strip()
+        for name, cell in zip(columns, cells, strict=True):
+            cell["records"] = ids.get(name, "")
+    return {"cells": cells, "group": group, "kind": row.kind, "colour": _colour(columns, row)}
+
+
+def _colour(columns: Sequence[str], row: Row) -> str:
+    """Return the colour of a row's method, or nothing where its first cell names none."""
+    name = row.cells[0].text.split(" ")[0]
+    return look(name).colour if columns[0] == "Method" and name in registry.methods() else ""
+
+
+def chart(axes: Mapping[str, Sequence[Point]]) -> dict[str, Any]:
+    """Return the Pareto chart: per horizontal axis the series and the front."""
+    return {
+        "axes": [{"name": name, "front": _front(points), "series": _series(points)} for name, points in axes.items()]
+    }
+
+
+def _front(points: Sequence[Point]) -> list[list[float]]:
+    return [[point.at, point.value] for point in front(points)]
+
+
+def _series(points: Sequence[Point]) -> list[dict[str, Any]]:
+    found = []
+    for label, series in by_label(points).items():
+        seen = look(series[0].method)
+        found.append(
+            {
+                "label": label,
+                "colour": seen.colour,
+                "symbol": PLOTLY_MARKERS[seen.marker],
+                "dash": PLOTLY_DASHES[seen.dash],
+                "points": [[point.at, point.value, point.low, point.high, point.budget] for point in series],
+            }
+        )
+    return found
+
+
+def records(loaded: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return every record with the command that makes it again, for the table of records and the dialog."""
+    return [_record(each, run) for run in loaded for each in run.records]
+
+
+def _record(each: Record, run: Run) -> dict[str, Any]:
+    cell = each.cell
+    layers = each.visual_tokens_per_layer
+    return {
+        "id": each.cell_id,
+        "run": run.folder.name,
+        "method": cell["method"] + options(cell["params"]),
+        "budget": budget_label((cell["keep"], cell["prune_rate"])),
+        "task": known_tasks()[cell["task"]].title,
+        "seed": cell["seed"],
+        "score": f"{each.score:.1f}",
+        "samples": each.num_samples,
+        "failed": each.num_failed,
+        "tokens": f"{sum(layers) / len(layers):.1f}" if layers else "-",
+        "seconds": f"{each.wall_s:.1f}",
+        "finished": each.finished,
+        "command": command(cell, run.folder),
+    }
+
+
+def environments(records: Iterable[Record], profiles: Iterable[Profile]) -> list[dict[str, Any]]:
+    """Return each different environment once, flat, with how many records and profiles were made in it."""
+    found: dict[str, dict[str, Any]] = {}
+    made: list[tuple[str, dict[str, str]]] = [
+        *(("records", _flat({**each.environment, "versions": each.versions})) for each in records),
+        *(("profiles", _flat(each.environment)) for each in profiles),
+    ]
+    for kind, facts in made:
+        entry = found.setdefault(json.dumps(facts, sort_keys=True), {"facts": facts, "records": 0, "profiles": 0})
+        entry[kind] += 1
+    return list(found.values())
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in data.items():
+        flat |= _flat(value, f"{name} ") if isinstance(value, Mapping) else {prefix + name: str(value)}
+    return flat

@@ -1,0 +1,194 @@
+"""Everything a run says in one HTML file that needs no network: summary, tables, Pareto chart, samples, commands.
+
+What comes from records is text: the template escapes it, the data block cannot end its own script element, the page's
+script writes text nodes only, and a content-security policy forbids every script and style but those hashed here.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from dpbench import __version__
+from dpbench.errors import ConfigError
+from dpbench.report import intervals, runs
+from dpbench.report.figures import data as figure_data
+from dpbench.report.figures.costs import AXES
+from dpbench.report.figures.data import Point
+from dpbench.report.html import samples, summary
+from dpbench.report.html.data import chart, environments, flat_table, records
+from dpbench.report.html.samples import Browser
+from dpbench.report.runs import Comparison, Run
+from dpbench.report.tables import ablation, efficiency
+from dpbench.report.tables import scores as comparison
+from dpbench.report.tables import significance as claims
+
+MB = 1_000_000
+_GUARD = re.compile(r'getElementById\("([0-9a-f]{32,})"\)')
+"""Names under which plotly.js looks whether its maps' style sheet is there; the page has no maps and says it is."""
+_SLACK = 0.97
+"""Share of the budget that is planned with; escapes in the data block take a little more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One comparison on the page."""
+
+    comparison: Comparison
+    heading: str
+    sentences: tuple[str, ...]
+    tables: tuple[Mapping[str, Any], ...]
+    claims: tuple[Mapping[str, Any], ...]
+    chart: Mapping[str, Any]
+    browser: Browser
+
+
+def render(folders: Sequence[Path], *, max_mb: float = 20.0, data_root: Path | None = None) -> str:
+    """Return the page of some runs as one HTML text.
+
+    Args:
+        folders: run folders.
+        max_mb: the most it may take, in 10^6 bytes; samples are left out beyond that.
+        data_root: where the benchmarks' data lies; by default as `dpbench run` looks for it.
+
+    Raises:
+        ConfigError: a folder holds nothing, or the page is larger than that without a single sample.
+        RecordError: a record or journal cannot be used.
+    """
+    loaded = [runs.load(folder) for folder in folders]
+    tables = figure_data.cost_tables(each for run in loaded for each in run.profiles)
+    parts = [_part(each, tables) for each in runs.comparisons(loaded)]
+    bare = _html(loaded, parts, tables)
+    left = max_mb * MB * _SLACK - len(bare.encode())
+    if left < 0:
+        needed = len(bare.encode()) / MB / _SLACK
+        raise ConfigError(
+            f"--max-mb {max_mb:g}: the page takes {needed:.1f} MB without any sample; give {needed + 1:.0f}"
+        )
+    filled = []
+    for number, part in enumerate(parts):
+        root = data_root or samples.default_root(part.comparison.cell["backbone"])
+        browser = samples.browser(part.comparison, root, left / (len(parts) - number))
+        left -= sum(map(len, browser.images)) + len(json.dumps(browser.samples, ensure_ascii=False).encode())
+        filled.append(replace(part, browser=browser))
+    return _html(loaded, filled, tables)
+
+
+def _part(each: Comparison, tables: Sequence[figure_data.CostTable]) -> Part:
+    found = intervals.of(each)
+    section = comparison.section(each, found.like_random())
+    heading, trained = comparison.heading(each), [ablation.section(each)] if ablation.is_ablation(each) else []
+    return Part(
+        comparison=each,
+        heading=heading,
+        sentences=summary.sentences(each, found),
+        tables=(*map(flat_table, trained), flat_table(section, each, heading="Scores")),
+        claims=tuple(flat_table(each, heading=_rest(each.heading, heading)) for each in claims.sections(each, found)),
+        chart=_chart(each, tables, figure_data.retention_intervals(found)),
+        browser=Browser((), (), (), ""),
+    )
+
+
+def _rest(heading: str, start: str) -> str:
+    """Return what a heading says beyond the one it stands under."""
+    rest = heading.removeprefix(start).lstrip(":;,. ")
+    return rest[:1].upper() + rest[1:] if rest else heading
+
+
+def _chart(each: Comparison, tables: Sequence[figure_data.CostTable], known: figure_data.Intervals) -> dict[str, Any]:
+    pruned = [point for point in figure_data.retention_points(each, known) if point.method != "none"]
+    axes: dict[str, list[Point]] = {"visual tokens read (% of all)": pruned}
+    for number, table in enumerate(tables):
+        for quantity, label in AXES.items():
+            name = label if number == 0 else f"{label}; {table.heading}"
+            axes[name] = figure_data.against_cost(each, table, quantity, known)
+    return chart({name: points for name, points in axes.items() if points})
+
+
+def _html(loaded: Sequence[Run], parts: Sequence[Part], tables: Sequence[figure_data.CostTable]) -> str:
+    """Fill the template."""
+    assets = files("dpbench.report.html")
+    style, script = ((assets / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    plotly = _plotly() if any(part.chart["axes"] for part in parts) else ""
+    environment = Environment(
+        loader=PackageLoader("dpbench.report.html", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    everything = [each for run in loaded for each in run.records]
+    commands = records(loaded)
+    profiles = [each for run in loaded for each in run.profiles]
+    return environment.get_template("page.html.j2").render(
+        policy=_policy([plotly, script] if plotly else [script], [style, ""]),
+        style=Markup(style),
+        script=Markup(script),
+        plotly=Markup(plotly),
+        styled=_GUARD.findall(plotly),
+        title=", ".join(run.folder.name for run in loaded),
+        version=__version__,
+        parts=parts,
+        costs=[flat_table(section) for section in efficiency.sections(profiles)],
+        cost_sentences=summary.profile_sentences(tables),
+        records=commands,
+        environments=environments(everything, profiles),
+        data=Markup(data_block(_data(parts, commands))),
+    )
+
+
+def _data(parts: Sequence[Part], commands: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    browsers = [
+        {
+            "rows": part.browser.rows,
+            "images": part.browser.images,
+            "samples": part.browser.samples,
+            "fit": part.browser.fit,
+        }
+        for part in parts
+    ]
+    return {
+        "cells": {each["id"]: each for each in commands},
+        "charts": [part.chart for part in parts],
+        "browsers": browsers,
+    }
+
+
+def data_block(data: Any) -> str:
+    """Return JSON that is safe inside a script element, whatever its texts say."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _plotly() -> str:
+    """Return plotly.js as one script's text."""
+    from plotly.offline import get_plotlyjs
+
+    text: str = get_plotlyjs()
+    return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _policy(scripts: Sequence[str], styles: Sequence[str]) -> str:
+    """Return a content-security policy that allows these inline scripts and styles and nothing from elsewhere.
+
+    plotly fills an empty style element by script and sets style attributes, hence the empty text and the last rule.
+    """
+    allowed = {"script-src": scripts, "style-src-elem": styles}
+    rules = [f"{name} {' '.join(map(_source, texts))}" for name, texts in allowed.items()]
+    fixed = ["style-src-attr 'unsafe-inline'", "img-src data:", "base-uri 'none'", "form-action 'none'"]
+    return "; ".join(["default-src 'none'", *rules, *fixed])
+
+
+def _source(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"

@@ -1,0 +1,150 @@
+"""A benchmark's samples as people read them, straight from its parquet files: question, truth, image file.
+
+Only what is asked for is read: texts by row, images by row group. No torch, no datasets.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from hashlib import sha256
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dpbench import tasks
+from dpbench.errors import MissingError
+from dpbench.tasks.data.root import data_files
+
+LETTERS = "ABCDEFGH"
+_CHOICES = {"MMBench": ("A", "B", "C", "D"), "SEED-Bench": ("choice_a", "choice_b", "choice_c", "choice_d")}
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One sample.
+
+    Attributes:
+        question: with its options, a line each.
+        truth: the answer, or those that people gave with how many did.
+        image: the file's bytes.
+    """
+
+    question: str
+    truth: str
+    image: bytes
+
+    @property
+    def image_hash(self) -> str:
+        """Return what the journal calls the image."""
+        return sha256(self.image).hexdigest()[:16]
+
+
+class Table:
+    """The parquet files of a split as one table whose rows are read when asked for."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._files = [pq.ParquetFile(path) for path in paths]
+        self.names: list[str] = self._files[0].schema_arrow.names
+        metas = [(file, group) for file in self._files for group in range(file.num_row_groups)]
+        self._groups = metas
+        self._starts: list[int] = [0, *accumulate(file.metadata.row_group(group).num_rows for file, group in metas)]
+        self._read = lru_cache(maxsize=32)(self._read_group)
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self._starts[-1]
+
+    def group(self, row: int) -> int:
+        """Return which row group holds a row."""
+        return bisect_right(self._starts, row) - 1
+
+    def value(self, row: int, column: str) -> Any:
+        """Return one value; its row group's column stays in memory for a while."""
+        group = self.group(row)
+        return self._read(group, column)[row - self._starts[group]].as_py()
+
+    def column(self, name: str) -> list[Any]:
+        """Return a whole column of short values."""
+        return [value for file in self._files for value in file.read(columns=[name]).column(0).to_pylist()]
+
+    def _read_group(self, group: int, column: str) -> pa.ChunkedArray:
+        file, number = self._groups[group]
+        return file.read_row_group(number, columns=[column]).column(0)
+
+
+class Documents:
+    """A benchmark's samples by the number the journal gives them.
+
+    Raises:
+        MissingError: its data is not there, or its samples are numbered in a way only lmms-eval knows.
+    """
+
+    def __init__(self, task: str, data_root: Path | None) -> None:
+        self.task = tasks.find(task)
+        if self.task.variant_of:
+            raise MissingError(f"task {task}: a selection of {self.task.variant_of}, whose samples are not shown")
+        self.table = Table(data_files(task, data_root))
+        self._images = Table(data_files(task, data_root, self.task.images)) if self.task.images else None
+
+    @cached_property
+    def rows(self) -> Sequence[int]:
+        """Return the row of each sample; SEED-Bench's videos have no number."""
+        if self.task.repository != "SEED-Bench":
+            return range(len(self.table))
+        return [row for row, kind in enumerate(self.table.column("data_type")) if kind == "image"]
+
+    @cached_property
+    def _image_rows(self) -> Mapping[str, int]:
+        return {name: row for row, name in enumerate(self._images.column("id"))} if self._images else {}
+
+    def group(self, doc_id: int) -> int:
+        """Return which row group holds a sample."""
+        return self.table.group(self.rows[doc_id])
+
+    def document(self, doc_id: int) -> Document | None:
+        """Return a sample, or None where there is no such number or no single image."""
+        if not 0 <= doc_id < len(self.rows):
+            return None
+        row = self.rows[doc_id]
+        image = self._image(row)
+        texts = {name: self.table.value(row, name) for name in self.task.columns if name not in ("image", "ocr_tokens")}
+        return Document(question(self.task, texts), truth(self.task, texts), image) if image else None
+
+    def _image(self, row: int) -> bytes | None:
+        if self._images is not None:
+            found = self._images.value(self._image_rows[self.table.value(row, "imageId")], "image")
+        else:
+            found = self.table.value(row, "image")
+        files = found if isinstance(found, list) else [found]
+        return files[0]["bytes"] if len(files) == 1 and files[0] else None
+
+
+def question(task: tasks.Task, texts: Mapping[str, Any]) -> str:
+    """Return a question with hint and options, as far as the benchmark has them."""
+    names = _CHOICES.get(task.repository, ())
+    options = texts.get("choices") or [texts[name] for name in names if _said(texts.get(name))]
+    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
+    hint = [str(texts["hint"])] if _said(texts.get("hint")) else []
+    return "\n".join([*hint, str(texts["question"]), *lines])
+
+
+def _said(text: Any) -> bool:
+    """Tell whether a column says something; MMBench writes nan where it does not."""
+    return text is not None and str(text).strip() not in ("", "nan")
+
+
+def truth(task: tasks.Task, texts: Mapping[str, Any]) -> str:
+    """Return the right answer: a letter, a word, or the three most frequent of people's answers."""
+    if "answers" in texts:
+        said = [each["answer"] if isinstance(each, Mapping) else str(each) for each in texts["answers"]]
+        most = Counter(said).most_common(3)
+        return ", ".join(f"{answer} ({count} of {len(said)})" for answer, count in most)
+    answer = texts["answer"]
+    return LETTERS[answer] if isinstance(answer, int) and task.repository == "ScienceQA" else str(answer)

@@ -1,0 +1,246 @@
+"""The samples of a comparison for the page: image, question, truth, and what each row answered and kept.
+
+Answers and kept tokens are in the journals, images and questions in the benchmarks' parquet files; an image is shown
+only if it is the one that was answered, by its hash. No torch, no lmms-eval.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from dpbench import backbones
+from dpbench.errors import MissingError
+from dpbench.report.html.questions import Document, Documents
+from dpbench.report.runs import Comparison, RowKey, known_tasks
+from dpbench.report.tables.scores import budget_label
+from dpbench.storage import journal
+from dpbench.storage.journal import Answer
+
+NO_JOURNALS = "No samples: the run folder has no journals (samples/); copy them from where it ran."
+THUMBNAIL = 160
+"""Longest side of an embedded image in pixels."""
+_TOGETHER = 4
+"""Row groups that samples are taken from in turns: an image costs reading its whole group, which is then at hand."""
+
+Answers = Mapping[RowKey, Answer]
+"""What each row answered to one sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Browser:
+    """What the page's browser shows.
+
+    Attributes:
+        rows: labels of the rows that answered, in the table's order.
+        images: data URIs.
+        samples: one mapping per sample, as the page's script reads it.
+        note: how many of how many are shown, or why there are none.
+        fit: how the patches lie on the image: centre, stretch (the base view) or whole; see `thumbnail`.
+    """
+
+    rows: tuple[str, ...]
+    images: tuple[str, ...]
+    samples: tuple[Mapping[str, Any], ...]
+    note: str
+    fit: str = "centre"
+
+
+def browser(comparison: Comparison, data_root: Path | None, budget: float) -> Browser:
+    """Collect a comparison's samples, from all its benchmarks alike.
+
+    Args:
+        comparison: whose journals lie in its run folders.
+        data_root: where the benchmarks' data lies; None for the hub's cache.
+        budget: bytes that images and answers may take.
+
+    Raises:
+        RecordError: a journal cannot be read.
+    """
+    paths = {task: _journals(comparison, task) for task in comparison.tasks}
+    rows = [key for key in comparison.rows if any(key in found for found in paths.values())]
+    if not rows:
+        return Browser((), (), (), NO_JOURNALS)
+    shelf, missing = Shelf(rows, comparison.cell["backbone"], budget), []
+    asked = {task: found for task, found in paths.items() if found}
+    for number, (task, found) in enumerate(asked.items()):
+        try:
+            shelf.add(task, found, Documents(task, data_root), part=1 / (len(asked) - number))
+        except MissingError as error:
+            missing.append(f"Left out: {error}.")
+    total = sum(next(iter(found.values())).read_bytes().count(b"\n") for found in asked.values())
+    mixed = _mixed(shelf.samples)
+    note = " ".join([f"{len(mixed):,} of {total:,} samples.", *shelf.notes(), *missing])
+    return Browser(tuple(map(row_label, rows)), tuple(shelf.images), mixed, note, shelf.fit)
+
+
+def default_root(backbone: str) -> Path | None:
+    """Return where `dpbench run` looks for data: toy-llava's mirror, else DPBENCH_DATA, else (None) the hub's cache."""
+    if backbone == "toy-llava":
+        return Path(str(files("dpbench"))) / "toy" / "data"
+    return Path(os.environ["DPBENCH_DATA"]) if "DPBENCH_DATA" in os.environ else None
+
+
+def row_label(key: RowKey) -> str:
+    """Return a row's method, parameters and budget."""
+    return key.label if key.budget == (None, None) else f"{key.label} @ {budget_label(key.budget)}"
+
+
+def _mixed(samples: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    """Return samples so that the benchmarks take turns."""
+    by_task: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for each in samples:
+        by_task[each["task"]].append(each)
+    return tuple(each for turn in zip_longest(*by_task.values()) for each in turn if each is not None)
+
+
+def _journals(comparison: Comparison, task: str) -> dict[RowKey, Path]:
+    """Return the journal of each row on a benchmark; of several seeds the lowest."""
+    found: dict[RowKey, Path] = {}
+    for key in comparison.rows:
+        places = [
+            folder / "samples" / f"{each.cell_id}.jsonl"
+            for each in comparison.of(key, task)
+            for folder in comparison.folders
+        ]
+        there = [path for path in places if path.is_file()]
+        found |= {key: there[0]} if there else {}
+    return found
+
+
+class Shelf:
+    """Samples and their images, as far as the budget goes."""
+
+    def __init__(self, rows: Sequence[RowKey], backbone: str, budget: float) -> None:
+        family = backbones.find(backbone)
+        self.fit = "stretch" if family.tiles else "whole" if family.native_resolution else "centre"
+        self.rows, self.left = rows, budget
+        self.images: list[str] = []
+        self.samples: list[Mapping[str, Any]] = []
+        self.num_other = 0
+        self._places: dict[str, int] = {}
+
+    def add(self, task: str, journals: Mapping[RowKey, Path], data: Documents, *, part: float) -> None:
+        """Add samples of one benchmark until a part of what is left of the budget is used up."""
+        floor = self.left * (1 - part)
+        for doc_id, answers in self._answers(journals, data, most=int(self.left * part / self._least())):
+            document = data.document(doc_id)
+            if document is None or {answer.image_group for answer in answers.values()} != {document.image_hash}:
+                self.num_other += 1
+                continue
+            known = self._places.get(document.image_hash)
+            uri = "" if known is not None else thumbnail(document.image, self.fit)
+            place = len(self.images) if known is None else known
+            sample = self._sample(task, doc_id, answers, document, place)
+            cost = len(uri) + len(json.dumps(sample, ensure_ascii=False).encode()) + 4
+            if self.left - cost < floor:
+                return
+            self._keep(document.image_hash, uri)
+            self.left -= cost
+            self.samples.append(sample)
+
+    def _least(self) -> int:
+        """Return fewer bytes than any sample takes: a bound on how many are worth reading."""
+        return 80 + 12 * len(self.rows)
+
+    def _answers(
+        self, journals: Mapping[RowKey, Path], data: Documents, *, most: int
+    ) -> Iterator[tuple[int, dict[RowKey, Answer]]]:
+        """Yield samples in the order they are wanted, with each row's answer; holds one journal and what is wanted."""
+        first = journal.Journal(next(iter(journals.values()))).answers.values()
+        ids = sorted({answer.doc_id for answer in first})
+        found: dict[int, dict[RowKey, Answer]] = {doc_id: {} for doc_id in _spread(ids, data)[:most]}
+        for key, path in journals.items():
+            for answer in journal.Journal(path).answers.values():
+                if answer.doc_id in found:
+                    found[answer.doc_id][key] = answer
+        yield from found.items()
+
+    def _keep(self, name: str, uri: str) -> None:
+        if uri:
+            self._places[name] = len(self.images)
+            self.images.append(uri)
+
+    def _sample(self, task: str, doc_id: int, answers: Answers, document: Document, place: int) -> dict[str, Any]:
+        answered = [_answered(task, answers[key]) if key in answers else None for key in self.rows]
+        title = known_tasks()[task].title
+        return {
+            "task": title,
+            "doc": doc_id,
+            "image": place,
+            "question": document.question,
+            "truth": document.truth,
+            "rows": answered,
+        }
+
+    def notes(self) -> Iterator[str]:
+        """Yield what a reader must know of the selection."""
+        if self.num_other:
+            yield f"{self.num_other:,} were passed over: the data root's images are not those that were answered."
+        if self.fit == "stretch":
+            yield "Kept patches are drawn on the base view, tiles are not shown."
+
+
+def _answered(task: str, answer: Answer) -> list[Any]:
+    """Return an answer as the page's script reads it: text, points 0-1 or None, kept patches or None, tokens read."""
+    kept = answer.kept[0] if len(answer.kept) == 1 else None
+    tokens = round(sum(answer.visual_tokens) / len(answer.visual_tokens), 1) if answer.visual_tokens else None
+    return [answer.failure or answer.answer, points(task, answer.scores), kept, tokens]
+
+
+def points(task: str, scores: Mapping[str, Any]) -> float | None:
+    """Return what one sample earned by itself, 0-1, or None where it was not scored.
+
+    MME's pairs and MMBench's circles, which only count together, are here one by one.
+    """
+    found = scores.get(known_tasks()[task].metric or "")
+    if not isinstance(found, Mapping):
+        return None if found is None else round(float(found), 2)
+    for said, true in (("prediction", "ground_truth"), ("pred", "answer"), ("prediction", "answer")):
+        if said in found and true in found and "hit" not in found:
+            return float(str(found[said]).strip().lower() == str(found[true]).strip().lower())
+    earned = found.get("hit", found.get("score"))
+    return None if earned is None else round(float(earned), 2)
+
+
+def _spread(docs: Iterable[int], data: Documents) -> list[int]:
+    """Return samples in the order they are wanted: from a few evenly spaced row groups in turns, then the next few."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for doc_id in docs:
+        groups[data.group(doc_id)].append(doc_id)
+    step = max(1, -(-len(groups) // _TOGETHER))
+    batches = [list(groups.values())[start::step] for start in range(step)]
+    turns = (turn for batch in batches for turn in zip_longest(*batch))
+    return [doc_id for turn in turns for doc_id in turn if doc_id is not None]
+
+
+def thumbnail(data: bytes, fit: str) -> str:
+    """Return an image, small, as a data URI, showing what the tower sees.
+
+    Args:
+        data: an image file.
+        fit: "centre" cuts out the middle square, "stretch" makes it square, "whole" leaves it.
+    """
+    with Image.open(io.BytesIO(data)) as opened:
+        image = ImageOps.exif_transpose(opened).convert("RGB")
+    side = min(image.size)
+    if fit == "centre":
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    elif fit == "stretch":
+        image = image.resize((THUMBNAIL, THUMBNAIL))
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    stream = io.BytesIO()
+    image.save(stream, "WEBP", quality=72, method=4)
+    return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"

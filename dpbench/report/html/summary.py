@@ -1,0 +1,106 @@
+"""What a comparison found, in three sentences made from its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dpbench.report.figures.data import CostTable, retention_intervals, retentions
+from dpbench.report.intervals import SIGNIFICANT, Intervals
+from dpbench.report.runs import Comparison, RowKey, unpruned_tokens
+from dpbench.report.tables.scores import RETENTION, scores_of
+
+
+def sentences(comparison: Comparison, found: Intervals) -> tuple[str, str, str]:
+    """Return what was compared, which method keeps most at the smallest budget, and what the differences are worth."""
+    return _compared(comparison), _best(comparison, found), _worth(comparison, found)
+
+
+def _compared(comparison: Comparison) -> str:
+    methods = {(key.method, key.params) for key in comparison.rows}
+    budgets = {key.budget for key in comparison.rows if key.budget != (None, None)}
+    tasks, none = comparison.tasks, comparison.find("none")
+    asked = _asked(comparison)
+    text = (
+        f"{_count(len(methods), 'method')} at {_count(len(budgets), 'budget')} answered {sum(asked.values()):,} "
+        f"questions of {_count(len(asked), 'benchmark')} on {comparison.cell['backbone']}"
+    )
+    if none is None or set(scores_of(comparison.rows[none])) != set(tasks):
+        return f"{text}; the unpruned model is not among them, so nothing can be said of retention."
+    scores = scores_of(comparison.rows[none])
+    return f"{text}, which unpruned scores {sum(scores.values()) / len(scores):.1f} of 100 on average."
+
+
+def _asked(comparison: Comparison) -> dict[str, int]:
+    """Return how many questions each benchmark asked, where it was answered at all."""
+    asked: dict[str, int] = {}
+    for each in comparison.records:
+        asked[each.cell["task"]] = max(each.num_samples, asked.get(each.cell["task"], 0))
+    return asked
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _best(comparison: Comparison, found: Intervals) -> str:
+    averages = {key: value for key, value in retentions(comparison).items() if key.method != "none"}
+    if not averages:
+        return "No pruned method has a score on every benchmark yet, so none is ranked."
+    budget = min((key.budget for key in averages), key=lambda each: (each[0] or 0, -(each[1] or 0)))
+    same = {key: value for key, value in averages.items() if key.budget == budget}
+    best = max(same, key=lambda key: same[key])
+    random = comparison.find("random", budget)
+    text = f"{_at(comparison, best)} {best.label} retains most: {same[best]:.1f} % of the unpruned scores"
+    text += _between(retention_intervals(found).get(best))
+    return text + (f"; random tokens retain {same[random]:.1f} %." if random in same and random != best else ".")
+
+
+def _at(comparison: Comparison, key: RowKey) -> str:
+    total = unpruned_tokens(comparison)
+    if key.keep is None:
+        return f"At a pruning rate of {100 * (key.prune_rate or 0):.1f} %,"
+    return f"At {key.keep}{f' of {total:.0f}' if total else ''} visual tokens,"
+
+
+def _between(ends: tuple[float, float] | None) -> str:
+    return f" (95 % interval {ends[0]:.1f} to {ends[1]:.1f})" if ends else ""
+
+
+def _worth(comparison: Comparison, found: Intervals) -> str:
+    against = found.corrected("random", of_retention=True)
+    if not against:
+        return "No retention has an interval here, so small differences may be noise."
+    alike = len(found.like_random())
+    above = [key for key, p in against.items() if p < SIGNIFICANT and found.differences[key].value > 0]
+    below = len(against) - alike - len(above)
+    lossless = [
+        key[0].label
+        for key, p in found.corrected("none", of_retention=True).items()
+        if p >= SIGNIFICANT and key[2] == RETENTION
+    ]
+    equal = f"{_count(len(lossless), 'row')} cannot be told from the unpruned model" if lossless else (
+        "every row measurably loses against the unpruned model or gains on it"
+    )  # fmt: skip
+    return (
+        f"Of {_count(len(against), 'pruned row')}, {len(above)} beat random tokens, {alike} cannot be told from them "
+        f"and {below} do worse (95 %, Holm-corrected), and {equal}."
+    )
+
+
+def cost_sentence(table: CostTable) -> str | None:
+    """Return which method is first to its first token, of those timed in turn with `none`; None where nothing is."""
+    none = next((cost for cost in table.costs if cost.method == "none" and cost.ttft_ms), None)
+    in_turn = [cost for cost in table.costs if none and cost.started == none.started]
+    timed = {cost.name: cost.ttft_ms for cost in in_turn if cost.ttft_ms}
+    if none is None or len(timed) < 2:
+        return None
+    name, least = min(timed.items(), key=lambda item: item[1])
+    return (
+        f"{name} is first to its first token, {least:.1f} ms against {timed[none.name]:.1f} ms unpruned "
+        f"({timed[none.name] / least:.2f} times as fast; {table.heading})."
+    )
+
+
+def profile_sentences(tables: Sequence[CostTable]) -> tuple[str, ...]:
+    """Return one sentence per cost table that has something to compare."""
+    return tuple(text for table in tables if (text := cost_sentence(table)))

@@ -1,0 +1,210 @@
+"""`dpbench report`: from run folders to text, whatever the tables and the format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dpbench.errors import ConfigError
+from dpbench.report import intervals, runs
+from dpbench.report import zip_file as bundle
+from dpbench.report.runs import Comparison, Run, runs_under
+from dpbench.report.tables import ablation, efficiency, ours_beside_published, significance, two_runs
+from dpbench.report.tables import hard_subset as hard
+from dpbench.report.tables import published as paper
+from dpbench.report.tables import scores as comparison
+from dpbench.report.tables.render import render, render_all
+from dpbench.report.tables.scores import retention
+from dpbench.report.tables.table import Section
+from dpbench.storage import files
+
+__all__ = ["Request", "render", "report", "retention", "runs_under", "sections", "write"]
+
+RESULTS = Path("results")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a report is asked for.
+
+    Attributes:
+        folders: runs; none stands for all under results/.
+        table: 1 to 5 as the paper numbers them, None for all: 1 LLaVA-1.5 (and toy-llava), 2 LLaVA-NeXT, 3 Qwen2.5-VL,
+            4 efficiency, 5 ablation.
+        form: markdown, latex, csv, json or html.
+        compare: set the paper's numbers beside ours.
+        paper: print the paper's tables alone.
+        diff: print what changed from the first run to the second.
+        hard: add the hard subset.
+        bundle: zip file to write.
+        out: file to write; None for the terminal.
+        figures: folder for the figures.
+        max_mb: most that a page may take, 10^6 bytes.
+        data_root: where the images on a page come from; None as `dpbench run` looks for them.
+    """
+
+    folders: tuple[Path, ...] = ()
+    table: int | None = None
+    form: str = "markdown"
+    compare: bool = False
+    paper: bool = False
+    diff: bool = False
+    hard: bool = False
+    bundle: Path | None = None
+    out: Path | None = None
+    figures: Path | None = None
+    max_mb: float = 20
+    data_root: Path | None = None
+
+
+def write(request: Request) -> tuple[str, list[str]]:
+    """Write the files that a report was requested for.
+
+    Returns:
+        The text for the terminal, empty if it went to a file, and a note on every file or folder written.
+
+    Raises:
+        ConfigError: see `report`; or a file cannot be written.
+        RecordError: see `report`.
+    """
+    text, notes = report(request), []
+    if request.figures is not None:
+        from dpbench.report.figures import files as drawing
+
+        drawn = drawing.write(request.folders or runs_under(RESULTS), request.figures)
+        notes.append(f"{request.figures}: {len(drawn)} files")
+    if request.out is None:
+        return text, notes
+    files.write_output("--out", request.out, f"{text}\n".encode())
+    return "", notes
+
+
+def report(request: Request) -> str:
+    """Return a report as text.
+
+    Raises:
+        ConfigError: options that do not go together, a folder without records, nothing to print.
+        RecordError: a record, journal or packed file cannot be read, or records cannot share a table.
+    """
+    _check(request)
+    if request.paper:
+        return render_all(_paper(request), request.form) + _verdict(request)
+    folders = request.folders or tuple(runs_under(RESULTS))
+    if request.bundle:
+        return f"written: {bundle.write(request.bundle, folders, lambda copies: _parts(request, copies))}"
+    if request.form == "html":
+        return _page(request, folders)
+    return render_all(sections(request, folders), request.form)
+
+
+def _check(request: Request) -> None:
+    if request.bundle and request.out:
+        raise ConfigError("--bundle names its own file; leave --out out")
+    if request.diff and len(request.folders) != 2:
+        raise ConfigError(f"--diff compares two runs, got {len(request.folders)}; give RUN_A RUN_B")
+    modes = [name for name in ("paper", "diff", "bundle") if getattr(request, name)]
+    if len(modes) > 1:
+        raise ConfigError(f"--{modes[0]} and --{modes[1]} are two reports; give one of them")
+    if request.paper and request.folders:
+        raise ConfigError("--paper prints the paper's tables alone; for yours beside them give --compare paper")
+    if request.form == "html" and modes and modes != ["bundle"]:
+        raise ConfigError(f"--{modes[0]} has no page; give --format markdown, latex, csv or json")
+    _without_effect(request)
+
+
+def _without_effect(request: Request) -> None:
+    """Refuse a choice of tables where it would be ignored.
+
+    Raises:
+        ConfigError: names both options.
+    """
+    given = {"table": request.table, "compare": request.compare, "subset": request.hard}
+    whole = {
+        "--paper": (request.paper, ("compare", "subset")),
+        "--diff": (request.diff, ("table", "compare", "subset")),
+        "--format html": (request.form == "html" and not request.bundle, ("table", "compare", "subset")),
+    }
+    for option, (asked, ignored) in whole.items():
+        for name in ignored:
+            if asked and given[name]:
+                raise ConfigError(f"--{name} has no effect on {option}, which shows all there is; leave it out")
+
+
+def sections(request: Request, folders: Sequence[Path]) -> list[Section]:
+    """Return the tables of these runs.
+
+    Raises:
+        ConfigError: there is no such table in them.
+        RecordError: see `report`.
+    """
+    if request.diff:
+        return two_runs.sections(folders[0], folders[1])
+    loaded = [runs.load(folder) for folder in folders]
+    found = [each for one in runs.comparisons(loaded) for each in _comparison(one, request)]
+    found += _efficiency(loaded, request)
+    if not found:
+        where = ", ".join(map(str, folders))
+        raise ConfigError(
+            f"--table: {where} hold nothing of Table {request.table}; leave --table out to see what they hold"
+        )
+    return found
+
+
+def _wants(request: Request, table: int) -> bool:
+    return request.table in (None, table)
+
+
+def _comparison(one: Comparison, request: Request) -> Iterable[Section]:
+    is_ablation = ablation.is_ablation(one)
+    if is_ablation and _wants(request, 5):
+        yield ablation.section(one)
+        if request.compare:
+            yield ours_beside_published.variants(one)
+    if _wants(request, ours_beside_published.table_of(one.cell["backbone"])) and not (is_ablation and request.table):
+        yield from _scores(one, request, with_paper=request.compare and not is_ablation)
+
+
+def _scores(one: Comparison, request: Request, *, with_paper: bool) -> Iterable[Section]:
+    found = intervals.of(one)
+    scores = comparison.section(one, found.like_random())
+    yield replace(scores, notes=(*scores.notes, *found.notes))
+    if with_paper:
+        yield ours_beside_published.scores(one)
+    yield from significance.sections(one, found)
+    if request.hard:
+        yield hard.section(one)
+
+
+def _efficiency(loaded: Sequence[Run], request: Request) -> Iterable[Section]:
+    profiles = [each for run in loaded for each in run.profiles]
+    if not _wants(request, 4) or not profiles:
+        return
+    for group in efficiency.groups(profiles):
+        section = efficiency.section(group, profiles)
+        yield section
+        if request.compare:
+            yield ours_beside_published.costs(group, section.heading)
+
+
+def _paper(request: Request) -> list[Section]:
+    return paper.sections((request.table,) if request.table else paper.TABLES)
+
+
+def _verdict(request: Request) -> str:
+    """Return what recomputing the averages gives; CSV and JSON have it as a column."""
+    return f"\n\n{paper.verdict()}" if request.form in ("markdown", "latex") and not request.table else ""
+
+
+def _page(request: Request, folders: Sequence[Path]) -> str:
+    from dpbench.report.html import document
+
+    return document.render(folders, max_mb=request.max_mb, data_root=request.data_root)
+
+
+def _parts(request: Request, copies: Sequence[Path]) -> dict[str, str]:
+    """Return a bundle's tables and its page."""
+    tables = sections(request, copies)
+    endings = {"markdown": "md", "latex": "tex", "csv": "csv", "json": "json"}
+    files = {f"tables.{ending}": render_all(tables, form) + "\n" for form, ending in endings.items()}
+    return {**files, "report.html": _page(request, copies)}

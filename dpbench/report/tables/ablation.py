@@ -1,0 +1,99 @@
+"""The ablation table: ways to train the scorer, seeds pooled, as Table 5 of the DiffPrune paper."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+from dpbench.report.runs import Comparison, known_tasks
+from dpbench.report.tables.render import frame_of
+from dpbench.report.tables.scores import budget_label, heading, retention, scores_of
+from dpbench.report.tables.table import Cell, Row, Section, number, ranked
+
+Budget = tuple[int | None, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """Average retention of one variant at one budget over its trainings, in percent.
+
+    Attributes:
+        value: mean.
+        half: half of the 95 % interval over trainings (Student's t), None where there is one training.
+        num_seeds: trainings.
+    """
+
+    value: float
+    half: float | None
+    num_seeds: int
+
+
+def variants(comparison: Comparison) -> dict[str, dict[Budget, Pooled]]:
+    """Return retention per variant and budget; a variant is the name of a scorer's folder without its seed's number."""
+    none = comparison.find("none")
+    full = scores_of(comparison.rows[none]) if none else {}
+    found: dict[str, dict[Budget, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for key, records in comparison.rows.items():
+        name, value = _variant(key.method, key.params), retention(scores_of(records), full)
+        if name and value is not None and {each.cell["task"] for each in records} == set(comparison.tasks):
+            found[name][key.budget].append(value)
+    return {name: {budget: _pooled(values) for budget, values in row.items()} for name, row in found.items()}
+
+
+def is_ablation(comparison: Comparison) -> bool:
+    """Tell whether a comparison holds several ways to train the scorer."""
+    return len({name for key in comparison.rows if (name := _variant(key.method, key.params))}) > 1
+
+
+def _variant(method: str, params: str) -> str | None:
+    checkpoint = json.loads(params).get("checkpoint")
+    if method != "diffprune" or checkpoint is None:
+        return None
+    return re.sub(r"-\d+$", "", Path(checkpoint).name)
+
+
+def _pooled(values: list[float]) -> Pooled:
+    if len(values) < 2:
+        return Pooled(values[0], None, len(values))
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    return Pooled(mean(values), half, len(values))
+
+
+def section(comparison: Comparison) -> Section:
+    """Return the table: variants by budgets, the smallest budget first as in the paper."""
+    rows = variants(comparison)
+    budgets = sorted({budget for row in rows.values() for budget in row}, key=lambda b: (b[0] or 0, -(b[1] or 0)))
+    marks = {b: ranked({name: row[b].value if b in row else None for name, row in rows.items()}) for b in budgets}
+    columns = ("Variant", *(f"Keep {b[0]}" if b[0] is not None else budget_label(b) for b in budgets))
+    lines = [
+        Row((Cell(name), *(Cell(_text(row.get(b)), marks[b].get(name, "")) for b in budgets)))
+        for name, row in rows.items()
+    ]
+    numbers = [
+        {
+            "Variant": name,
+            "Budget": budget_label(b),
+            "Retention": each.value,
+            "Half width": each.half,
+            "Seeds": each.num_seeds,
+        }
+        for name, row in rows.items()
+        for b, each in row.items()
+    ]
+    titles = ", ".join(known_tasks()[name].title for name in comparison.tasks)
+    seeds = {each.num_seeds for row in rows.values() for each in row.values()}
+    pooled = f"Mean and 95 % interval (Student's t) over {'-'.join(map(str, sorted(seeds)))} trainings a variant."
+    notes = (f"Average retention in percent over {titles}.", *((pooled,) if max(seeds, default=1) > 1 else ()))
+    return Section(f"Ablation: {heading(comparison)}", frame_of(numbers), notes, columns, tuple(lines))
+
+
+def _text(each: Pooled | None) -> str:
+    if each is None:
+        return number(None)
+    return number(each.value) + (f" ± {each.half:.1f}" if each.half is not None else "")

@@ -1,0 +1,130 @@
+"""The hard subset: questions that a smaller image of the same budget gets wrong and the unpruned model gets right.
+
+Chosen from a comparison's own samples, per budget: where even `downsample` answers right, no method shows its worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpbench.errors import ConfigError
+from dpbench.report.intervals import usable
+from dpbench.report.runs import Comparison, RowKey, known_tasks
+from dpbench.report.tables.render import frame_of
+from dpbench.report.tables.scores import budget_heading, budget_label, heading, scores_of
+from dpbench.report.tables.table import DASH, Cell, Row, Section, group_row, number
+from dpbench.storage.contributions import Contribution
+from dpbench.storage.record import Record
+from dpbench.tasks import aggregators
+
+EASY = "downsample"
+
+
+@dataclass(frozen=True, slots=True)
+class Hard:
+    """A row's score, 0-100, on the hard questions of one benchmark, and how many they are."""
+
+    score: float
+    num_units: int
+
+
+def section(comparison: Comparison) -> Section:
+    """Return the table of hard scores beside the full ones.
+
+    Raises:
+        ConfigError: the unpruned model or `downsample` is not among the rows, or their samples are not there.
+    """
+    found = scores(comparison)
+    names = [name for name in comparison.tasks if any(name in row for row in found.values())]
+    columns = ("Method", *(known_tasks()[name].title for name in names))
+    lines, budget = list[Row](), object()
+    numbers: list[dict[str, Any]] = []
+    for key, row in found.items():
+        if key.budget != budget:
+            budget = key.budget
+            lines += [group_row(budget_heading(comparison, key), len(columns)), _counts(row, names)]
+        full = scores_of(comparison.rows[key])
+        lines.append(Row((Cell(key.label), *(Cell(_text(row.get(name), full.get(name))) for name in names))))
+        numbers += _numbers(key, row, full)
+    return Section(
+        f"{heading(comparison)}: hard subset, hard / full score",
+        frame_of(numbers),
+        (
+            f"Hard: questions that {EASY} to the same budget gets wrong and the unpruned model right; MME by pairs, "
+            "MMBench by circles. The choice favours methods that err on other questions than a smaller image does, and "
+            f"{EASY} itself would score 0.",
+        ),
+        columns,
+        tuple(lines),
+    )
+
+
+def scores(comparison: Comparison) -> dict[RowKey, dict[str, Hard]]:
+    """Return every pruned row's score on the hard questions of its budget, by benchmark.
+
+    Raises:
+        ConfigError: see `section`.
+    """
+    none = comparison.find("none")
+    easy = {k.budget: k for k in comparison.rows if k.method == EASY and k.params == "{}"}
+    if none is None or not easy:
+        missing = "none" if none is None else EASY
+        raise ConfigError(
+            f"--subset hard: this run has no cell of method {missing}, which the subset is chosen by; add it"
+        )
+    cells, notes = usable(comparison)
+    found: dict[RowKey, dict[str, Hard]] = {}
+    for key in comparison.rows:
+        if key.budget in easy and key.method != EASY:
+            for task in comparison.tasks:
+                chosen = _chosen(comparison, none, easy[key.budget], task, cells)
+                each = _score(comparison.of(key, task), cells, chosen)
+                found.setdefault(key, {}).update({task: each} if each else {})
+    if not any(found.values()):
+        why = " ".join(notes) or f"{EASY} gets no question wrong that the unpruned model gets right"
+        raise ConfigError(f"--subset hard: there is nothing to choose from: {why}")
+    return found
+
+
+def _chosen(
+    comparison: Comparison, none: RowKey, easy: RowKey, task: str, cells: Mapping[str, Contribution]
+) -> NDArray[np.bool_] | None:
+    """Return which units are hard, by the first seed of both."""
+    pair = [[e.cell_id for e in comparison.of(key, task) if e.cell_id in cells] for key in (none, easy)]
+    if not all(pair):
+        return None
+    return np.asarray(cells[pair[0][0]].right_U() & ~cells[pair[1][0]].right_U())
+
+
+def _score(
+    records: Iterable[Record], cells: Mapping[str, Contribution], chosen_U: NDArray[np.bool_] | None
+) -> Hard | None:
+    if chosen_U is None or not chosen_U.any():
+        return None
+    values = [aggregators.score(cells[e.cell_id].sums(chosen_U))[0] for e in records if e.cell_id in cells]
+    return Hard(float(np.mean(values)), int(chosen_U.sum())) if values else None
+
+
+def _counts(row: Mapping[str, Hard], names: Iterable[str]) -> Row:
+    return Row((Cell("hard questions"), *(Cell(str(row[name].num_units) if name in row else "0") for name in names)))
+
+
+def _text(hard: Hard | None, full: float | None) -> str:
+    return DASH if hard is None else f"{number(hard.score)} / {number(full)}"
+
+
+def _numbers(key: RowKey, row: Mapping[str, Hard], full: Mapping[str, float]) -> Iterable[dict[str, Any]]:
+    for name, each in row.items():
+        yield {
+            "Method": key.label,
+            "Budget": budget_label(key.budget),
+            "Benchmark": known_tasks()[name].title,
+            "Hard": each.score,
+            "Full": full.get(name),
+            "Hard questions": each.num_units,
+        }

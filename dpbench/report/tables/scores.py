@@ -1,0 +1,221 @@
+"""The comparison table: methods by benchmarks, grouped by budget, as Tables 1 to 3 of the DiffPrune paper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from statistics import mean
+from typing import Any
+
+from dpbench.report.runs import Comparison, RowKey, known_tasks, unpruned_tokens
+from dpbench.report.tables.render import frame_of
+from dpbench.report.tables.table import DASH, Cell, Footnotes, Mark, Row, Section, group_row, number, ranked
+from dpbench.storage.record import Record
+
+RETENTION = "Retention"
+LIKE_RANDOM = "~"
+UNFINISHED = "not finished in this run: start it again and it goes on"
+ABSENT = "not part of this run"
+
+
+def retention(scores: Mapping[str, float], unpruned: Mapping[str, float]) -> float | None:
+    """Return the mean over benchmarks of score / unpruned score in percent, or None where nothing can be compared."""
+    ratios = [100 * scores[name] / unpruned[name] for name in scores if unpruned.get(name)]
+    return mean(ratios) if ratios else None
+
+
+def scores_of(records: Iterable[Record]) -> dict[str, float]:
+    """Return a row's score per benchmark, mean over seeds."""
+    found: dict[str, list[float]] = {}
+    for each in records:
+        found.setdefault(each.cell["task"], []).append(each.score)
+    return {name: mean(values) for name, values in found.items()}
+
+
+def section(comparison: Comparison, like_random: frozenset[RowKey] = frozenset()) -> Section:
+    """Return the table of a comparison.
+
+    Args:
+        comparison: records that may share a table.
+        like_random: rows whose retention cannot be told from `random` at their budget.
+    """
+    scores = {key: scores_of(records) for key, records in comparison.rows.items()}
+    none = comparison.find("none")
+    unpruned = scores[none] if none else {}
+    averages = {key: retention(row, unpruned) for key, row in scores.items()}
+    values = {
+        key: {**{name: scores[key].get(name) for name in comparison.tasks}, RETENTION: averages[key]} for key in scores
+    }
+    notes = Footnotes()
+    titles = {name: known_tasks()[name].title for name in comparison.tasks}
+    columns = ("Method", "Loc.", "Tokens", *titles.values(), RETENTION)
+    return Section(
+        heading(comparison),
+        frame_of([_numbers(comparison, key, values[key], titles) for key in values]),
+        (*notes_of(comparison, unpruned, like_random), *_missing(comparison, values, notes)),
+        columns,
+        tuple(_rows(comparison, values, like_random, notes, len(columns))),
+    )
+
+
+def _numbers(
+    comparison: Comparison, key: RowKey, values: Mapping[str, float | None], titles: Mapping[str, str]
+) -> dict[str, Any]:
+    records = comparison.rows[key]
+    return {
+        "Method": key.label,
+        "Budget": budget_label(key.budget),
+        "Location": location(records),
+        "Tokens": tokens(records),
+        **{titles.get(name, name): value for name, value in values.items()},
+    }
+
+
+def _missing(
+    comparison: Comparison, values: Mapping[RowKey, Mapping[str, float | None]], notes: Footnotes
+) -> tuple[str, ...]:
+    """Give every hole its letter, in reading order, and return the letters' reasons."""
+    for key, row in values.items():
+        for name in comparison.tasks:
+            if row[name] is None:
+                notes.letter(why_missing(comparison, key, name))
+    return notes.notes()
+
+
+def _rows(
+    comparison: Comparison,
+    values: Mapping[RowKey, Mapping[str, float | None]],
+    like_random: frozenset[RowKey],
+    notes: Footnotes,
+    width: int,
+) -> Iterable[Row]:
+    budget: object = ()
+    marks: Mapping[str, Mapping[RowKey, Mark]] = {}
+    for key, row in values.items():
+        if key.budget != budget:
+            budget = key.budget
+            marks = _marks({each: values[each] for each in values if each.budget == budget and each.method != "none"})
+            yield group_row(budget_heading(comparison, key), width)
+        yield Row(tuple(_cells(comparison, key, row, marks, key in like_random, notes)))
+
+
+def _cells(
+    comparison: Comparison,
+    key: RowKey,
+    row: Mapping[str, float | None],
+    marks: Mapping[str, Mapping[RowKey, Mark]],
+    like_random: bool,
+    notes: Footnotes,
+) -> Iterable[Cell]:
+    records = comparison.rows[key]
+    yield Cell(key.label)
+    yield Cell(location(records) or DASH)
+    yield Cell(number(tokens(records)))
+    for name, value in row.items():
+        refs = (LIKE_RANDOM,) if name == RETENTION and like_random else ()
+        if value is None and name != RETENTION:
+            refs = (notes.letter(why_missing(comparison, key, name)),)
+        yield Cell(number(value), marks.get(name, {}).get(key, ""), refs)
+
+
+def _marks(rows: Mapping[RowKey, Mapping[str, float | None]]) -> dict[str, dict[RowKey, Mark]]:
+    """Return the best and second of each column; a retention over fewer benchmarks than another row's takes no part."""
+    num = {key: sum(value is not None for value in row.values()) for key, row in rows.items()}
+    most = max(num.values(), default=0)
+    names = list(next(iter(rows.values()), {}))
+    columns = {name: {key: row[name] for key, row in rows.items()} for name in names}
+    whole = {key: value for key, value in columns.get(RETENTION, {}).items() if num[key] == most}
+    return {name: ranked(whole if name == RETENTION else columns[name]) for name in names}
+
+
+def why_missing(comparison: Comparison, key: RowKey, task: str) -> str:
+    """Return why a row has no score on a benchmark: its cell is not finished, or was never asked for."""
+    return UNFINISHED if (key.method, task) in comparison.asked else ABSENT
+
+
+def tokens(records: Sequence[Record]) -> float | None:
+    """Return the visual tokens a row read, mean over layers, samples and benchmarks."""
+    read = [mean(each.visual_tokens_per_layer) for each in records if each.visual_tokens_per_layer]
+    return mean(read) if read else None
+
+
+def location(records: Sequence[Record]) -> str | None:
+    """Return where a row's method prunes: Pre, or the decoder layers from its first cut to its last.
+
+    Layer l is the first that reads fewer visual tokens than the layer before, counted from 0. None for the unpruned
+    model and where the tokens per layer were not recorded.
+    """
+    if records[0].cell["method"] == "none":
+        return None
+    layers = {at_layers(each.visual_tokens_per_layer) for each in records if each.visual_tokens_per_layer}
+    return ", ".join(sorted(layers)) or None
+
+
+def at_layers(visual_tokens_per_layer: Sequence[float]) -> str:
+    """Return Pre, L2 or L8-L24 from what each decoder layer read."""
+    pairs = pairwise(visual_tokens_per_layer)
+    cuts = [layer for layer, (before, after) in enumerate(pairs, start=1) if after < before - 1e-9]
+    if not cuts:
+        return "Pre"
+    return f"L{cuts[0]}" if len(cuts) == 1 else f"L{cuts[0]}-L{cuts[-1]}"
+
+
+def budget_label(budget: tuple[int | None, float | None]) -> str:
+    """Return a budget as one word: 64, -88.9 %, or all."""
+    keep, rate = budget
+    return str(keep) if keep is not None else "all" if rate is None else f"-{100 * rate:.1f}%"
+
+
+def budget_heading(comparison: Comparison, key: RowKey) -> str:
+    """Return the heading of a budget's rows."""
+    total = unpruned_tokens(comparison)
+    if key.keep is None and key.prune_rate is None:
+        return f"Unpruned{f', {total:.0f} visual tokens' if total else ''} (100 %)"
+    if key.keep is None:
+        return f"Pruning rate {100 * (key.prune_rate or 0):.1f} %"
+    share = f" ({100 * (1 - key.keep / total):.1f} % pruned)" if total else ""
+    return f"Keep {key.keep} visual tokens{share}"
+
+
+def heading(comparison: Comparison) -> str:
+    """Return what model answered how much, how and where."""
+    cell = comparison.cell
+    limit = "all samples" if cell["limit"] is None else f"{cell['limit']} samples a task"
+    device = ", ".join(sorted({str(e.environment.get("gpu", e.environment.get("cpu"))) for e in comparison.records}))
+    return f"{cell['backbone']}, {limit}, {cell['dtype']}, {cell['attention']} attention; answered on {device}"
+
+
+def notes_of(comparison: Comparison, unpruned: Mapping[str, float], like_random: frozenset[RowKey]) -> Iterable[str]:
+    """Yield what a reader must know of the numbers."""
+    mme = "; MME as share of its maximum" if "mme" in comparison.tasks else ""
+    yield (
+        f"Scores 0-100{mme}. Tokens: visual tokens read, mean over layers and samples. Best bold, second underlined "
+        "within a budget."
+    )
+    if unpruned:
+        yield "Retention: mean over benchmarks of score / score of none, in percent."
+    else:
+        yield "No retention: this run has no cell of method none."
+    if like_random:
+        yield f"{LIKE_RANDOM}: its retention cannot be told from random's at this budget (95 %, Holm-corrected)."
+    yield from _warnings(comparison)
+
+
+def _warnings(comparison: Comparison) -> Iterable[str]:
+    records = comparison.records
+    if idle := sorted({method for method, _ in comparison.asked} - {key.method for key in comparison.rows}):
+        yield f"No cell is finished of: {', '.join(idle)}."
+    if failed := sum(each.num_failed for each in records):
+        yield f"{failed} samples failed and count as wrong; the journals say why."
+    seeds = {key: {each.cell["seed"] for each in rows} for key, rows in comparison.rows.items()}
+    most = max(len(each) for each in seeds.values())
+    if most > 1:
+        some = "" if all(len(each) == most for each in seeds.values()) else " where there are as many"
+        yield f"Mean over {most} seeds{some}."
+    partial = [key.label for key, rows in comparison.rows.items() if len(scores_of(rows)) < len(comparison.tasks)]
+    if partial:
+        yield "A retention over fewer benchmarks than other rows' is not comparable and takes no part in the ranking."
+    for name in ("torch", "transformers", "lmms_eval"):
+        found = sorted({each.cell["fingerprints"].get(name, "") for each in records} - {""})
+        if len(found) > 1:
+            yield f"Answered with different versions of {name}: {', '.join(found)}."

@@ -1,0 +1,136 @@
+"""Tables of differences: does a method lose to the unpruned model, does it beat random, and is it more than noise?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from dpbench.report.intervals import REFERENCES, SIGNIFICANT, Intervals, Key
+from dpbench.report.runs import Comparison, RowKey, known_tasks
+from dpbench.report.statistics import RESAMPLES, Difference
+from dpbench.report.tables.render import frame_of
+from dpbench.report.tables.scores import RETENTION, budget_heading, budget_label, heading
+from dpbench.report.tables.table import DASH, Cell, Row, Section, group_row, number
+
+Outcome = Literal["win", "tie", "loss"]
+SURE = "*"
+METHOD = (
+    f"Paired on the same samples; 95 % intervals from {RESAMPLES:,} resamples of images, each benchmark's own "
+    "aggregator re-run on every one."
+)
+
+
+def sections(comparison: Comparison, found: Intervals) -> list[Section]:
+    """Return the table of average retention and one per reference with the benchmarks; none where nothing is known."""
+    if not found.differences:
+        return []
+    per_benchmark = [_benchmarks(comparison, found, reference) for reference in REFERENCES]
+    return [_averages(comparison, found), *(each for each in per_benchmark if each.rows)]
+
+
+def outcome(difference: Difference, corrected: float) -> Outcome:
+    """Return win or loss where a difference is more than noise after correction, else tie."""
+    if corrected >= SIGNIFICANT:
+        return "tie"
+    return "win" if difference.value > 0 else "loss"
+
+
+def tally(found: Intervals, key: RowKey, reference: str) -> dict[Outcome, int]:
+    """Count the benchmarks a row wins, ties and loses against a reference."""
+    corrected = found.corrected(reference, of_retention=False)
+    each = [outcome(found.differences[k], p) for k, p in corrected.items() if k[0] == key]
+    return {"win": each.count("win"), "tie": each.count("tie"), "loss": each.count("loss")}
+
+
+def _averages(comparison: Comparison, found: Intervals) -> Section:
+    columns = ["Method"]
+    for reference in REFERENCES:
+        columns += [f"Minus {reference} [95 %]", "p", f"Win/tie/loss to {reference}"]
+    corrected = {reference: found.corrected(reference, of_retention=True) for reference in REFERENCES}
+    keys = [key for key in comparison.rows if any(each[0] == key for each in found.differences)]
+    numbers, lines = [], list[Row]()
+    for key in _with_groups(comparison, keys, len(columns), lines):
+        cells = [Cell(key.label)]
+        for reference in REFERENCES:
+            at: Key = (key, reference, RETENTION)
+            difference, p = found.differences.get(at), corrected[reference].get(at)
+            count = tally(found, key, reference)
+            known = any(each[:2] == at[:2] for each in found.differences)
+            cells += [
+                _interval(difference, p),
+                Cell(_p(p)),
+                Cell("/".join(map(str, count.values())) if known else DASH),
+            ]
+            if known:
+                numbers.append(_numbers(at, difference, p) | count)
+        lines.append(Row(tuple(cells)))
+    return Section(
+        f"{heading(comparison)}: average retention, differences in points",
+        frame_of(numbers),
+        (
+            METHOD,
+            f"p: two-sided, Holm-corrected over its column. {SURE}: p < {SIGNIFICANT}. Win, tie, loss: benchmarks "
+            f"whose difference is more than noise at {SIGNIFICANT}, Holm-corrected over all rows and benchmarks.",
+        ),
+        tuple(columns),
+        tuple(lines),
+    )
+
+
+def _benchmarks(comparison: Comparison, found: Intervals, reference: str) -> Section:
+    corrected = found.corrected(reference, of_retention=False)
+    names = [name for name in comparison.tasks if any(key[2] == name for key in corrected)]
+    columns = ("Method", *(known_tasks()[name].title for name in names))
+    keys = [key for key in comparison.rows if any(each[0] == key for each in corrected)]
+    lines = list[Row]()
+    for key in _with_groups(comparison, keys, len(columns), lines):
+        at = [(key, reference, name) for name in names]
+        rest = [_interval(found.differences.get(each), corrected.get(each)) for each in at]
+        lines.append(Row((Cell(key.label), *rest)))
+    return Section(
+        f"{heading(comparison)}: score minus {reference}'s, in points",
+        frame_of([_numbers(key, found.differences[key], p) for key, p in corrected.items()]),
+        (METHOD, f"{SURE}: p < {SIGNIFICANT}, two-sided, Holm-corrected over this table."),
+        columns,
+        tuple(lines),
+    )
+
+
+def _with_groups(comparison: Comparison, keys: Sequence[RowKey], width: int, lines: list[Row]) -> Iterable[RowKey]:
+    """Yield rows, adding the heading of each budget to the lines first."""
+    budget: object = ()
+    for key in keys:
+        if key.budget != budget:
+            budget = key.budget
+            lines.append(group_row(budget_heading(comparison, key), width))
+        yield key
+
+
+def _interval(difference: Difference | None, p: float | None) -> Cell:
+    if difference is None:
+        return Cell(DASH)
+    text = (
+        f"{number(difference.value, sign=True)} [{number(difference.low, sign=True)}, "
+        f"{number(difference.high, sign=True)}]"
+    )
+    return Cell(text, refs=(SURE,) if p is not None and p < SIGNIFICANT else ())
+
+
+def _p(p: float | None) -> str:
+    if p is None or p < 0.001:
+        return DASH if p is None else "<0.001"
+    return f"{p:.3f}" if (p < SIGNIFICANT) == (round(p, 3) < SIGNIFICANT) else f"{p:.5f}"
+
+
+def _numbers(key: Key, difference: Difference | None, p: float | None) -> dict[str, Any]:
+    row, reference, column = key
+    title = known_tasks()[column].title if column != RETENTION else column
+    found: dict[str, Any] = {
+        "Method": row.label,
+        "Budget": budget_label(row.budget),
+        "Against": reference,
+        "Column": title,
+    }
+    if difference is not None:
+        found |= {"Difference": difference.value, "Low": difference.low, "High": difference.high, "p": difference.p}
+    return found | {"p (Holm)": p}

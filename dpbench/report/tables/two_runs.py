@@ -1,0 +1,203 @@
+"""What changed between two runs, and whether it is more than noise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpbench.errors import ConfigError
+from dpbench.report import statistics
+from dpbench.report.intervals import SIGNIFICANT, TOLERANCE
+from dpbench.report.runs import RowKey, Run, known_tasks, load, row_key
+from dpbench.report.statistics import Difference, difference, holm
+from dpbench.report.tables.render import frame_of
+from dpbench.report.tables.scores import budget_label
+from dpbench.report.tables.table import DASH, Cell, Row, Section, number, plain_section
+from dpbench.storage import contributions
+from dpbench.storage.contributions import Contribution
+from dpbench.storage.record import Record
+from dpbench.tasks import aggregators
+
+Key = tuple[RowKey, str, int]
+"""A row, a benchmark and a seed: what both runs may have."""
+NOISE, CHANGED, SAME, UNKNOWN = "noise", "more than noise", "identical", "unknown: no samples"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One cell in both runs.
+
+    Attributes:
+        first: score in the first run.
+        second: score in the second.
+        difference: second minus first with its interval, or None where a run's samples are not there.
+        paired: both answered the same samples.
+    """
+
+    first: float
+    second: float
+    difference: Difference | None
+    paired: bool
+
+
+def sections(first: Path, second: Path, resamples: int = statistics.RESAMPLES) -> list[Section]:
+    """Return what the runs ran under that differs, and every score that both have.
+
+    Raises:
+        ConfigError: the runs have no cell in common.
+        RecordError: a record or a journal cannot be read.
+    """
+    runs = load(first), load(second)
+    cells = _by_key(runs[0]), _by_key(runs[1])
+    common = [key for key in cells[0] if key in cells[1]]
+    if not common:
+        raise ConfigError(
+            f"--diff: {first} and {second} have no method, budget and benchmark in common; give two runs of the same"
+        )
+    changes = compare(runs, cells, common, resamples)
+    return [_circumstances(runs, cells, common), _scores(runs, cells, changes)]
+
+
+def _by_key(run: Run) -> dict[Key, Record]:
+    found = {(row_key(e.cell), e.cell["task"], e.cell["seed"]): e for e in run.records}
+    order = list(known_tasks())
+    return dict(sorted(found.items(), key=lambda item: (_order(item[0][0]), order.index(item[0][1]), item[0][2])))
+
+
+def _order(key: RowKey) -> tuple[Any, ...]:
+    return key.method != "none", -(key.keep or 0), key.prune_rate or 0, key.method, key.params
+
+
+def compare(
+    runs: tuple[Run, Run], cells: tuple[dict[Key, Record], dict[Key, Record]], common: list[Key], resamples: int
+) -> dict[Key, Change]:
+    """Return every common cell's change, paired where both answered the same samples."""
+    known = [_known(run, held, common) for run, held in zip(runs, cells, strict=True)]
+    found = {}
+    for key in common:
+        scores = cells[0][key].score, cells[1][key].score
+        pair = known[0].get(key), known[1].get(key)
+        paired = pair[0] is not None and pair[1] is not None and pair[0].layout.id == pair[1].layout.id
+        each = _difference(pair[0], pair[1], resamples) if pair[0] and pair[1] else None
+        found[key] = Change(*scores, each, paired)
+    return found
+
+
+def _known(run: Run, held: Mapping[Key, Record], common: list[Key]) -> dict[Key, Contribution]:
+    """Return the samples of a run's cells that give the recorded score."""
+    found = contributions.load(run.folder, [held[key] for key in common])
+    cells = {key: found[held[key].cell_id] for key in common if held[key].cell_id in found}
+    scored = {key: float(aggregators.score(cell.sums())[0]) for key, cell in cells.items()}
+    return {key: cell for key, cell in cells.items() if abs(scored[key] - held[key].score) <= TOLERANCE}
+
+
+def _difference(first: Contribution, second: Contribution, resamples: int) -> Difference | None:
+    """Return second minus first; the same images are drawn for both where both asked about the same images."""
+    sums = first.sums(), second.sums()
+    seeds = first.layout.images, second.layout.images
+    drawn = [statistics.resampled({0: each}, seed, resamples)[0] for each, seed in zip(sums, seeds, strict=True)]
+    plain = [float(aggregators.score(each)[0]) for each in sums]
+    return difference(plain[1] - plain[0], drawn[1] - drawn[0], min(len(each.clusters) for each in sums))
+
+
+def _scores(
+    runs: tuple[Run, Run], cells: tuple[dict[Key, Record], dict[Key, Record]], changes: Mapping[Key, Change]
+) -> Section:
+    corrected = holm({key: each.difference.p for key, each in changes.items() if each.difference})
+    told = {key: verdict(each, corrected.get(key)) for key, each in changes.items()}
+    columns = ("Method", "Budget", "Benchmark", "First", "Second", "Second minus first [95 %]", "p", "Verdict")
+    lines = [Row(tuple(map(Cell, _texts(key, each, corrected.get(key), told[key])))) for key, each in changes.items()]
+    numbers = [_numbers(key, each, corrected.get(key), told[key]) for key, each in changes.items()]
+    counts = ", ".join(
+        f"{list(told.values()).count(v)} {v}" for v in (CHANGED, NOISE, SAME, UNKNOWN) if v in told.values()
+    )
+    notes = [
+        f"{counts}, of {len(changes)} cells in both runs; {len(cells[0]) - len(changes)} in the first alone, "
+        f"{len(cells[1]) - len(changes)} in the second alone.",
+        f"95 % intervals from {statistics.RESAMPLES:,} resamples of images; p two-sided, Holm-corrected; "
+        f"more than noise: p < {SIGNIFICANT}.",
+    ]
+    if any(each.difference and not each.paired for each in changes.values()):
+        notes.append(
+            "Where the runs answered different samples the comparison is unpaired, and its intervals are wider."
+        )
+    if UNKNOWN in told.values():
+        notes.append(
+            f"Unknown: a run folder has neither {contributions.NAME} nor samples/ that give its recorded score."
+        )
+    heading = f"Scores of {runs[0].folder.name} (first) and {runs[1].folder.name} (second)"
+    return Section(heading, frame_of(numbers), tuple(notes), columns, tuple(lines))
+
+
+def verdict(change: Change, p: float | None) -> str:
+    """Return whether a change is more than noise."""
+    if change.difference is None or p is None:
+        return UNKNOWN
+    if change.paired and change.difference.low == change.difference.high == change.difference.value == 0:
+        return SAME
+    return CHANGED if p < SIGNIFICANT else NOISE
+
+
+def _texts(key: Key, each: Change, p: float | None, told: str) -> tuple[str, ...]:
+    row, task, seed = key
+    interval = DASH
+    if each.difference:
+        low, high = (number(value, sign=True) for value in (each.difference.low, each.difference.high))
+        interval = f"{number(each.difference.value, sign=True)} [{low}, {high}]"
+    label = row.label + (f" seed {seed}" if seed else "")
+    scores = number(each.first), number(each.second)
+    return label, budget_label(row.budget), known_tasks()[task].title, *scores, interval, number(p, 3), told
+
+
+def _numbers(key: Key, each: Change, p: float | None, told: str) -> dict[str, Any]:
+    row, task, seed = key
+    found: dict[str, Any] = {
+        "Method": row.label,
+        "Budget": budget_label(row.budget),
+        "Benchmark": known_tasks()[task].title,
+        "Seed": seed,
+        "First": each.first,
+        "Second": each.second,
+        "Difference": each.second - each.first,
+    }
+    if each.difference:
+        found |= {"Low": each.difference.low, "High": each.difference.high}
+    return found | {"p (Holm)": p, "Paired": each.paired, "Verdict": told}
+
+
+def _circumstances(
+    runs: tuple[Run, Run], cells: tuple[dict[Key, Record], dict[Key, Record]], common: list[Key]
+) -> Section:
+    """Return what the common cells ran under that is not the same."""
+    both = [_gathered(held[key] for key in common) for held in cells]
+    rows = [
+        (name, *("; ".join(sorted(side.get(name, {"not recorded"}))) for side in both))
+        for name in dict.fromkeys([*both[0], *both[1]])
+        if both[0].get(name) != both[1].get(name)
+    ]
+    heading = f"What differs between {runs[0].folder.name} (first) and {runs[1].folder.name} (second)"
+    notes = (
+        () if rows else ("Nothing that the records hold: same protocol, weights, data, code, versions and machine.",)
+    )
+    return plain_section(heading, ("What", "First", "Second"), rows, notes)
+
+
+IDENTITY = ("method", "params", "keep", "prune_rate", "task", "seed", "fingerprints")
+
+
+def _gathered(records: Iterable[Record]) -> dict[str, set[str]]:
+    """Return every value that protocol, fingerprints and environment take; data and rules by benchmark."""
+    found: dict[str, set[str]] = {}
+    for each in records:
+        names = {name: value for name, value in each.cell.items() if name not in IDENTITY}
+        for name, value in each.cell["fingerprints"].items():
+            owner = {"source": each.cell["method"], "method_files": each.cell["method"]}.get(name)
+            owner = each.cell["task"] if name in ("data", "task") else owner
+            names[f"{name} of {owner}" if owner else name] = value
+        names |= {f"environment: {name}": value for name, value in each.environment.items() if name != "versions"}
+        for name, value in names.items():
+            found.setdefault(name, set()).add(value if isinstance(value, str) else json.dumps(value))
+    return found

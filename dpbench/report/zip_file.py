@@ -1,0 +1,125 @@
+"""A run as one zip file to send: page, tables, manifest, records, environment, hashes, and no path of the sender's.
+
+Tables and page are made from cleaned copies of the run's files: what the files do not say they cannot say either.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+from dpbench.errors import ConfigError, RecordError
+from dpbench.storage import plain_yaml
+from dpbench.storage.contributions import NAME as CONTRIBUTIONS
+
+RUN_FILES = ("manifest.yaml", "environment.json", "records.jsonl", "profile.jsonl")
+HASHES = "SHA256SUMS"
+HIDDEN = "[removed]"
+Parts = Callable[[Sequence[Path]], Mapping[str, str]]
+"""Makes further files, text by name, from run folders."""
+
+_SINCE = (1980, 1, 1, 0, 0, 0)
+_PATH = re.compile(r"(?<![\w:/.~-])(?:[A-Za-z]:)?(?:[/\\][\w.@+~-]+)*[/\\][\w.@+~-]+[/\\]([\w.@+~-]+)")
+_TOKEN = re.compile(r"\b(?:hf_|sk-|gh[a-z]_|github_pat_|glpat-|xox[abp]-|AKIA)[A-Za-z0-9_-]{12,}")
+_SECRET = re.compile(r"(?i)token$|secret|password|authorization|api_?key")
+
+
+def write(out: Path, folders: Sequence[Path], parts: Parts) -> Path:
+    """Write a bundle.
+
+    Args:
+        out: the zip file.
+        folders: run folders; their manifest, records, profiles, environment and packed contributions go in.
+        parts: makes the tables and the page.
+
+    Returns:
+        The file written.
+
+    Raises:
+        ConfigError: two run folders have one name, or `out` cannot be written.
+        RecordError: a run's file is damaged.
+    """
+    names = [folder.resolve().name for folder in folders]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"--bundle: two of the run folders are called {twice[0]!r}; rename one")
+    with TemporaryDirectory() as place:
+        copies = [_copy(folder, Path(place) / name) for folder, name in zip(folders, names, strict=True)]
+        made = {name: text.replace(f"{place}/", "").encode() for name, text in parts(copies).items()}
+        files = {f"{copy.name}/{path.name}": path.read_bytes() for copy in copies for path in _kept(copy)} | made
+    sums = "".join(f"{sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files.items()))
+    _zip(out, {**files, HASHES: sums.encode()})
+    return out
+
+
+def _zip(out: Path, files: Mapping[str, bytes]) -> None:
+    try:
+        with zipfile.ZipFile(out, "w") as archive:
+            for name, data in sorted(files.items()):
+                archive.writestr(zipfile.ZipInfo(name, _SINCE), data, zipfile.ZIP_DEFLATED)
+    except OSError as error:
+        raise ConfigError(f"--bundle: {out} cannot be written ({error.strerror}); give another file") from None
+
+
+def _kept(copy: Path) -> list[Path]:
+    return [copy / name for name in (*RUN_FILES, CONTRIBUTIONS) if (copy / name).is_file()]
+
+
+def _copy(folder: Path, copy: Path) -> Path:
+    """Write cleaned copies of a run's files; its journals, which hold no path, are linked for the page."""
+    copy.mkdir()
+    _check_inside(folder)
+    for name in RUN_FILES:
+        if (folder / name).is_file():
+            (copy / name).write_text(_clean_file(folder / name), encoding="utf-8")
+    if (folder / CONTRIBUTIONS).is_file():
+        (copy / CONTRIBUTIONS).write_bytes((folder / CONTRIBUTIONS).read_bytes())
+    if (folder / "samples").is_dir():
+        (copy / "samples").symlink_to((folder / "samples").resolve(), target_is_directory=True)
+    return copy
+
+
+def _check_inside(folder: Path) -> None:
+    """Refuse a file of a run that is a link to one elsewhere: what it holds is not the run's to send."""
+    for path in (*(folder / name for name in (*RUN_FILES, CONTRIBUTIONS)), *(folder / "samples").glob("*")):
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise RecordError(f"{path} is a link that leads out of the run folder; replace it by the file itself")
+
+
+def _clean_file(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    try:
+        if path.suffix == ".yaml":
+            return yaml.safe_dump(cleaned(plain_yaml.load(text)[0]), sort_keys=False, allow_unicode=True)
+        if path.suffix == ".json":
+            return json.dumps(cleaned(json.loads(text)), indent=2, ensure_ascii=False) + "\n"
+        rows = [json.loads(line) for line in text.split("\n") if line]
+    except ValueError as error:
+        raise RecordError(f"{path} is damaged ({error}); restore it before it is sent") from None
+    return "".join(json.dumps(cleaned(row), ensure_ascii=False) + "\n" for row in rows)
+
+
+def cleaned(value: Any, name: str = "") -> Any:
+    """Return data without absolute paths and without what looks like a token.
+
+    A path keeps its last part: which checkpoint it was stays readable.
+    """
+    if isinstance(value, dict):
+        return {key: cleaned(each, str(key)) for key, each in value.items()}
+    if isinstance(value, list):
+        return [cleaned(each, name) for each in value]
+    if not isinstance(value, str):
+        return value
+    if _SECRET.search(name):
+        return HIDDEN
+    if Path(value).is_absolute():
+        return Path(value).name
+    text = value.replace(f"{Path.home()}/", "") if Path.home() != Path("/") else value
+    return _TOKEN.sub(HIDDEN, _PATH.sub(lambda hit: hit[1], text))

@@ -1,0 +1,178 @@
+"""What each scored unit of a run adds to its benchmark's score, packed into one small file: enough for every interval.
+
+A unit is what is right or wrong as a whole: a sample, an MME pair, an MMBench circle. U units, T ratios of a score (see
+`dpbench.tasks.aggregators`), C clusters. `contributions.npz` lies in the run folder and is committed with the records,
+so that intervals survive without the journals. No torch, no pandas.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpbench import tasks
+from dpbench.errors import RecordError
+from dpbench.storage import journal, record
+from dpbench.storage.journal import Answer
+from dpbench.storage.record import Record
+from dpbench.tasks import aggregators
+from dpbench.tasks.aggregators import Sums
+
+NAME = "contributions.npz"
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The units of a benchmark, shared by all cells that answered the same samples.
+
+    Attributes:
+        unit_U: number of each unit's first sample in its split, int32.
+        cluster_U: number of each unit's image group, in order of first appearance, int32.
+        denominator_UT: what each unit asks, float32.
+        images: hash over the image groups' names in that order.
+    """
+
+    unit_U: NDArray[np.int32]
+    cluster_U: NDArray[np.int32]
+    denominator_UT: NDArray[np.float32]
+    images: str
+
+    @property
+    def id(self) -> str:
+        """Return a hash over all of it."""
+        digest = sha256(self.images.encode())
+        for part in (self.unit_U, self.cluster_U, self.denominator_UT):
+            digest.update(repr(part.shape).encode() + part.tobytes())
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """One cell's units: what was asked and what was right, float32 (U, T)."""
+
+    layout: Layout
+    numerator_UT: NDArray[np.float32]
+
+    def sums(self, chosen_U: NDArray[np.bool_] | None = None) -> Sums:
+        """Add up units per image group, of the chosen ones if some are left out."""
+        keep_U = np.ones(len(self.numerator_UT), dtype=bool) if chosen_U is None else chosen_U
+        _, row_U = np.unique(self.layout.cluster_U[keep_U], return_inverse=True)
+        size = int(row_U.max()) + 1 if len(row_U) else 0
+        added = [
+            np.stack([np.bincount(row_U, part[keep_U, ratio], size) for ratio in range(part.shape[1])], axis=1)
+            for part in (self.numerator_UT, self.layout.denominator_UT)
+        ]
+        return Sums(added[0].astype(np.float64), added[1].astype(np.float64), tuple(map(str, range(size))))
+
+    def right_U(self) -> NDArray[np.bool_]:
+        """Return which units are more right than wrong; VQA's consensus counts from one half."""
+        return np.asarray(2 * self.numerator_UT.sum(1) >= self.layout.denominator_UT.sum(1))
+
+
+def of_answers(task: str, answers: Sequence[Answer]) -> Contribution:
+    """Return a cell's contribution from its journal.
+
+    Raises:
+        RecordError: a sample has no scores this benchmark's aggregator can use.
+    """
+    answers = sorted(answers, key=lambda answer: answer.doc_id)
+    try:
+        names = [unit(task, answer) for answer in answers]
+        sums = aggregators.sums(task, [answer.scores for answer in answers], names)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RecordError(
+            f"the journal of {task} holds scores of another dpbench ({type(error).__name__}: {error}); run it again"
+        ) from None
+    first = {name: answer for name, answer in zip(reversed(names), reversed(answers), strict=True)}
+    group = {name: at for at, name in enumerate(dict.fromkeys(first[unit].image_group for unit in sums.clusters))}
+    layout = Layout(
+        np.array([first[unit].doc_id for unit in sums.clusters], dtype=np.int32),
+        np.array([group[first[unit].image_group] for unit in sums.clusters], dtype=np.int32),
+        sums.denominator_CT.astype(np.float32),
+        sha256("\n".join(group).encode()).hexdigest()[:16],
+    )
+    return Contribution(layout, sums.numerator_CT.astype(np.float32))
+
+
+def unit(task: str, answer: Answer) -> str:
+    """Name what a sample is scored together with."""
+    known = tasks.find(task)
+    found = answer.scores.get(known.metric or "") or {}
+    if known.group == "circle":
+        return f"circle {found['index'] % aggregators.ROTATION}"
+    if known.group == "question_id" and found:
+        return f"{found['category']} {found['question_id']}"
+    return str(answer.doc_id)
+
+
+def pack(folder: Path) -> Path:
+    """Write `contributions.npz` of a run from its records and journals; cells it already holds are not read again.
+
+    Raises:
+        RecordError: a journal cannot be read.
+    """
+    records = record.read(folder / "records.jsonl", Record)
+    known = dict(load(folder, records, journals=True))
+    path = folder / NAME
+    if known:
+        _write(path, known)
+    return path
+
+
+def _write(path: Path, cells: Mapping[str, Contribution]) -> None:
+    arrays: dict[str, NDArray[Any]] = {}
+    index: dict[str, Any] = {"schema": SCHEMA, "cells": {}, "images": {}}
+    for name, cell in sorted(cells.items()):
+        key = cell.layout.id
+        index["cells"][name], index["images"][key] = key, cell.layout.images
+        arrays[f"cell/{name}"] = cell.numerator_UT
+        arrays |= {f"layout/{key}/{part}": getattr(cell.layout, part) for part in _PARTS}
+    partial = path.with_suffix(".partial.npz")
+    np.savez_compressed(partial, index=np.array(json.dumps(index, sort_keys=True)), **arrays)  # type: ignore[arg-type]
+    partial.replace(path)
+
+
+_PARTS = ("unit_U", "cluster_U", "denominator_UT")
+
+
+def load(folder: Path, records: Iterable[Record], *, journals: bool = True) -> dict[str, Contribution]:
+    """Return what is known of these records, by cell id: from the packed file, else from the journals.
+
+    Raises:
+        RecordError: the packed file or a journal cannot be read.
+    """
+    path = folder / NAME
+    found = _read(path) if path.is_file() else {}
+    wanted = {each.cell_id: each for each in records}
+    found = {name: cell for name, cell in found.items() if name in wanted}
+    for name, each in wanted.items():
+        lines = folder / "samples" / f"{name}.jsonl"
+        if journals and name not in found and lines.is_file():
+            found[name] = of_answers(each.cell["task"], list(journal.Journal(lines).answers.values()))
+    return found
+
+
+def _read(path: Path) -> dict[str, Contribution]:
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            index = json.loads(str(arrays["index"]))
+            if index["schema"] != SCHEMA:
+                raise RecordError(
+                    f"{path}: schema {index['schema']!r}, this dpbench reads {SCHEMA}; move the file away"
+                )
+            layouts = {
+                key: Layout(images=images, **{part: arrays[f"layout/{key}/{part}"] for part in _PARTS})
+                for key, images in index["images"].items()
+            }
+            return {name: Contribution(layouts[key], arrays[f"cell/{name}"]) for name, key in index["cells"].items()}
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise RecordError(f"{path} cannot be read ({error}); delete it, a run writes it anew") from None

@@ -1,0 +1,160 @@
+"""Fetching the benchmarks' data from the hub: only the folders and splits that are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from glob import escape
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from dpbench.errors import ConfigError, DpbenchError, MissingError
+from dpbench.tasks import ORGANISATIONS, TASKS, find
+from dpbench.tasks.data import origin
+from dpbench.tasks.data.origin import Origin
+from dpbench.tasks.data.root import configs, pattern
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import DatasetInfo, RepoSibling
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """One repository's files, now on disk.
+
+    Attributes:
+        origin: repository, revision and hashes.
+        folder: where they lie.
+        num_bytes: size of the files asked for.
+    """
+
+    origin: Origin
+    folder: Path
+    num_bytes: int
+
+    @property
+    def size(self) -> str:
+        """Return the size for people."""
+        return f"{self.num_bytes / 1e9:.2f} GB" if self.num_bytes >= 1e7 else f"{self.num_bytes / 1e3:.0f} kB"
+
+
+def pull(names: Sequence[str], to: Path | None, revision: str | None = None) -> Iterator[Pulled]:
+    """Fetch benchmarks' data, one repository at a time; files that are there are kept, broken downloads go on.
+
+    Args:
+        names: as in `dpbench.tasks.TASKS`; none for all ten.
+        to: the data root, made if it is not there; None for the hub's cache.
+        revision: commit, tag or branch; by default the commit a task is pinned to, else the hub's main.
+
+    Raises:
+        ConfigError: a name is unknown, a revision of the cache was asked for, or `to` is a file.
+        MissingError: the hub cannot be reached, or has no such data or revision.
+        DpbenchError: the hub lists a file that would be written outside its folder.
+    """
+    if revision is not None and to is None:
+        raise ConfigError("--revision needs --to DIR: in the hub's cache another revision would not be found again")
+    if to is not None and not next(each for each in (to, *to.absolute().parents) if each.exists()).is_dir():
+        raise ConfigError(f"--to: {to} is not a folder")
+    tasks = {name: find(name) for name in names or TASKS}
+    command = " ".join(
+        ["dpbench data pull", *names, *([f"--revision {revision}"] if revision else []), f"--to {to or 'DIR'}"]
+    )
+    for repository in dict.fromkeys(task.repository for task in tasks.values()):
+        asked = [name for name, task in tasks.items() if task.repository == repository]
+        pinned = revision or tasks[asked[0]].revision
+        info = _find(repository, pinned, command)
+        yield _fetch(info, _wanted(info, asked), to and to / repository, pinned)
+
+
+def _fetch(info: DatasetInfo, wanted: Sequence[RepoSibling], place: Path | None, revision: str | None) -> Pulled:
+    """Download the wanted files into a folder, or into the hub's cache where none is given."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(
+            snapshot_download(
+                info.id,
+                repo_type="dataset",
+                revision=info.sha if place else revision,  # the cache is looked up under the name it was asked by
+                allow_patterns=[escape(sibling.rfilename) for sibling in wanted],
+                local_dir=place,
+            )
+        )
+    except _hub_errors() as error:
+        raise MissingError(
+            f"data pull: {info.id} broke off ({_cause(error)}); run the same command again, it goes on from there"
+        ) from None
+    for sibling in wanted:
+        # The hub's client returns an existing folder, without a word, when the connection breaks before it lists files.
+        if not (folder / sibling.rfilename).is_file():
+            raise MissingError(f"data pull: {info.id} did not arrive whole ({sibling.rfilename}); run it again")
+    hashes = {sibling.rfilename: sibling.lfs.sha256 if sibling.lfs else None for sibling in wanted}
+    fetched = Origin(info.id, str(info.sha), hashes)
+    if place is not None:
+        origin.write(place, fetched.joined(origin.read(place)))
+    return Pulled(fetched, folder, sum(sibling.size or 0 for sibling in wanted))
+
+
+def _find(repository: str, revision: str | None, command: str) -> DatasetInfo:
+    """Return the first organisation's repository that exists, with its files listed.
+
+    Args:
+        repository: without the organisation.
+        revision: commit, tag or branch; None for main.
+        command: to be run elsewhere if there is no network here.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    revisions = []
+    for organisation in ORGANISATIONS:
+        name = f"{organisation}/{repository}"
+        try:
+            return HfApi().dataset_info(name, revision=revision, files_metadata=True)
+        except RevisionNotFoundError:
+            revisions.append(name)
+        except RepositoryNotFoundError:
+            continue
+        except _hub_errors() as error:
+            raise MissingError(
+                f"data pull: {name} cannot be fetched from {constants.ENDPOINT} ({_cause(error)}); "
+                f"run `{command}` on a machine with network and bring that folder here for --data-root"
+            ) from None
+    if revisions:
+        raise MissingError(
+            f"data pull: {' and '.join(revisions)} have no revision {revision!r} on the hub; "
+            "give another with --revision REVISION --to DIR"
+        )
+    tried = " and ".join(f"{organisation}/{repository}" for organisation in ORGANISATIONS)
+    raise MissingError(f"data pull: the hub has no data set {tried}, or not for you (`hf auth login`)")
+
+
+def _hub_errors() -> tuple[type[Exception], ...]:
+    """Return what the hub's client raises; which HTTP library that is from changes with its version."""
+    from huggingface_hub import errors
+
+    return (errors.HTTPError, OSError)  # type: ignore[attr-defined]
+
+
+def _cause(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _wanted(info: DatasetInfo, names: Sequence[str]) -> list[RepoSibling]:
+    """Return the files the benchmarks read, refusing names that lead out of the folder."""
+    wanted: dict[str, RepoSibling] = {}
+    for name in names:
+        task = find(name)
+        for glob in (pattern(task, config) for config in configs(task)):
+            matching = [each for each in info.siblings or () if fnmatch(each.rfilename, glob)]
+            if not matching:
+                raise MissingError(f"data pull: {info.id}@{info.sha} has no file {glob}, which task {name} reads")
+            wanted |= {each.rfilename: each for each in matching}
+    for path in wanted:
+        if PurePosixPath(path).is_absolute() or {"..", ""} & set(path.split("/")) or "\\" in path or ":" in path:
+            raise DpbenchError(
+                f"data pull: {info.id} lists a file {path!r}, which would be written outside its folder; "
+                "nothing was fetched from it"
+            )
+    return list(wanted.values())

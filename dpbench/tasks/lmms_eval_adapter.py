@@ -1,0 +1,335 @@
+"""The lmms-eval adapter: tasks in, requests out, scores back. The only module (with `tasks/`) that imports lmms_eval.
+
+Two passes. `build` loads a task's data once and lists its requests; the runner answers them for every cell into
+journals; `score` lets lmms-eval score a cell through a model that only looks its answers up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from glob import escape
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Image as ImageColumn
+from loguru import logger as eval_logger
+from PIL.Image import Image
+from tenacity import RetryError
+
+from dpbench import tasks
+from dpbench.errors import ConfigError, DpbenchError
+from dpbench.tasks.data.images import whole_only
+from dpbench.tasks.data.root import data_files
+
+eval_logger.disable("lmms_eval")
+
+from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts  # noqa: E402
+from lmms_eval.api.model import lmms  # noqa: E402
+from lmms_eval.api.task import ConfigurableTask  # noqa: E402
+from lmms_eval.evaluator import simple_evaluate  # noqa: E402
+from lmms_eval.tasks import TaskManager  # noqa: E402
+from lmms_eval.utils import load_yaml_config  # noqa: E402
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One sample as lmms-eval asks it.
+
+    Attributes:
+        task: as in `dpbench.tasks.TASKS`.
+        doc_id: the sample's number in its split.
+        text: the whole prompt after the image.
+        max_new_tokens: length limit.
+        until: strings at which the answer ends.
+    """
+
+    task: str
+    doc_id: int
+    text: str
+    max_new_tokens: int
+    until: tuple[str, ...]
+
+    @property
+    def prompt_hash(self) -> str:
+        """Return what tells this prompt from another wording of it."""
+        return sha256(self.text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltTask:
+    """A task with its data loaded, and the requests within the limit."""
+
+    name: str
+    task: ConfigurableTask
+    requests: tuple[Request, ...]
+    files: Callable[[int], list[bytes]]
+    hashes: dict[int, tuple[str, ...]] = field(default_factory=dict)
+
+    def image_hashes(self, request: Request) -> tuple[str, ...]:
+        """Return a SHA-256 prefix over the file of each of a sample's images; nothing is decoded."""
+        if request.doc_id not in self.hashes:
+            found = self.files(request.doc_id)
+            self.hashes[request.doc_id] = tuple(sha256(each).hexdigest()[:16] for each in found)
+        return self.hashes[request.doc_id]
+
+    def image_group(self, request: Request) -> str:
+        """Return what samples of the same image, or the same images, share."""
+        hashes = self.image_hashes(request)
+        return hashes[0] if len(hashes) == 1 else sha256("".join(hashes).encode()).hexdigest()[:16]
+
+    def images(self, request: Request) -> list[Image]:
+        """Decode a sample's images; `datasets` turns those upright that EXIF says are not, here as in lmms-eval.
+
+        Raises:
+            OSError: one is broken or cut off.
+            DecompressionBombError: one is too large to be an image.
+        """
+        with whole_only():
+            images = list(self.task.doc_to_visual(self.task.test_docs()[request.doc_id]))
+            for image in images:
+                image.load()
+        return images
+
+    def scores(self, request: Request, answer: str) -> dict[str, Any]:
+        """Return what lmms-eval makes of one answer."""
+        doc = self.task.test_docs_no_media()[request.doc_id]
+        with _unwrapped():
+            return dict(self.task.process_results(doc, [answer]))
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What lmms-eval reports for one cell: its metrics, and per sample what they were made of."""
+
+    metrics: Mapping[str, float]
+    samples: Sequence[Mapping[str, Any]]
+
+
+class LookUp(lmms):  # type: ignore[misc]
+    """A model that answers from a journal and never generates."""
+
+    is_simple = True
+
+    def __init__(self, cell_id: str, answer: Callable[[int, str], str]) -> None:
+        super().__init__()
+        self.cell_id = cell_id
+        self.answer = answer
+
+    def __repr__(self) -> str:
+        """Name the cell: lmms-eval keys caches on this."""
+        return f"dpbench:{self.cell_id}"
+
+    def clean(self) -> None:
+        """Keep everything; lmms-eval's own version deletes the model."""
+
+    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Look every answer up."""
+        found = [self.answer(request.args[3], request.args[0]) for request in requests]
+        return [GenerationResult(text, TokenCounts()) for text in found]
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Refuse: none of the ten tasks has several rounds."""
+        raise DpbenchError("dpbench's tasks have one round")
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Refuse: all ten tasks generate."""
+        raise DpbenchError("dpbench's tasks generate")
+
+
+def build(name: str, data_root: Path | None, *, limit: int | None, ocr: bool = False) -> BuiltTask:
+    """Load a task's data and list its requests.
+
+    Args:
+        name: as in `dpbench.tasks.TASKS`.
+        data_root: where the data lies, or None for the hub's cache.
+        limit: at least so many samples, in whole groups (MME pairs, MMBench circles).
+        ocr: give TextVQA's OCR tokens in the prompt.
+
+    Raises:
+        MissingError: the data is not there.
+    """
+    known = tasks.find(name)
+    with _quiet(), _uncounted(), _unwrapped():
+        config = load_yaml_config(str(tasks.yaml_path(name)))
+        config |= {"dataset_path": "parquet", "dataset_name": None}
+        config["dataset_kwargs"] = {"data_files": {known.split: _literal(data_files(name, data_root))}}
+        table = ImageTable.load(data_files(name, data_root, known.images)) if known.images else None
+        if table:
+            config["doc_to_visual"] = table.visual
+        if ocr and name == "textvqa":
+            config["lmms_eval_specific_kwargs"]["default"]["ocr"] = True
+        task = ConfigurableTask(config=config, model_name="dpbench")
+        stop = whole_groups(known, task, limit)
+        task.build_all_requests(limit=stop)
+    requests = tuple(_request(name, instance) for instance in task.instances)
+    return BuiltTask(name, task, requests, table.files(task) if table else _files(task.test_docs()))
+
+
+def _literal(paths: Sequence[Path]) -> list[str]:
+    """Return paths as `datasets` takes them: it reads [, ? and * as a pattern, and a pattern past no linked folder."""
+    return [escape(str(path.parent.resolve() / path.name)) for path in paths]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageTable:
+    """Images kept apart from their questions (GQA), found by id."""
+
+    images: datasets.Dataset
+    row_of: Mapping[str, int]
+
+    @classmethod
+    def load(cls, paths: Sequence[Path]) -> ImageTable:
+        """Open a split of images with their ids."""
+        images = datasets.load_dataset("parquet", data_files=_literal(paths), split="train")
+        return cls(images, {image_id: row for row, image_id in enumerate(images["id"])})
+
+    def visual(self, doc: Mapping[str, Any]) -> list[Image]:
+        """Decode a sample's image: lmms-eval's `doc_to_visual`."""
+        return [self.images[self.row_of[doc["imageId"]]]["image"].convert("RGB")]
+
+    def files(self, task: ConfigurableTask) -> Callable[[int], list[bytes]]:
+        """Return what finds the image file of a task's sample."""
+        ids, file_of = task.test_docs_no_media()["imageId"], _files(self.images)
+        return lambda doc_id: file_of(self.row_of[ids[doc_id]])
+
+
+def _files(docs: datasets.Dataset) -> Callable[[int], list[bytes]]:
+    """Return what reads the image files in a row as they are, without decoding them."""
+    columns = [name for name, kind in docs.features.items() if isinstance(getattr(kind, "feature", kind), ImageColumn)]
+    rows = docs.select_columns(columns).with_format("arrow")
+
+    def read(row: int) -> list[bytes]:
+        cells = [cell for column in rows[row].columns for cell in column.to_pylist()]
+        entries = [each for cell in cells for each in (cell if isinstance(cell, list) else [cell]) if each]
+        return [_content(each) for each in entries]
+
+    return read
+
+
+def _content(entry: Mapping[str, Any]) -> bytes:
+    """Return an image file, as it is: empty where the row has none, which decoding will say."""
+    if entry["bytes"] is None and entry["path"] is not None:
+        return Path(entry["path"]).read_bytes()
+    return entry["bytes"] or b""
+
+
+def _request(name: str, instance: Instance) -> Request:
+    text, generation, _, doc_id, _, _ = instance.args
+    until = generation.get("until") or ()
+    return Request(
+        task=name,
+        doc_id=doc_id,
+        text=text,
+        max_new_tokens=generation["max_new_tokens"],
+        until=(until,) if isinstance(until, str) else tuple(until),
+    )
+
+
+def whole_groups(known: tasks.Task, task: ConfigurableTask, limit: int | None) -> int | None:
+    """Return the smallest number of samples, at least `limit`, that splits no group."""
+    if limit is None or known.column is None:
+        return limit
+    column = list(task.test_docs_no_media()[known.column])
+    keys = [value % 1_000_000 for value in column] if known.group == "circle" else column
+    last = {key: at for at, key in enumerate(keys)}
+    stop, at = min(limit, len(keys)), 0
+    while at < stop:
+        stop = max(stop, last[keys[at]] + 1)
+        at += 1
+    return stop
+
+
+def score(built: BuiltTask, cell_id: str, answers: Mapping[tuple[int, str], str]) -> Scores:
+    """Let lmms-eval score a cell's answers.
+
+    Args:
+        built: the task, with the same requests the answers are to.
+        cell_id: names the look-up model.
+        answers: by sample number and prompt.
+    """
+    settings = argparse.Namespace(process_with_media=False, output_path=os.devnull, reasoning_tags=None)
+    model = LookUp(cell_id, lambda doc_id, text: answers[doc_id, text])
+    with _quiet(), _unwrapped():
+        result = simple_evaluate(
+            model=model,
+            tasks=[built.task],
+            task_manager=_own_tasks(),
+            cli_args=settings,
+            log_samples=True,
+            batch_size=1,
+            limit=len(built.requests),
+            bootstrap_iters=0,
+            verbosity="ERROR",
+            process_docs_parallel=1,
+        )
+    key = f"dpb_{built.name}"
+    found = {name.removesuffix(",none"): value for name, value in result["results"][key].items()}
+    numbers = {name: float(v) for name, v in found.items() if isinstance(v, int | float) and "_stderr" not in name}
+    return Scores(numbers, result["samples"][key])
+
+
+def percent(name: str, scores: Scores) -> float:
+    """Return a task's score on 0-100.
+
+    Raises:
+        ConfigError: only a server scores it.
+    """
+    known = tasks.find(name)
+    if known.metric is None:
+        raise ConfigError(f"task {name}: only its server scores it; write the answers with dpbench.tasks.submission")
+    value = scores.metrics[known.metric]
+    if known.percent == "percent":
+        return value
+    if known.percent == "ratio":
+        return 100 * value
+    from dpbench.tasks.scoring import mme_maximum
+
+    parts = [sample[known.metric] for sample in scores.samples if sample.get(known.metric)]
+    return 100 * value / mme_maximum(parts)
+
+
+def _own_tasks() -> TaskManager:
+    return TaskManager(
+        "ERROR", include_path=str(tasks.yaml_path("gqa").parent), include_defaults=False, model_name="dpbench"
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep lmms-eval's tables, bars and prints off the terminal; errors still raise."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        bars = datasets.are_progress_bars_disabled()
+        datasets.disable_progress_bars()
+        try:
+            yield
+        finally:
+            if not bars:
+                datasets.enable_progress_bars()
+
+
+@contextlib.contextmanager
+def _uncounted() -> Iterator[None]:
+    """Keep `datasets` from telling a server of each load, local files included; without network it waits for that."""
+    counting = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    try:
+        yield
+    finally:
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counting
+
+
+@contextlib.contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Raise what really went wrong instead of tenacity's RetryError around it."""
+    try:
+        yield
+    except RetryError as error:
+        cause = error.last_attempt.exception()
+        raise cause if cause is not None else error from None

@@ -1,0 +1,1 @@
+"""`dpbench visualize`: what methods keep of one image."""

@@ -1,0 +1,254 @@
+"""What methods keep of one image: the decisions behind `dpbench visualize`, ready to be drawn.
+
+Shape letters: N visual tokens of the image, K kept ones, H and W pixels of the picture.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from dpbench import backbones, registry
+from dpbench.backbones.base import Backbone, Features, Pixels, Prompt
+from dpbench.budget import EVERYTHING, BudgetRequest
+from dpbench.engine import decision, forward, pruned_prompt
+from dpbench.errors import ConfigError
+from dpbench.machine.device import pick_device
+from dpbench.method import Method, Reduction
+from dpbench.tasks.data.images import whole_only
+from dpbench.visualize import picture as kept_figure
+from dpbench.visualize.picture import Kept, Sheet
+
+SAMPLE = "picture"
+"""Names the sample that a method's randomness is seeded by."""
+
+
+def read_image(path: Path) -> Image.Image:
+    """Return an image file as RGB, upright where EXIF says it is not: as benchmarks' images are read.
+
+    Raises:
+        ConfigError: it is not there, no file, empty, cut off or no image.
+    """
+    if not path.exists():
+        raise ConfigError(f"IMAGE: there is no file {path}; give an image file")
+    if path.is_dir():
+        raise ConfigError(f"IMAGE: {path} is a folder; give an image file")
+    try:
+        if path.stat().st_size == 0:
+            raise ConfigError(f"IMAGE: {path} is empty (0 bytes); give a whole image file")
+        with whole_only(), Image.open(path) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except UnidentifiedImageError:
+        raise ConfigError(f"IMAGE: {path} is no image that Pillow can read; give a PNG, JPEG or WebP file") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ConfigError(f"IMAGE: {path} cannot be read ({error}); give a whole image file") from None
+
+
+def kept(
+    backbone: Backbone, image: Image.Image, names: Sequence[str], rule: decision.Rule, question: str
+) -> list[Kept]:
+    """Return what each method keeps: one entry for a decision before the LLM, one for each cut inside it.
+
+    Args:
+        backbone: loaded.
+        image: RGB.
+        names: of registered methods.
+        rule: the budget.
+        question: what methods that read it are asked.
+
+    Raises:
+        ConfigError: an unknown method, or a budget out of its reach.
+        UnsupportedError: the backbone lacks what a method reads.
+    """
+    return [each for name in names for each in _kept(backbone, image, name, rule, question)]
+
+
+@torch.inference_mode()
+def _kept(backbone: Backbone, image: Image.Image, name: str, rule: decision.Rule, question: str) -> Iterator[Kept]:
+    method, decided = recorded(registry.load(name).bind(backbone))
+    prompt = decision.prompt_of(backbone, method, [image], question, rule)
+    (features,) = backbone.encode(prompt.pixels, method.needs(backbone.provides))
+    generators = [decision.image_generator(0, SAMPLE, 0)]
+    spliced = pruned_prompt.splice(backbone, method, prompt, [features], generators, rule)
+    sheet = sheet_of(backbone, image, prompt, features)
+    (before,) = spliced.kept
+    if not spliced.cuts:
+        whole = torch.arange(len(features.embeds_ND))
+        yield _decision(f"{name}\n", sheet, features, before, whole, num_mixed(backbone, features, before))
+        return
+    (rows,) = spliced.tokens
+    with forward.pruned(backbone, method, [spliced]):
+        batch = forward.collate([spliced])
+        backbone.logits(batch.embeds_BLD, None, batch.positions_PBL, last=True)
+    for cut, reduction in zip(spliced.cuts, decided, strict=True):
+        chosen = reduction.indices_K.cpu()
+        merged = int((chosen < 0).sum())
+        yield _decision(f"{name}\nbefore layer {cut.layer}: ", sheet, features, reduction, rows, merged)
+        rows = torch.where(chosen < 0, -1, rows[chosen.clamp(min=0)])
+
+
+def recorded(method: Method) -> tuple[Method, list[Reduction]]:
+    """Return a copy of a bound method and the list that what it selects inside the LLM is added to."""
+    copied, decided = copy.copy(method), list[Reduction]()
+
+    def select(view: Any) -> Reduction:
+        decided.append(method.select(view))
+        return decided[-1]
+
+    object.__setattr__(copied, "select", select)
+    return copied, decided
+
+
+def num_mixed(backbone: Backbone, features: Features, reduction: Reduction) -> int:
+    """Return how many rows are not the very embedding of a token: means, CLS, padding."""
+    rows, index = (
+        pruned_prompt.rows_of(backbone, features, reduction),
+        reduction.indices_K.to(features.embeds_ND.device),
+    )
+    plain = (rows - features.embeds_ND[index.clamp(min=0)]).abs().amax(-1) <= 1e-4 * rows.abs().amax()
+    return int((~plain | (index < 0)).sum())
+
+
+def _decision(title: str, sheet: Sheet, features: Features, reduction: Reduction, alive: Tensor, mixed: int) -> Kept:
+    """Return one decision in the image's own tokens.
+
+    Args:
+        title: method and place.
+        sheet: where each token is.
+        features: of the image.
+        reduction: indices and scores among the tokens alive.
+        alive: which token each of them is, int64.
+        mixed: how many rows are no single token.
+    """
+    chosen = reduction.indices_K.cpu()
+    tokens = alive[chosen[chosen >= 0]].unique()
+    scores_N = np.full(len(features.embeds_ND), np.nan)
+    if reduction.scores_N is not None and len(reduction.scores_N) == len(alive):
+        scores_N[alive.numpy()] = reduction.scores_N.double().cpu().numpy()
+    unit = torch.nn.functional.normalize(features.embeds_ND.float(), dim=-1).cpu().numpy()
+    shown = f"{title}{len(chosen)} of {len(features.embeds_ND)}{f', {mixed} mixed' if mixed else ''}"
+    return Kept(shown, sheet, tokens[tokens >= 0].numpy(), scores_N, unit)
+
+
+def sheet_of(backbone: Backbone, image: Image.Image, prompt: Prompt, features: Features) -> Sheet:
+    """Return the picture of what the tower sees, and where each token's patch is in it.
+
+    AnyRes: the base view, and beside it the tiles as the one map the LLM reads; patches of padding are in neither.
+    """
+    (pixels,) = prompt.pixels
+    places = [part.cpu().numpy() for part in (features.view_N, features.row_N, features.col_N)]
+    views = _views(backbone, image, pixels, int(places[1].max()) + 1, int(places[2].max()) + 1)
+    cell = views[0].shape[0] // (int(places[1].max()) + 1)
+    row_N, col_N, gap = *_map_places(features, places), cell
+    tiles = places[0] > 0
+    left = gap + (int(places[2].max()) + 1) * cell
+    x_N = np.where(row_N < 0, -1, col_N * cell + np.where(tiles, left, 0))
+    y_N = np.where(row_N < 0, -1, row_N * cell)
+    canvas = np.full((int(y_N.max()) + cell, int(x_N.max()) + cell, 3), 255, dtype=np.uint8)
+    for token in np.flatnonzero(x_N >= 0):
+        view, row, col = (int(part[token]) * (cell if at else 1) for at, part in enumerate(places))
+        patch = views[view][row : row + cell, col : col + cell]
+        canvas[y_N[token] : y_N[token] + cell, x_N[token] : x_N[token] + cell] = patch
+    return Sheet(canvas, np.stack([x_N, y_N], axis=1), cell)
+
+
+def _views(backbone: Backbone, image: Image.Image, pixels: Pixels, rows: int, cols: int) -> list[NDArray[np.uint8]]:
+    """Return every view, (H, W, 3); native-resolution towers have patches only, so there the image is resized."""
+    values, processor = pixels.values.float().cpu(), backbone.processor.image_processor
+    if values.ndim == 2:
+        step = max(image.height // rows, 1)
+        return [np.asarray(image.resize((cols * step, rows * step)))]
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (processor.image_mean, processor.image_std))
+    seen = ((values * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+    return [each.permute(1, 2, 0).numpy() for each in (seen if seen.ndim == 4 else seen[None])]
+
+
+def _map_places(features: Features, places: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return row and column of each token in its map: the base view, or all tiles as one; -1 where it is not read."""
+    view_N, row_N, col_N = (part.copy() for part in places)
+    slot_N = features.slot_N.numpy()
+    tiles = np.flatnonzero((view_N > 0) & (slot_N >= 0))
+    row_N[slot_N < 0] = -1
+    if len(tiles):
+        slots = np.sort(slot_N[tiles])
+        gaps = np.flatnonzero(np.diff(slots) > 1)
+        stride = (int(gaps[0]) + 1 if len(gaps) else len(slots)) + 1  # a row of the map, and its newline
+        row_N[tiles], col_N[tiles] = np.divmod(slot_N[tiles] - slots[0], stride)
+    return row_N, col_N
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What `dpbench visualize` draws.
+
+    Attributes:
+        image: a file.
+        methods: names.
+        out: the picture; its suffix says what kind.
+        backbone: its name.
+        budget: as requested.
+        question: what methods that read it are asked.
+        show: rows of the picture, of `picture.SHOWN`; empty for all.
+        weights: folder or hub repository in place of the default.
+        revision: of a hub repository.
+        device: "auto", "cpu" or "cuda".
+        dtype: of the weights.
+    """
+
+    image: Path
+    methods: Sequence[str]
+    out: Path
+    backbone: str = "toy-llava"
+    budget: BudgetRequest = EVERYTHING
+    question: str = "Describe the image."
+    show: Sequence[str] = ()
+    weights: str | None = None
+    revision: str | None = None
+    device: str = "auto"
+    dtype: str = "float32"
+
+
+def _check(request: Request) -> None:
+    """Refuse unknown methods and a budget that is missing or more than the image has.
+
+    Raises:
+        ConfigError: names the first of them.
+    """
+    if not request.methods:
+        raise ConfigError("--method is missing; name one or several, as in --method random,diffprune")
+    for name in request.methods:
+        registry.find(name)
+    most, keep = backbones.find(request.backbone).num_visual, request.budget.keep
+    if request.budget.keeps_all and any(name != "none" for name in request.methods):
+        raise ConfigError("the methods need a budget; give --keep K or --prune-rate R")
+    if keep is not None and most is not None and keep > most:
+        raise ConfigError(f"--keep: {keep} is more than the {most} visual tokens of {request.backbone}")
+
+
+def draw(request: Request) -> str:
+    """Draw what methods keep of an image, and return a line that says where the picture is.
+
+    Raises:
+        ConfigError: a part of the request is wrong.
+        MissingError: the weights are not there.
+        UnsupportedError: the backbone lacks what a method reads.
+    """
+    _check(request)
+    opened, shown = read_image(request.image), kept_figure.shown(request.show or None)
+    kept_figure.check_out(request.out)
+    name, weights, revision = request.backbone, request.weights, request.revision
+    backbones.locate(name, weights, revision)
+    device = pick_device(request.device)
+    loaded = backbones.load(name, weights=weights, revision=revision, device=device, dtype=request.dtype)
+    rule = decision.Rule(request.budget)
+    kept_figure.write(kept(loaded, opened, request.methods, rule, request.question), shown, request.out)
+    return f"{request.out}: {', '.join(request.methods)} on {request.image.name}, {request.backbone}"

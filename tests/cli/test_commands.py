@@ -1,0 +1,168 @@
+"""The command line: help, mistakes in one sentence with exit code 2, and a frozen list of commands and options."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from places import TOY_DATA
+
+from dpbench.cli import arguments as flags
+from dpbench.cli import commands
+
+CELL_FLAGS = {
+    "--method", "--param", "--backbone", "--weights", "--revision", "--quantize", "--device-map", "--keep",
+    "--prune-rate", "--budget-kind", "--device", "--dtype", "--attention", "--prompt", "--anyres", "--newline",
+    "--min-pixels", "--max-pixels", "--out",
+}  # fmt: skip
+COMMANDS = {
+    "run": CELL_FLAGS | {
+        "--tasks", "--limit", "--subset", "--protocol", "--batch-size", "--feature-cache", "--num-shards", "--shard",
+        "--data-root", "--dry-run", "--no-wait", "--sample-timeout",
+    },
+    "merge": {"--data-root"},
+    "train": {
+        "--backbone", "--variant", "--keep", "--data", "--out", "--steps", "--batch-size", "--seed", "--weights",
+        "--revision", "--dtype", "--device", "--param", "--resume",
+    },
+    "profile": CELL_FLAGS | {
+        "--batch-size", "--image-size", "--text-tokens", "--repetitions", "--seconds", "--warmups", "--answers",
+        "--compile", "--cuda-graph", "--sweep", "--flops-only",
+    },
+    "report": {
+        "--run", "--table", "--format", "--out", "--compare", "--paper", "--diff", "--subset", "--figures", "--bundle",
+        "--max-mb", "--data-root",
+    },
+    "visualize": {
+        "--question", "--backbone", "--weights", "--revision", "--method", "--keep", "--prune-rate", "--device",
+        "--dtype", "--out", "--show",
+    },
+    "doctor": {"--data-root"},
+    "check": {"--param", "--backbone", "--goldens"},
+    "list methods": {"--cited"},
+    "list backbones": set(),
+    "list tasks": {"--data-root"},
+    "list manifests": set(),
+    "data pull": {"--to", "--revision"},
+    "data verify": {"--data-root", "--revision", "--quick"},
+    "toy build": {"--out", "--seed", "--scale", "--device", "--compile"},
+    "toy data": {"--out", "--seed"},
+    "toy bars": {"--run", "--device"},
+}  # fmt: skip
+
+
+def dpbench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str]:
+    """Run a command as a shell would and return its exit code and everything it printed."""
+    monkeypatch.setattr(sys, "argv", ["dpbench", *arguments])
+    with pytest.raises(SystemExit) as done:
+        commands.main()
+    printed = capsys.readouterr()
+    return int(done.value.code or 0), printed.out + printed.err
+
+
+def test_commands_and_options_are_the_frozen_ones() -> None:
+    found = {}
+    root = typer.main.get_command(commands.app)
+    for name, command in root.commands.items():  # type: ignore[attr-defined]
+        parts = getattr(command, "commands", {"": command})
+        for part, leaf in parts.items():
+            options = {flag for option in leaf.params for flag in option.opts if flag.startswith("--")}
+            found[f"{name} {part}".strip()] = options
+    assert found == COMMANDS
+
+
+CELL = ("run", "--backbone", "toy-llava", "--keep", "16", "--tasks", "pope")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "--method", "holow", "--backbone", "toy-llava", "--keep", "16"), "there is no method 'holow'"),
+        ((*CELL, "--method", "cls-attentoin"), "did you mean 'cls-attention'"),
+        ((*CELL, "--method", "grid", "--param", "position=original"), "did you mean 'positions'"),
+        ((*CELL, "--method", "grid", "--param", "positions"), "name=value"),
+        ((*CELL, "--method", "grid", "--prune-rate", "0.5"), "--keep and --prune-rate both"),
+        (("run", "--method", "grid", "--backbone", "toy-lava", "--keep", "16"), "did you mean 'toy-llava'"),
+        (("run", "--method", "grid", "--backbone", "toy-llava"), "needs a budget"),
+        (("run", "--method", "grid", "--keep", "16"), "--backbone is missing"),
+        (("run",), "--method is missing"),
+        (("run", "--method", "grid", "--backbone", "toy-llava", "--keep", "500"), "more than the 144 visual tokens"),
+        (("run", "--method", "grid", "--backbone", "toy-llava", "--keep", "0"), "greater than or equal to 1"),
+        ((*CELL, "--method", "grid", "--param", "positions=["), "not YAML"),
+        (("run", "--backbone", "toy-llava", "--method", "none", "--keep", "16"), "none keeps every visual token"),
+        (("toy", "bars"), "holds no records"),
+        (("run", "quickstrt"), "did you mean 'quickstart'"),
+        (("run", "quickstart", "--keep", "16"), "cannot be combined with the manifest"),
+        (("run", "quickstart", "--tasks", "pop"), "did you mean 'pope'"),
+        (("run", "quickstart", "--batch-size", "many"), "batch_size"),
+        (("run", "quickstart", "--data-root", "nowhere"), "there is no folder nowhere"),
+        (("data", "pull", "pop"), "did you mean 'pope'"),
+        (("data", "pull", "pope", "--revision", "v1"), "--revision needs --to DIR"),
+        (("data", "verify", "pop"), "did you mean 'pope'"),
+        (("data", "verify", "--data-root", "nowhere"), "there is no folder nowhere"),
+        (("report",), "there are no records"),
+        (("report", "--run", "nowhere"), "holds no records.jsonl"),
+        (("report", "--format", "word"), "word"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_exit_with_two(
+    arguments: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, printed = dpbench(capsys, monkeypatch, *arguments)
+    assert code == 2
+    assert message in printed
+    assert "Traceback" not in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cell_runs_from_any_folder_and_reports(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_folder: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = f"name: cell\nbackbone: {{name: toy-llava, weights: {tiny_folder}}}\nmethods: [none, grid]\n"
+    Path("cell.yaml").write_text(text + "budgets: {keep: [16]}\ntasks: [pope]\nprotocol: {limit: 4}\n")
+    code, printed = dpbench(capsys, monkeypatch, "run", "cell.yaml", "--dry-run", "--data-root", str(TOY_DATA))
+    assert (code, "2 cells to run, 0 done" in printed) == (0, True)
+    assert not Path("results").exists()
+    code, printed = dpbench(capsys, monkeypatch, "run", "cell.yaml", "--data-root", str(TOY_DATA))
+    assert (code, "2 records added" in printed) == (0, True)
+    code, printed = dpbench(capsys, monkeypatch, "run", "cell.yaml", "--data-root", str(TOY_DATA))
+    assert (code, "0 cells to run" in printed) == (0, True)
+    code, printed = dpbench(capsys, monkeypatch, "report")
+    assert "| grid " in printed
+    code, printed = dpbench(capsys, monkeypatch, "report", "--format", "csv")
+    assert "Method,Budget,Location,Tokens,POPE,Retention" in printed
+    code, printed = dpbench(capsys, monkeypatch, "profile", "cell.yaml", "--repetitions", "2", "--seconds", "0")
+    assert (code, "Prefill (ms)" in printed) == (0, True)
+
+
+def test_the_toy_data_root_can_be_written_anywhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dpbench.toy import mirror
+
+    monkeypatch.setattr(mirror, "tables", lambda seed: {"POPE/data/test": [{"question": "?", "answer": "no"}]})
+    code, printed = dpbench(capsys, monkeypatch, "toy", "data", "--out", str(tmp_path / "root"))
+    assert code == 0
+    assert Path(printed.strip()).is_file()
+
+
+@pytest.mark.parametrize(("given", "ocr"), [(None, False), ("lmms-eval", False), ("llava", True)])
+def test_the_protocol_decides_on_ocr_tokens(given: str | None, ocr: bool) -> None:
+    wanted = flags.manifest(None, flags.Flags(method="none", backbone="toy-llava", asked_as=given))
+    assert wanted.protocol.ocr is ocr
+
+
+def test_on_another_backbone_a_method_it_cannot_serve_is_named_and_left_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wanted = flags.manifest(Path("table1-llava-1.5"), flags.Flags(backbone="toy-llava"))
+    names = [each.name for each in wanted.methods]
+    assert "visionzip" in names
+    assert "cdpruner" not in names
+    assert "left out: cdpruner" in capsys.readouterr().err

@@ -1,0 +1,103 @@
+"""The conformance suite: it passes what is right, finds what is wrong, and runs methods of other packages."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from places import GOLDENS
+
+from dpbench import registry
+from dpbench.cli import arguments
+from dpbench.conformance import suite
+from dpbench.method import Method, Reduction, VisualTokens
+
+
+@pytest.mark.parametrize("name", sorted(registry.methods()))
+def test_every_shipped_method_conforms_everywhere_it_claims(name: str) -> None:
+    wrong = [each for each in suite.check(name, {}) if not each.passed]
+    assert not wrong
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base(Method):
+    budgeted = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TooMany(Base):
+    def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
+        return Reduction(torch.arange(min(len(visual), keep + 3)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twice(Base):
+    def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
+        return Reduction(torch.zeros(keep, dtype=torch.int64))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restless(Base):
+    def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
+        return Reduction(torch.randperm(len(visual))[:keep].sort().values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vandal(Base):
+    def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
+        visual.embeds_ND.mul_(2)
+        return Reduction(torch.arange(keep))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outside(Base):
+    def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
+        return Reduction(torch.full((keep,), len(visual)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Greedy(Base):
+    def needs(self, provides: frozenset[str]) -> frozenset[str]:
+        return frozenset({"cls_atention"})
+
+
+@pytest.mark.parametrize(
+    ("method", "title"),
+    [
+        (TooMany, "keeps to the budget"),
+        (Twice, "keeps valid tokens once"),
+        (Restless, "repeats itself"),
+        (Vandal, "does not change its input"),
+        (Outside, "keeps to the budget"),
+        (Greedy, "asks for what exists"),
+    ],
+)
+def test_each_fault_is_found(monkeypatch: pytest.MonkeyPatch, method: type[Method], title: str) -> None:
+    def load(name: str, params: Any = None) -> Method:
+        return method()
+
+    monkeypatch.setattr(registry, "load", load)
+    torch.manual_seed(0)
+    found = {each.check for each in suite.check("theirs", {}, ("llava",)) if not each.passed}
+    assert title in found
+
+
+def test_vectors_that_pass_are_counted() -> None:
+    lines, passed = arguments.conformance("holov", [], ("llava",), GOLDENS)
+    assert passed
+    assert lines[-1] == f"{len(list(GOLDENS.glob('holov_*')))} of {len(list(GOLDENS.glob('holov_*')))} vectors"
+
+
+def test_a_method_of_another_package_is_checked_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin is a package with an entry point: no line of dpbench knows it."""
+    plugin = Path(__file__).parents[1] / "plugin"
+    monkeypatch.syspath_prepend(str(plugin))
+    registry.methods.cache_clear()
+    try:
+        assert "first-row" in registry.methods()
+        assert registry.summary("first-row") == "Keep the first tokens in reading order."
+        lines, passed = arguments.conformance("first-row", ["positions=original"], ("llava", "qwen2_5_vl"), None)
+        assert passed, lines
+    finally:
+        registry.methods.cache_clear()

@@ -1,0 +1,338 @@
+"""Answering: an image is read once for all, batched answers are those of batch 1, what fails is told and counted."""
+
+import threading
+import time
+from concurrent.futures import wait
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from places import TOY_DATA
+from rich.console import Console
+
+from dpbench import backbones
+from dpbench.backbones import miniatures
+from dpbench.backbones.base import Backbone
+from dpbench.engine import pruned_prompt
+from dpbench.engine.encoding import Encoder
+from dpbench.engine.feature_cache import FeatureCache
+from dpbench.evaluation import answering
+from dpbench.evaluation.failed_cells import Faults
+from dpbench.manifest.cell import Cell, cells
+from dpbench.manifest.reading import make_manifest
+from dpbench.storage.journal import Answer
+from dpbench.tasks import lmms_eval_adapter
+from dpbench.tasks.lmms_eval_adapter import BuiltTask
+
+
+def cell(method: str, keep: int | None, task: str) -> Cell:
+    given: dict[str, Any] = {"name": "x", "backbone": "toy-llava", "methods": [method], "tasks": [task]}
+    return next(cells(make_manifest(given | ({"budgets": {"keep": [keep]}} if keep else {}), source="test")))
+
+
+def answered(
+    backbone: Backbone,
+    built: BuiltTask,
+    folder: Path,
+    methods: dict[str, int | None],
+    *,
+    batch_size: int = 32,
+    cache: int = 1 << 30,
+) -> dict[str, list[Answer]]:
+    """Answer a task under several methods and return their journals, in the order of the requests."""
+    kept = FeatureCache(cache)
+    running = [answering.start(cell(name, keep, built.name), backbone, folder, kept) for name, keep in methods.items()]
+    encoder = Encoder(backbone, built, kept, answering.needs_of(backbone, running))
+    for _ in answering.answer(backbone, running, built, built.requests, batch_size, encoder):
+        pass
+    order = [(each.task, each.doc_id, each.prompt_hash) for each in built.requests]
+    return {each.cell.method: [each.journal.answers[key] for key in order] for each in running}
+
+
+@pytest.fixture(scope="module")
+def toy() -> Backbone:
+    return backbones.load("toy-llava")
+
+
+@pytest.fixture(scope="module")
+def asked() -> BuiltTask:
+    """Prompts of different lengths about three images, with different limits on the answers' lengths."""
+    built = lmms_eval_adapter.build("mmbench_en", TOY_DATA, limit=12)
+    limits = [1, 3, 16]
+    requests = [replace(each, max_new_tokens=limits[n % 3]) for n, each in enumerate(built.requests)]
+    requests[1] = replace(requests[1], text=f"Look closely. {requests[1].text}")
+    return replace(built, requests=tuple(requests))
+
+
+@pytest.fixture
+def gqa() -> BuiltTask:
+    return lmms_eval_adapter.build("gqa", TOY_DATA, limit=10)
+
+
+def images_of(built: BuiltTask) -> int:
+    return len({built.image_group(each) for each in built.requests})
+
+
+@pytest.mark.parametrize(("method", "keep"), [("none", None), ("fastv", 40), ("holov", 16), ("pyramiddrop", 60)])
+def test_batched_answers_equal_batch_1(
+    toy: Backbone, asked: BuiltTask, tmp_path: Path, method: str, keep: int | None
+) -> None:
+    assert len({len(each.text) for each in asked.requests}) > 1
+    batched = answered(toy, asked, tmp_path / "all", {method: keep})[method]
+    alone = answered(toy, asked, tmp_path / "one", {method: keep}, batch_size=1)[method]
+    assert [(each.answer, each.kept) for each in batched] == [(each.answer, each.kept) for each in alone]
+    assert len({each.answer for each in batched}) > 1
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
+    """Record what is decoded, processed and encoded."""
+    seen: dict[str, list[Any]] = {"decoded": [], "processed": [], "encoded": []}
+    backbone = type(miniatures.backbone("llava"))
+    real_images, real_preprocess, real_encode = BuiltTask.images, backbone.preprocess, backbone.encode
+
+    def images(self: BuiltTask, request: Any) -> Any:
+        seen["decoded"].append(self.image_group(request))
+        return real_images(self, request)
+
+    def preprocess(self: Any, images: Any, grids: Any = None) -> Any:
+        seen["processed"] += [grids[0] if grids else None] * len(images)
+        return real_preprocess(self, images, grids)
+
+    def encode(self: Any, pixels: Any, needs: Any = frozenset()) -> Any:
+        seen["encoded"] += [tuple(each.values.shape) for each in pixels]
+        return real_encode(self, pixels, needs)
+
+    monkeypatch.setattr(BuiltTask, "images", images)
+    monkeypatch.setattr(backbone, "preprocess", preprocess)
+    monkeypatch.setattr(backbone, "encode", encode)
+    return seen
+
+
+METHODS = {"none": None, "random": 9, "holov": 16, "fastv": 72}
+
+
+@pytest.mark.parametrize("batch_size", [32, 3])
+def test_an_image_is_read_once_for_all_questions_and_methods(
+    tiny: Backbone, gqa: BuiltTask, tmp_path: Path, work: dict[str, list[Any]], batch_size: int
+) -> None:
+    known = answered(tiny, gqa, tmp_path, METHODS, batch_size=batch_size)
+    num = images_of(gqa)
+    assert num < len(gqa.requests)
+    assert [len(work[what]) for what in ("decoded", "processed", "encoded")] == [num] * 3
+    journals = [each for answers in known.values() for each in answers]
+    assert sum(each.encoded for each in journals) == num
+    assert sum(each.cache_hits for each in journals) == len(METHODS) * len(gqa.requests) - num
+
+
+def test_a_smaller_image_is_another_image(
+    tiny: Backbone, gqa: BuiltTask, tmp_path: Path, work: dict[str, list[Any]]
+) -> None:
+    answered(tiny, gqa, tmp_path, {"none": None, "downsample": 16})
+    num = images_of(gqa)
+    assert len(work["decoded"]) == num
+    assert sorted(work["processed"], key=str) == sorted([None] * num + [(4, 4)] * num, key=str)
+
+
+def test_without_a_cache_the_answers_are_the_same(tiny: Backbone, gqa: BuiltTask, tmp_path: Path) -> None:
+    with_cache = answered(tiny, gqa, tmp_path / "with", METHODS)
+    without = answered(tiny, gqa, tmp_path / "without", METHODS, cache=0)
+    for method, answers in with_cache.items():
+        assert [each.answer for each in answers] == [each.answer for each in without[method]]
+    assert sum(each.encoded for each in without["none"]) == images_of(gqa)
+    assert all(sum(each.encoded for each in answers) == images_of(gqa) for answers in without.values())
+
+
+def test_a_batch_holds_questions_about_one_image_side_by_side(asked: BuiltTask) -> None:
+    batches = list(answering.batches(asked, asked.requests, 4))
+    assert sorted(each.doc_id for batch in batches for each in batch) == [each.doc_id for each in asked.requests]
+    for batch in batches:
+        assert len({each.max_new_tokens for each in batch}) == 1
+        groups = [asked.image_group(each) for each in batch]
+        assert groups == sorted(groups, key=groups.index)
+
+
+@pytest.mark.parametrize("name", ["gqa", "pope", "seedbench"])
+def test_grouping_decodes_nothing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    built = lmms_eval_adapter.build(name, TOY_DATA, limit=12)
+    truth = [built.images(each)[0].tobytes() for each in built.requests]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("an image was opened")
+
+    monkeypatch.setattr(Image, "open", refuse)
+    groups = [built.image_group(each) for each in built.requests]
+    for n, one in enumerate(groups):
+        assert [one == other for other in groups] == [truth[n] == other for other in truth]
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl"])
+@pytest.mark.parametrize(("count", "mode"), [(0, "RGB"), (1, "RGB"), (2, "RGB"), (2, "L"), (2, "RGBA"), (1, "P")])
+def test_a_prompt_is_what_the_processor_makes_of_images_and_text_at_once(family: str, count: int, mode: str) -> None:
+    backbone = miniatures.backbone(family)
+    images = [Image.effect_noise((70, 40), 99), Image.effect_noise((40, 90), 99)][:count]
+    images = [each.convert("RGB").convert(mode) for each in images]
+    found, chat = backbone.prompt(images, "What?"), backbone.chat(count, "What?")
+    wanted = backbone.processor(images=images or None, text=[chat], return_tensors="pt")
+    assert torch.equal(found.ids_L, wanted["input_ids"][0])
+    assert [stop - start for start, stop in found.spans] == [each.rows for each in found.pixels]
+    assert all((found.ids_L[start:stop] == backbone.image_id).all() for start, stop in found.spans)
+    values, sizes = [each.values for each in found.pixels], [list(each.size) for each in found.pixels]
+    if family != "llava" and count:
+        assert sizes == wanted["image_sizes" if family == "llava_next" else "image_grid_thw"].tolist()
+    if family == "qwen2_5_vl" and count:
+        assert torch.equal(torch.cat(values), wanted["pixel_values"])
+    for mine, theirs in zip(values, wanted.get("pixel_values", ()) if family != "qwen2_5_vl" else (), strict=False):
+        assert torch.equal(mine, theirs[: len(mine)])
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_images_of_the_next_batch_are_made_ready_while_this_one_is_answered(
+    tiny: Backbone, gqa: BuiltTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    threads, real = [], type(tiny).preprocess
+
+    def preprocess(self: Any, images: Any, grids: Any = None) -> Any:
+        threads.append(threading.current_thread())
+        return real(self, images, grids)
+
+    monkeypatch.setattr(type(tiny), "preprocess", preprocess)
+    kept = FeatureCache(1 << 30)
+    running = [answering.start(cell("none", None, "gqa"), tiny, tmp_path, kept)]
+    encoder = Encoder(tiny, gqa, kept, frozenset(), ahead=ahead)
+    answers = answering.answer(tiny, running, gqa, gqa.requests, 3, encoder)
+    next(answers)
+    following = [list(each) for each in answering.batches(gqa, gqa.requests, 3)][1]
+    own = {gqa.image_group(each) for each in following}
+    wait(encoder._next.pixels.values())
+    assert {key[0] for key in encoder._next.pixels} == (own if ahead else set())
+    assert list(answers)
+    assert len(threads) == images_of(gqa)
+    assert all((each is threading.main_thread()) != ahead for each in threads)
+
+
+def test_what_goes_wrong_in_another_thread_is_the_fault_of_the_cells_that_read_it(
+    tiny: Backbone, gqa: BuiltTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, real = [], type(tiny).preprocess
+
+    def preprocess(self: Any, images: Any, grids: Any = None) -> Any:
+        if grids is None:
+            threads.append(threading.current_thread())
+            raise ZeroDivisionError("in a processor")
+        return real(self, images, grids)
+
+    monkeypatch.setattr(type(tiny), "preprocess", preprocess)
+    kept, faults = FeatureCache(1 << 30), Faults(Console(quiet=True))
+    running = [
+        answering.start(cell(*each, "gqa"), tiny, tmp_path, kept) for each in (("none", None), ("downsample", 16))
+    ]
+    encoder = Encoder(tiny, gqa, kept, frozenset())
+    assert list(answering.answer(tiny, running, gqa, gqa.requests, 3, encoder, faults))
+    assert [(each.cell.method, each.reason) for each in faults.found] == [("none", "ZeroDivisionError: in a processor")]
+    assert [len(each.journal.answers) for each in running] == [0, len(gqa.requests)]
+    assert threads
+    assert threading.main_thread() not in threads
+
+
+@pytest.mark.parametrize("capacity", [0, 1 << 30])
+def test_pixels_are_kept_until_the_cache_has_their_features(
+    tiny: Backbone, gqa: BuiltTask, tmp_path: Path, capacity: int
+) -> None:
+    kept = FeatureCache(capacity)
+    running = answering.start(cell("none", None, "gqa"), tiny, tmp_path, kept)
+    encoder = Encoder(tiny, gqa, kept, frozenset())
+    first, second, *_ = answering.batches(gqa, gqa.requests, 3)
+    encoder.start_batch(first, second)
+    encoder.samples(first, running.method, running.rule)
+    assert bool(encoder._batch.pixels) == (capacity == 0)
+    encoder.start_batch(second, [])
+    assert {key[0] for key in encoder._batch.pixels} >= {gqa.image_group(each) for each in second} - {
+        gqa.image_group(each) for each in first
+    }
+
+
+def test_a_closed_encoder_begins_with_no_further_image(
+    tiny: Backbone, gqa: BuiltTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    def preprocess(*_: Any) -> Any:
+        started.append(1)
+        time.sleep(0.2)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(type(tiny), "preprocess", preprocess)
+    monkeypatch.setattr("dpbench.encoding.THREADS", 1)
+    encoder = Encoder(tiny, gqa, FeatureCache(0), frozenset())
+    encoder.start_batch([], gqa.requests)
+    futures = list(encoder._next.pixels.values())
+    encoder.close()
+    assert encoder._pool is not None
+    encoder._pool.shutdown(wait=True)
+    assert len(started) <= 1 < len(futures)
+    assert all(each.done() for each in futures)
+
+
+def test_a_broken_image_fails_its_questions_only(
+    tiny: Backbone, gqa: BuiltTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, real = gqa.image_group(gqa.requests[0]), BuiltTask.images
+
+    def images(self: BuiltTask, request: Any) -> Any:
+        if self.image_group(request) == broken:
+            raise SyntaxError("broken PNG file")
+        return real(self, request)
+
+    monkeypatch.setattr(BuiltTask, "images", images)
+    for answers in answered(tiny, gqa, tmp_path, {"none": None, "downsample": 16}).values():
+        for answer in answers:
+            assert answer.failure == (
+                "image could not be decoded: broken PNG file" if answer.image_group == broken else None
+            )
+            assert bool(answer.visual_tokens) == (answer.failure is None)
+
+
+def test_a_prompt_longer_than_the_models_context_fails_alone(
+    tiny: Backbone, gqa: BuiltTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest = max(gqa.requests, key=lambda each: len(each.text))
+    lengths = sorted(
+        len(tiny.prompt(gqa.images(each), each.text).ids_L) for each in (longest, *gqa.requests) if each is not longest
+    )
+    long = replace(longest, text=longest.text * 3)
+    built = replace(gqa, requests=tuple(long if each is longest else each for each in gqa.requests))
+    monkeypatch.setattr(tiny.decoder.config, "max_position_embeddings", lengths[-1] + 1)
+    answers = answered(tiny, built, tmp_path, {"none": None, "grid": 9})
+    failed = [each for each in answers["none"] if each.failure]
+    assert [each.doc_id for each in failed] == [long.doc_id]
+    assert failed[0].failure is not None
+    assert failed[0].failure.startswith("too long: ")
+    assert failed[0].answer == ""
+    assert not [each for each in answers["grid"] if each.failure], "135 fewer visual tokens, and it fits"
+
+
+def test_what_does_not_fit_even_alone_fails_with_its_reason(
+    tiny: Backbone, gqa: BuiltTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = pruned_prompt.splice
+
+    def splice(backbone: Any, method: Any, prompt: Any, *rest: Any) -> Any:
+        if prompt.question == "hopeless":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(backbone, method, prompt, *rest)
+
+    monkeypatch.setattr(pruned_prompt, "splice", splice)
+    built = replace(gqa, requests=(replace(gqa.requests[0], text="hopeless"), *gqa.requests[1:]))
+    answers = answered(tiny, built, tmp_path, {"none": None})["none"]
+    assert [each.failure for each in answers] == ["out of memory at batch 1"] + [None] * (len(answers) - 1)
+
+
+def test_every_reading_of_nothing_is_wrong() -> None:
+    for name in ("gqa", "mmbench_en", "mme", "pope", "scienceqa", "vqav2", "textvqa", "seedbench", "vizwiz"):
+        built = lmms_eval_adapter.build(name, TOY_DATA, limit=12)
+        nothing = {(each.doc_id, each.text): "" for each in built.requests}
+        assert lmms_eval_adapter.percent(name, lmms_eval_adapter.score(built, "nothing", nothing)) == 0, name

@@ -1,0 +1,245 @@
+"""The page: one file that needs nothing, says what the records say, and runs nothing that is in them."""
+
+import base64
+import json
+import re
+import shlex
+import subprocess
+import sys
+from hashlib import sha256
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import page_runs
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from made_records import CELL, made, profiled, written
+
+from dpbench.cli import arguments, commands
+from dpbench.errors import ConfigError
+from dpbench.evaluation import runner
+from dpbench.manifest.cell import cells
+from dpbench.report import runs
+from dpbench.report.html import document, samples, summary
+from dpbench.report.html.commands import command
+from dpbench.report.intervals import Intervals
+from dpbench.storage import record
+
+
+class Found(HTMLParser):
+    """Scripts, styles, policy and everything that would be fetched."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.scripts: list[str] = []
+        self.data = self.policy = ""
+        self.fetched: list[str] = []
+        self.handlers: list[str] = []
+        self._into = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attributes}
+        if given.get("http-equiv") == "Content-Security-Policy":
+            self.policy = given["content"]
+        self.fetched += [given[name] for name in ("src", "href") if name in given and not given[name].startswith("#")]
+        self.handlers += [name for name in given if name.startswith("on") or name == "style"]
+        self._into = {"application/json": "data"}.get(given.get("type", ""), "script") if tag == "script" else tag
+        if self._into == "script":
+            self.scripts.append("")
+
+    def handle_data(self, text: str) -> None:
+        if self._into == "script":
+            self.scripts[-1] += text
+        if self._into == "data":
+            self.data += text
+
+    def handle_endtag(self, tag: str) -> None:
+        self._into = ""
+
+
+@pytest.fixture(scope="module")
+def made_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    base = tmp_path_factory.mktemp("page")
+    return page_runs.run(base / "a run"), page_runs.data_root(base / "data")
+
+
+@pytest.fixture(scope="module")
+def text(made_run: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        return document.render([made_run[0]], data_root=made_run[1])
+
+
+@pytest.fixture(scope="module")
+def found(text: str) -> Found:
+    return Found(text)
+
+
+def test_nothing_is_fetched_and_nothing_runs_but_what_is_hashed(found: Found) -> None:
+    assert found.fetched == []
+    assert found.handlers == []
+    assert found.policy.startswith("default-src 'none';")
+    assert "unsafe" not in re.sub(r"style-src-attr 'unsafe-inline'", "", found.policy)
+    assert len(found.scripts) == 2
+    for script in found.scripts:
+        digest = base64.b64encode(sha256(script.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in found.policy
+
+
+def test_plotly_is_there_once(text: str) -> None:
+    assert text.count("* plotly.js v") == 1
+
+
+def test_what_comes_from_records_is_text(text: str, found: Found) -> None:
+    markup = text.replace(found.data, "").replace(found.scripts[0], "")
+    assert "window.hacked" not in markup
+    assert "<" not in found.data
+    shown = json.loads(found.data)["browsers"][0]["samples"]
+    assert page_runs.HOSTILE in [each["question"] for each in shown]
+
+
+def test_hostile_methods_and_environments_are_text(tmp_path: Path) -> None:
+    bad = '"><script>alert(1)</script>'
+    row = made("none", None, "pope", 50.0)
+    fields = {name: getattr(row, name) for name in record.Record.__dataclass_fields__}
+    cell = {**row.cell, "params": {"x": bad}}
+    written(tmp_path, [record.Record(**{**fields, "cell": cell, "environment": {"cpu": bad}, "versions": {bad: bad}})])
+    html = document.render([tmp_path])
+    assert bad not in html
+    assert "&lt;script&gt;alert(1)" in html
+
+
+def test_samples_hold_what_was_asked_answered_and_kept(found: Found) -> None:
+    (browser,) = json.loads(found.data)["browsers"]
+    assert browser["rows"] == ["none", "grid @ 16", "holov @ 16"]
+    by_doc = {each["doc"]: each for each in browser["samples"]}
+    assert sorted(by_doc) == [0, 1, 2, 3, 4]
+    first = by_doc[0]
+    assert (first["question"], first["truth"], first["task"]) == ("Is there a circle?", "yes", "POPE")
+    assert [answer[:2] for answer in first["rows"]] == [["yes", 1], ["yes", 1], ["no", 0]]
+    assert first["rows"][1][2].startswith("144:")
+    assert first["rows"][2][2] is None
+    assert all(uri.startswith("data:image/webp;base64,") for uri in browser["images"])
+
+
+def test_an_image_that_is_not_the_one_answered_is_not_shown(made_run: tuple[Path, Path], tmp_path: Path) -> None:
+    other = page_runs.data_root(tmp_path)
+    path = next(other.rglob("*.parquet"))
+    rows = pq.read_table(path).to_pylist()
+    rows[3]["image"]["bytes"] = page_runs.image_of(5)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    comparison = runs.comparisons([runs.load(made_run[0])])[0]
+    shown = samples.browser(comparison, other, 1e6)
+    assert sorted(each["doc"] for each in shown.samples) == [0, 1, 2, 4]
+    assert "1 were passed over" in shown.note
+
+
+@pytest.mark.parametrize(
+    ("task", "scores", "points"),
+    [
+        ("gqa", {"exact_match": 1.0}, 1),
+        ("vqav2", {"exact_match": 0.3}, 0.3),
+        ("pope", {"pope_accuracy": {"prediction": "no", "ground_truth": "no", "score": 0}}, 1),
+        ("seedbench", {"seed_image": {"pred": "A", "answer": "a"}}, 1),
+        ("mmbench_en", {"gpt_eval_score": {"hit": 0, "prediction": "A", "answer": "A"}}, 0),
+        ("mme", {"mme_total_score": {"score": 1.0, "category": "count"}}, 1),
+        ("mme", {}, None),
+    ],
+)
+def test_points_of_one_sample(task: str, scores: dict[str, Any], points: float | None) -> None:
+    assert samples.points(task, scores) == points
+
+
+def test_no_data_and_no_journals_are_a_sentence_each(made_run: tuple[Path, Path], tmp_path: Path) -> None:
+    html = document.render([made_run[0]], data_root=tmp_path)
+    assert "0 of 5 samples. Left out: task pope: no file matches" in unescape(html)
+    bare = written(tmp_path / "bare", [made("none", None, "pope", 80.0)])
+    assert "No samples: the run folder has no journals" in document.render([bare])
+
+
+def test_the_budget_holds_and_samples_are_left_out_first(made_run: tuple[Path, Path], text: str) -> None:
+    folder, root = made_run
+    bare = len(document.render([folder], data_root=root / "nowhere").encode())
+    tight = document.render([folder], data_root=root, max_mb=(bare + 1200) / document.MB / 0.97)
+    (browser,) = json.loads(Found(tight).data)["browsers"]
+    assert 0 < len(browser["samples"]) < 5
+    assert len(tight.encode()) <= bare + 1200 + 0.03 * bare
+    with pytest.raises(ConfigError, match=r"--max-mb 1: the page takes \d\.\d MB without any sample; give \d"):
+        document.render([folder], data_root=root, max_mb=1)
+
+
+def test_a_page_of_profiles_alone(tmp_path: Path) -> None:
+    for each in (profiled("none", "all", (8,)), profiled("grid", "16", (2,))):
+        record.append(tmp_path / "profile.jsonl", each)
+    html = unescape(document.render([tmp_path]))
+    assert "grid @ 16 is first to its first token, 2.0 ms against 8.0 ms unpruned (4.00 times as fast" in html
+    assert "plotly.js v" not in html
+
+
+def test_three_sentences_from_the_numbers(made_run: tuple[Path, Path]) -> None:
+    comparison = runs.comparisons([runs.load(made_run[0])])[0]
+    assert summary.sentences(comparison, Intervals({})) == (
+        "3 methods at 1 budget answered 30 questions of 1 benchmark on toy-llava, "
+        "which unpruned scores 100.0 of 100 on average.",
+        "At 16 of 144 visual tokens, holov retains most: 60.0 % of the unpruned scores.",
+        "No retention has an interval here, so small differences may be noise.",
+    )
+
+
+RANDOM = {"method": "random"}
+COMMANDS: list[dict[str, Any]] = [
+    {"method": "grid", "keep": 16},
+    {"method": "none"},
+    {"method": "fastv", "keep": 32, "params": {"layer": 2}, "budget_kind": "final", "limit": None},
+    {"method": "diffprune", "keep": 8, "params": {"checkpoint": "scorers/a run-0"}},
+    {"backbone": "llava-1.5", "prompt": "vicuna_v1", "method": "holov", "prune_rate": 0.889, "dtype": "float16"},
+    {**RANDOM, "backbone": "llava-1.5", "keep": 64, "weights": "some/where", "revision": "abc", "quantize": "4bit"},
+    {**RANDOM, "backbone": "llava-next", "keep": 320, "anyres": "global", "newline": "keep", "attention": "eager"},
+    {**RANDOM, "backbone": "qwen2.5-vl", "prune_rate": 0.5, "min_pixels": 3136, "max_pixels": 100352},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", COMMANDS)
+def test_a_cells_command_makes_that_cell(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = {**CELL, **changes}
+    planned: list[Any] = []
+    monkeypatch.setattr(runner, "plan", lambda manifest, *_: planned.append(manifest))
+    monkeypatch.setattr(arguments, "describe", lambda _: "")
+    words = shlex.split(command(wanted, Path("results/a")))
+    monkeypatch.setattr(sys, "argv", [*words, "--dry-run"])
+    with pytest.raises(SystemExit) as done:
+        commands.main()
+    assert done.value.code == 0
+    (cell,) = cells(planned[0])
+    assert {name: getattr(cell, name) for name in wanted if name != "fingerprints"} == {
+        name: value for name, value in wanted.items() if name != "fingerprints"
+    }
+
+
+@pytest.mark.parametrize("changes", [{"seed": 3}, {"ocr": True}])
+def test_what_flags_cannot_say_is_left_to_the_manifest(changes: dict[str, Any]) -> None:
+    wanted = "dpbench run 'results/a b/manifest.yaml' --tasks pope"
+    assert command({**CELL, **changes}, Path("results/a b")) == wanted
+
+
+def test_the_page_is_made_without_torch(made_run: tuple[Path, Path], tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom dpbench.report import figures, page\n"
+        f"page.render([Path({str(made_run[0])!r})], data_root=Path({str(made_run[1])!r}))\n"
+        "print({'torch', 'transformers', 'lmms_eval', 'datasets'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_samples_come_from_all_over_the_data_whatever_the_budget(made_run: tuple[Path, Path]) -> None:
+    comparison = runs.comparisons([runs.load(made_run[0])])[0]
+    sizes = [len(samples.browser(comparison, made_run[1], budget).samples) for budget in (500, 1500, 2500, 1e6)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1] == 5
+    few = samples.browser(comparison, made_run[1], 2500).samples
+    assert {each["doc"] // 2 for each in few} == {0, 1, 2}  # the row groups

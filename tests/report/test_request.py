@@ -1,0 +1,208 @@
+"""`dpbench report`: committed records give the committed text, and whatever cannot be reported is one sentence."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from made_records import made, profiled, written
+
+from dpbench.cli import commands
+from dpbench.errors import ConfigError, RecordError
+from dpbench.report import request
+from dpbench.report.request import Request
+from dpbench.report.tables import published
+from dpbench.storage import record
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def golden(tmp_path: Path) -> Path:
+    for name in ("records.jsonl", "profile.jsonl"):
+        shutil.copy(HERE / name, tmp_path)
+    return tmp_path
+
+
+def call(*arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Run `dpbench report` and return its exit code, what it printed and what it complained of."""
+    monkeypatch.setattr(sys, "argv", ["dpbench", "report", *arguments])
+    with pytest.raises(SystemExit) as done:
+        commands.main()
+    printed = capsys.readouterr()
+    return int(done.value.code or 0), printed.out, printed.err
+
+
+@pytest.mark.parametrize("form", ["markdown", "latex", "csv", "json"])
+def test_committed_records_give_the_committed_text(form: str, golden: Path) -> None:
+    ending = {"markdown": "md", "latex": "tex"}.get(form, form)
+    wanted = (HERE / f"report.{ending}").read_bytes()
+    assert (request.report(Request(folders=(golden,), form=form)) + "\n").encode() == wanted
+
+
+def test_json_is_one_object_a_table_without_what_was_not_measured(golden: Path) -> None:
+    found = json.loads(request.report(Request(folders=(golden,), form="json")))
+    assert [set(each) for each in found] == [{"heading", "rows", "notes"}] * 3
+    assert not any(value is None for each in found for row in each["rows"] for value in row.values())
+    assert "POPE" not in found[0]["rows"][-1]
+
+
+@pytest.mark.parametrize(("table", "number"), [(1, 1), (4, 2)])
+def test_one_table_can_be_asked_for(table: int, number: int, golden: Path) -> None:
+    assert len(json.loads(request.report(Request(folders=(golden,), form="json", table=table)))) == number
+
+
+@pytest.mark.parametrize("table", [2, 3, 5])
+def test_a_table_that_is_not_there_is_one_sentence(table: int, golden: Path) -> None:
+    with pytest.raises(ConfigError, match=f"hold nothing of Table {table}"):
+        request.report(Request(folders=(golden,), table=table))
+
+
+def test_the_option_of_old_still_names_a_run(
+    golden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = call(str(golden), monkeypatch=monkeypatch, capsys=capsys)
+    second = call("--run", str(golden), monkeypatch=monkeypatch, capsys=capsys)
+    assert first == second
+    assert first[0] == 0
+
+
+def test_a_file_gets_what_the_terminal_would(
+    golden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = golden / "tables.tex"
+    code, printed, _ = call(str(golden), "--format", "latex", "--out", str(out), monkeypatch=monkeypatch, capsys=capsys)
+    assert (code, printed) == (0, "")
+    assert out.read_bytes() == (HERE / "report.tex").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere",), "nowhere holds no records.jsonl and no profile.jsonl"),
+        (("RUN", "--diff"), "--diff compares two runs, got 1"),
+        (("RUN", "RUN", "--diff", "--bundle", "x.zip"), "--diff and --bundle are two reports"),
+        (("RUN", "--paper"), "--paper prints the paper's tables alone"),
+        (("--paper", "--format", "html"), "--paper has no page"),
+        (("RUN", "--out", "nowhere/tables.md"), "--out: nowhere/tables.md cannot be written"),
+        (("RUN", "--subset", "hard"), "no cell of method downsample"),
+        (("RUN", "RUN", "--bundle", "x.zip"), "two of the run folders are called"),
+        (("RUN", "--bundle", "nowhere/x.zip"), "--bundle: nowhere/x.zip cannot be written"),
+        (("--paper", "--compare", "paper"), "--compare has no effect on --paper"),
+        (("RUN", "RUN", "--diff", "--table", "1"), "--table has no effect on --diff"),
+        (("RUN", "--format", "html", "--subset", "hard"), "--subset has no effect on --format html"),
+        (("RUN", "--bundle", "x.zip", "--out", "y.md"), "--bundle names its own file"),
+        (("RUN", "--table", "6"), "6"),
+        (("RUN", "--format", "word"), "word"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_exit_with_two(
+    arguments: tuple[str, ...],
+    message: str,
+    golden: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(golden)
+    monkeypatch.setattr(request, "_page", lambda *_: "")
+    given = [str(golden) if each == "RUN" else each for each in arguments]
+    code, _, complaint = call(*given, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2
+    assert message in " ".join(complaint.split())
+    assert "Traceback" not in complaint
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "this line is not JSON"),
+        ('{"schema": 1}', "schema 1, this dpbench reads 2"),
+        ('{"schema": 2, "cell_id": "x"}', "are missing or unknown"),
+    ],
+)
+@pytest.mark.parametrize("name", ["records.jsonl", "profile.jsonl"])
+def test_corrupt_and_foreign_records_are_one_sentence_and_no_table(
+    line: str, message: str, name: str, golden: Path
+) -> None:
+    with (golden / name).open("a") as stream:
+        stream.write(line + "\n")
+    with pytest.raises(RecordError, match=rf"{name}:\d+: .*{message}"):
+        request.report(Request(folders=(golden,)))
+
+
+def test_mixed_environments_are_shown_apart_with_a_sentence(tmp_path: Path) -> None:
+    for cpu, times in (("one", [8.0]), ("two", [1.0])):
+        environment = {"device": "cpu", "cpu": cpu, "dtype": "float32"}
+        for each in (
+            profiled("none", "all", times, environment=environment),
+            profiled("grid", "16", times, environment=environment),
+        ):
+            record.append(tmp_path / "profile.jsonl", each)
+    text = request.report(Request(folders=(tmp_path,)))
+    assert text.count("###") == 2
+    assert text.count("1.00x") == 4  # nothing of one machine is divided by the other's
+    assert "- Shown apart from eager, one: cpu is two, there one." in text
+
+
+def test_the_paper_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, printed, _ = call("--paper", monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0
+    assert printed.count("### Table") == 5
+    assert printed.splitlines()[-1] == published.verdict()
+    assert "36 of 36 averages agree" in printed
+
+
+def test_the_paper_beside_ours(golden: Path) -> None:
+    text = request.report(Request(folders=(golden,), compare=True))
+    assert "Table 1 of the paper beside ours" in text
+    assert text.count("Table 4 of the paper beside ours") == 2  # one per set of conditions
+
+
+def test_what_records_say_stays_text(tmp_path: Path) -> None:
+    folder = written(tmp_path, [made("none", None, "pope", 50.0, params={"name": "a|b*c*<i>_x_ $1% & #"})])
+    markdown = request.report(Request(folders=(folder,)))
+    assert r"none (name=a\|b\*c\*\<i>" in markdown
+    latex = request.report(Request(folders=(folder,), form="latex"))
+    assert r"a|b*c*\textless{}i\textgreater{}\_x\_ \$1\% \& \#" in latex
+
+
+def test_latex_tables_are_whole() -> None:
+    text = (HERE / "report.tex").read_text(encoding="utf-8")
+    assert text.count("\\begin{table}") == text.count("\\end{table}") == 3
+    for columns, body in re.findall(r"\\begin\{tabular\}\{(lr*)\}(.*?)\\end\{tabular\}", text, re.DOTALL):
+        assert [body.count(rule) for rule in ("\\toprule", "\\bottomrule")] == [1, 1]
+        lines = [line for line in body.splitlines() if line.endswith("\\\\") and "multicolumn" not in line]
+        assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in lines} == {len(columns)}
+        assert "\\midrule\n\\midrule" not in body
+    assert re.sub(r"\\[{}]", "", text).count("{") == re.sub(r"\\[{}]", "", text).count("}")
+
+
+ENGINE = next((name for name in ("tectonic", "pdflatex", "lualatex", "xelatex") if shutil.which(name)), None)
+
+
+@pytest.mark.skipif(ENGINE is None, reason="no LaTeX engine here; the tables' structure is tested above")
+def test_latex_tables_compile(tmp_path: Path) -> None:
+    body = (HERE / "report.tex").read_text(encoding="utf-8")
+    document = f"\\documentclass{{article}}\\usepackage{{booktabs,xcolor}}\\begin{{document}}{body}\\end{{document}}"
+    (tmp_path / "all.tex").write_text(document, encoding="utf-8")
+    assert ENGINE is not None
+    flags = [] if ENGINE == "tectonic" else ["-interaction=nonstopmode", "-halt-on-error"]
+    subprocess.run([ENGINE, *flags, "all.tex"], cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_a_report_starts_fast_and_without_torch_scipy_or_matplotlib(golden: Path) -> None:
+    code = (
+        "import sys\nfrom dpbench import cli\nsys.argv = ['dpbench', 'report', sys.argv[1]]\n"
+        "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'lmms_eval', 'scipy', 'matplotlib'} & set(sys.modules)\n"
+        "print(sorted(heavy), file=sys.stderr)"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code, str(golden)], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    assert time.perf_counter() - start < 20  # two seconds on an idle machine; this one may be busy
