@@ -3,14 +3,23 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test check clean
+.PHONY: quickstart test test-fast test-slow chaos check clean
 
 quickstart: $(VENV)/.installed  ## install and compare eleven methods on the embedded backbone
 	$(BIN)/dpbench run manifests/quickstart.yaml
 	$(BIN)/dpbench report --run results/quickstart
 
 test: check  ## everything CI runs: the static checks, then every test
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
+
+test-fast: $(VENV)/.tested  ## the contract in under a minute: engine equalities, methods, layout, records
+	$(BIN)/pytest -n auto tests/test_*.py tests/baselines tests/engine tests/manifest tests/storage
+
+test-slow: $(VENV)/.tested  ## what repeats at length what a faster test pins
+	$(BIN)/pytest -n auto -m slow
+
+chaos: $(VENV)/.tested  ## kill runs and trainings at random times, damage files at random places
+	$(BIN)/pytest -m slow tests/reliability
 
 check: $(VENV)/.tested  ## formatting, lint, types
 	$(BIN)/ruff format --check .
