@@ -61,17 +61,18 @@ app.add_typer(toy_app, name="toy")
 @app.command()
 @with_flags(placement=BackboneEntry, protocol=Protocol)
 def run(
-    placement: Given,
-    protocol: Given,
     manifest: Manifest = None,
     method: MethodName = None,
     param: Params = None,
     backbone: BackboneName = None,
+    *,
+    placement: Given,
     keep: Keep = None,
     prune_rate: PruneRate = None,
     budget_kind: Kind = None,
     tasks: Tasks = None,
     asked_as: ProtocolName = None,
+    protocol: Given,
     feature_cache: FeatureCache = "4GiB",
     num_shards: NumShards = None,
     shard: ShardNumber = None,
@@ -124,8 +125,9 @@ def merge(
 @app.command()
 @with_flags(settings=Recipe)
 def train(
-    settings: Given,
     backbone: Annotated[str, typer.Option("--backbone", help="Backbone to train a scorer for.")],
+    *,
+    settings: Given,
     out: Annotated[Path | None, typer.Option(help="Folder for the scorer; scorers/<backbone> by default.")] = None,
     device: Device = Device.auto,
     param: Annotated[
@@ -145,15 +147,16 @@ def train(
 @app.command()
 @with_flags(placement=BackboneEntry, protocol=Protocol, without=("batch_size", "limit"))
 def profile(
-    placement: Given,
-    protocol: Given,
     manifest: Manifest = None,
     method: Several = None,
     param: Params = None,
     backbone: BackboneName = None,
+    *,
+    placement: Given,
     keep: Annotated[list[str] | None, typer.Option(help="Visual tokens to keep; several with commas.")] = None,
     prune_rate: Annotated[list[str] | None, typer.Option(help="Share to remove; several with commas.")] = None,
     budget_kind: Kind = None,
+    protocol: Given,
     device: Device = Device.auto,
     batch_size: Annotated[
         list[str] | None, typer.Option(help="Prompts at once; several with commas. [default: 1]")
@@ -259,15 +262,16 @@ def report(
 @app.command()
 @with_flags(placement=BackboneEntry, protocol=Protocol, only=("weights", "revision", "dtype"))
 def visualize(
-    placement: Given,
-    protocol: Given,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
     method: Annotated[list[str], typer.Option("--method", help="Methods, comma-separated.")],
     backbone: Annotated[str, typer.Option("--backbone", help="Backbone; see `dpbench list backbones`.")] = "toy-llava",
+    *,
+    placement: Given,
     keep: Keep = None,
     prune_rate: PruneRate = None,
     question: Annotated[str, typer.Option(help="What methods that read it are asked.")] = "Describe the image.",
     show: Annotated[list[str] | None, typer.Option(help="Rows: kept, lowest, scores, similarity.")] = None,
+    protocol: Given,
     device: Device = Device.auto,
     out: Annotated[Path, typer.Option(help="Picture to write: .png, .pdf or .svg.")] = Path("kept.png"),
 ) -> None:
