@@ -1,5 +1,10 @@
 """Tiny random models on the real processor, so that every test runs on a CPU without network."""
 
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch loads: every core has a worker, more threads would only wait
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
