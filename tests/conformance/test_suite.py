@@ -9,7 +9,7 @@ import torch
 from places import GOLDENS
 
 from dpbench import registry
-from dpbench.cli import arguments
+from dpbench.cli import messages
 from dpbench.conformance import suite
 from dpbench.method import Method, Reduction, VisualTokens
 
@@ -84,7 +84,7 @@ def test_each_fault_is_found(monkeypatch: pytest.MonkeyPatch, method: type[Metho
 
 
 def test_vectors_that_pass_are_counted() -> None:
-    lines, passed = arguments.conformance("holov", [], ("llava",), GOLDENS)
+    lines, passed = messages.conformance("holov", [], ("llava",), GOLDENS)
     assert passed
     assert lines[-1] == f"{len(list(GOLDENS.glob('holov_*')))} of {len(list(GOLDENS.glob('holov_*')))} vectors"
 
@@ -97,7 +97,7 @@ def test_a_method_of_another_package_is_checked_by_name(tmp_path: Path, monkeypa
     try:
         assert "first-row" in registry.methods()
         assert registry.summary("first-row") == "Keep the first tokens in reading order."
-        lines, passed = arguments.conformance("first-row", ["positions=original"], ("llava", "qwen2_5_vl"), None)
+        lines, passed = messages.conformance("first-row", ["positions=original"], ("llava", "qwen2_5_vl"), None)
         assert passed, lines
     finally:
         registry.methods.cache_clear()

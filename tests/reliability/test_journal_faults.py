@@ -219,29 +219,3 @@ def test_a_run_answers_again_what_is_damaged_and_nothing_else(
         key: (each.answer, each.kept) for key, each in before.items()
     }
     assert len(lines(path)) == 8
-
-
-def test_what_a_subset_takes_over_it_takes_over_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def wanted(**protocol: object) -> Manifest:
-        given = {"name": "trial", "backbone": "toy-llava", "methods": ["none", "downsample", "grid"]}
-        rest = {"budgets": {"keep": [9]}, "tasks": ["gqa"], "protocol": {"limit": 12, **protocol}}
-        return make_manifest(given | rest, source="test")
-
-    def run(manifest: Manifest) -> plan.Outcome:
-        return runner.run(manifest, tmp_path, TOY_DATA, device="cpu", console=Console(quiet=True))
-
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    run(wanted())
-    monkeypatch.setattr(runner, "load_backbone", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run(wanted(subset="hard"))
-    monkeypatch.undo()
-    before = sum(len(lines(path)) for path in (tmp_path / "trial" / "samples").iterdir())
-    assert before > 3 * 12, "answers were taken over before the kill"
-    capsys.readouterr()
-    run(wanted(subset="hard"))
-    assert "repeat" not in capsys.readouterr().err

@@ -117,12 +117,12 @@ def hook(event, arguments):
             ran.append(name)
     if event == "os.system" or event == "subprocess.Popen" and {place!r} in str(arguments):
         ran.append(str(arguments))
-import dpbench.cli
+import dpbench.cli.commands
 sys.addaudithook(hook)
 for line in {lines!r}:
     sys.argv = ["dpbench", *line]
     try:
-        dpbench.cli.main()
+        dpbench.cli.commands.main()
     except SystemExit as left:
         assert left.code in (0, None), (line, left.code)
 print("UNPICKLED", unpickled)

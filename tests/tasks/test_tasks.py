@@ -11,7 +11,7 @@ from lmms_eval.utils import load_yaml_config
 from places import TOY_DATA
 
 from dpbench import tasks
-from dpbench.cli import arguments
+from dpbench.cli import messages
 from dpbench.errors import ConfigError
 from dpbench.tasks.data.root import data_files
 
@@ -47,7 +47,7 @@ def test_a_misspelt_task_is_told_the_nearest() -> None:
 
 
 def test_the_list_says_what_is_printed_and_what_is_there(tmp_path: Path) -> None:
-    lines = {line.split()[0]: line for line in arguments.task_table(TOY_DATA).splitlines() if line.strip()}
+    lines = {line.split()[0]: line for line in messages.task_table(TOY_DATA).splitlines() if line.strip()}
     assert set(tasks.ALL) <= set(lines)
     assert " yes " in lines["gqa"]
     assert " no " in lines["vqav2_testdev"]
@@ -55,13 +55,13 @@ def test_the_list_says_what_is_printed_and_what_is_there(tmp_path: Path) -> None
     assert "0-2800" in lines["mme"]
     assert "sum" in lines["mme"]
     assert str(TOY_DATA) in lines["Data"]
-    missing = arguments.task_table(tmp_path)
+    missing = messages.task_table(tmp_path)
     assert " yes " not in missing
     assert "dpbench data pull TASK" in missing
 
 
 def test_the_aggregators_load_no_torch_and_no_lmms_eval() -> None:
     heavy = {"torch", "lmms_eval", "pandas", "datasets"}
-    code = f"import sys, dpbench.tasks.aggregators, dpbench.tasks.submission; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, dpbench.tasks.aggregators, dpbench.evaluation.submission; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
