@@ -24,9 +24,9 @@ from dpbench.engine import forward
 from dpbench.machine.device import pick_device
 from dpbench.manifest.cell import cells
 from dpbench.manifest.loading import load_backbone
+from dpbench.manifest.reading import make_manifest
 from dpbench.measure.first_token import FirstToken
 from dpbench.measure.interleave import interleave
-from dpbench.measure.settings import manifest_of
 from dpbench.measure.synthetic_prompts import Inputs
 from dpbench.measure.timing import Recorder, clock_of
 from dpbench.method import Method
@@ -35,21 +35,12 @@ from dpbench.method import Method
 def main() -> None:
     """Measure and print."""
     options = parsed()
-    protocol = {"dtype": options.dtype}
-    wanted = manifest_of(
-        name="harness",
-        backbone=options.backbone,
-        placement={"weights": options.weights} if options.weights else {},
-        protocol=protocol,
-        methods=["none"],
-        params={},
-        keep=[],
-        prune_rate=[],
-        kind=None,
-    )
-    backbone = load_backbone(wanted, pick_device(options.device))
+    entry = {"name": options.backbone} | ({"weights": options.weights} if options.weights else {})
+    data = {"name": "harness", "backbone": entry, "methods": ["none"], "protocol": {"dtype": options.dtype}}
+    manifest = make_manifest(data, source="benchmarks/harness.py")
+    backbone = load_backbone(manifest, pick_device(options.device))
     with torch.inference_mode():
-        subject = FirstToken(backbone, Method(), next(cells(wanted)), Inputs())
+        subject = FirstToken(backbone, Method(), next(cells(manifest)), Inputs())
         names = ("bare prefill", "our prefill", "bare model", "our stages")
         calls = [timed(backbone, call) for call in (*prefills(backbone, subject), *wholes(backbone, subject))]
         series = interleave(calls, repetitions=options.repetitions, seconds=options.seconds, warmups=5)

@@ -10,10 +10,10 @@ from dpbench.backbones import miniatures as tinies
 from dpbench.backbones.base import Backbone
 from dpbench.engine import forward
 from dpbench.manifest.cell import Cell, cells
+from dpbench.manifest.reading import make_manifest
 from dpbench.measure import memory
 from dpbench.measure.first_token import DECODED, FirstToken, net
 from dpbench.measure.profile_row import stage_flops
-from dpbench.measure.settings import manifest_of
 from dpbench.measure.synthetic_prompts import Inputs
 from dpbench.measure.timing import HostClock, Recorder
 
@@ -26,18 +26,9 @@ def backbone() -> Backbone:
 
 
 def cell_of(method: str, keep: int) -> Cell:
-    wanted = manifest_of(
-        name="try",
-        backbone="toy-llava",
-        placement={},
-        protocol={},
-        methods=[method],
-        params={},
-        keep=[] if method == "none" else [keep],
-        prune_rate=[],
-        kind=None,
-    )
-    return next(cells(wanted))
+    budgets = {} if method == "none" else {"budgets": {"keep": [keep]}}
+    data = {"name": "try", "backbone": "toy-llava", "methods": [method], **budgets}
+    return next(cells(make_manifest(data, source="test")))
 
 
 def first(method: str, keep: int = 8, **asked: int) -> FirstToken:

@@ -8,9 +8,10 @@ import torch
 
 from dpbench.backbones import miniatures as tinies
 from dpbench.errors import DpbenchError
+from dpbench.manifest.reading import make_manifest
 from dpbench.measure import roofline
 from dpbench.measure.profile import profile_manifest
-from dpbench.measure.settings import Settings, manifest_of
+from dpbench.measure.settings import Settings
 from dpbench.storage import record
 from dpbench.storage.record import Profile
 
@@ -18,18 +19,9 @@ QUICK = Settings(repetitions=3, seconds=0, warmups=1, image_hw=(336, 336))
 
 
 def profiled(methods: list[str], out: Path, settings: Settings = QUICK, backbone: str = "toy-llava") -> list[Profile]:
-    wanted = manifest_of(
-        name="try",
-        backbone=backbone,
-        placement={},
-        protocol={},
-        methods=methods,
-        params={},
-        keep=[16],
-        prune_rate=[],
-        kind=None,
-    )
-    return profile_manifest(wanted, out, settings, device="cpu")
+    data = {"name": "try", "backbone": backbone, "methods": methods, "budgets": {"keep": [16]}}
+    manifest = make_manifest(data, source="test")
+    return profile_manifest(manifest, out, settings, device="cpu")
 
 
 def test_every_row_says_where_time_flops_and_bytes_go(tmp_path: Path) -> None:
