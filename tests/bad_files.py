@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from made_records import made, written
+from made_records import make_record, write_run
 from PIL import Image
 from places import PACKAGE, TOY_WEIGHTS
 
@@ -86,8 +86,8 @@ def shelf(folder: Path) -> Path:
     _write(folder / "utf16.yaml", GOOD.encode("utf-16"))
     for name in ("folder.yaml", "folder/records.jsonl"):
         _write(folder / name / "inside", b"")
-    row = made("grid", 16, "pope", 50.0)
-    written(folder / "run", [made("none", None, "pope", 60.0), row])
+    row = make_record("grid", 16, "pope", 50.0)
+    write_run(folder / "run", [make_record("none", None, "pope", 60.0), row])
     wrong = json.loads((folder / "run" / "records.jsonl").read_text().splitlines()[0])
     _write(folder / "types" / "records.jsonl", (json.dumps({**wrong, "cell": "none"}) + "\n").encode())
     _write(folder / "cell" / "records.jsonl", (json.dumps({**wrong, "cell": {}}) + "\n").encode())

@@ -1,4 +1,4 @@
-"""Records, profiles and journals made by hand, for the tests of reports."""
+"""Makers of records, profiles, answers and run folders, for tests."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ CELL: Mapping[str, Any] = {
 }  # fmt: skip
 
 
-def made(method: str, keep: int | None, task: str, score: float, **cell: Any) -> Record:
+def make_record(method: str, keep: int | None, task: str, score: float, **cell: Any) -> Record:
     """Return a record of a finished cell."""
     return Record(
         cell_id="-".join([method, str(keep), task, *(f"{name}={value}" for name, value in cell.items())]),
@@ -34,7 +34,7 @@ def made(method: str, keep: int | None, task: str, score: float, **cell: Any) ->
     )
 
 
-def profiled(method: str, budget: str, times: Sequence[float], **changes: Any) -> Profile:
+def make_profile(method: str, budget: str, times: Sequence[float], **changes: Any) -> Profile:
     """Return a profile whose stages all take the same times."""
     environment = {"device": "cpu", "cpu": "a processor", "dtype": "float32", "versions": {"torch": "2.14.1"}}
     stages = ("encode", "reduce", "prefill", "ttft") if method != "none" else ("encode", "prefill", "ttft")
@@ -67,31 +67,32 @@ def profiled(method: str, budget: str, times: Sequence[float], **changes: Any) -
     return Profile(**{**fields, **changes})
 
 
-def answered(task: str, doc_id: int, image: str, scores: Mapping[str, Any]) -> Answer:
-    """Return one line of a journal."""
-    return Answer(
-        task=task,
-        doc_id=doc_id,
-        image_hash=image,
-        prompt_hash=f"prompt {doc_id}",
-        image_group=image,
-        answer="",
-        scores=scores,
-        visual_tokens=(16, 16),
-        kept=(None,),
-        failure=None,
-        seed=0,
-        shard=0,
-        ms=1.0,
-        cache_hits=0,
-        encoded=1,
-    )
+def make_answer(task: str, doc_id: int, image: str, scores: Mapping[str, Any], **changes: Any) -> Answer:
+    """Return one answer of a journal."""
+    fields: dict[str, Any] = {
+        "task": task,
+        "doc_id": doc_id,
+        "image_hash": image,
+        "prompt_hash": f"prompt {doc_id}",
+        "image_group": image,
+        "answer": "",
+        "scores": scores,
+        "visual_tokens": (16, 16),
+        "kept": (None,),
+        "failure": None,
+        "seed": 0,
+        "shard": 0,
+        "ms": 1.0,
+        "cache_hits": 0,
+        "encoded": 1,
+    }
+    return Answer(**{**fields, **changes})
 
 
-def written(folder: Path, records: Sequence[Record], journals: Mapping[str, Sequence[Answer]] | None = None) -> Path:
+def write_run(folder: Path, records: Sequence[Record], journals: Mapping[str, Sequence[Answer]] | None = None) -> Path:
     """Write a run folder: records, and journals by cell id."""
-    for each in records:
-        record.append(folder / "records.jsonl", each)
-    for name, answers in (journals or {}).items():
-        Journal(folder / "samples" / f"{name}.jsonl").append(answers)
+    for line in records:
+        record.append(folder / "records.jsonl", line)
+    for cell_id, answers in (journals or {}).items():
+        Journal(folder / "samples" / f"{cell_id}.jsonl").append(answers)
     return folder

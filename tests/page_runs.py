@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from made_records import answered, made, profiled, written
+from made_records import make_answer, make_profile, make_record, write_run
 from PIL import Image
 
 from dpbench.storage import record
@@ -46,7 +46,7 @@ def journal(method: str) -> list[Answer]:
     lines = []
     for number, (said, truth) in enumerate(zip(SAID[method], TRUTHS, strict=True)):
         found: dict[str, Any] = {"question_id": str(number), "score": 0, "prediction": said, "ground_truth": truth}
-        line = answered("pope", number, sha256(image_of(number)).hexdigest()[:16], {"pope_accuracy": found})
+        line = make_answer("pope", number, sha256(image_of(number)).hexdigest()[:16], {"pope_accuracy": found})
         fields = {name: getattr(line, name) for name in Answer.__dataclass_fields__}
         lines.append(Answer(**{**fields, "answer": said, "kept": (None if method == "holov" else kept,)}))
     return lines
@@ -55,8 +55,8 @@ def journal(method: str) -> list[Answer]:
 def run(folder: Path) -> Path:
     """Write a run of three methods with journals, and a profile."""
     right = {name: sum(a == b for a, b in zip(said, TRUTHS, strict=True)) for name, said in SAID.items()}
-    rows = {name: made(name, None if name == "none" else 16, "pope", 20.0 * right[name]) for name in SAID}
-    written(folder, list(rows.values()), {rows[name].cell_id: journal(name) for name in SAID})
-    for each in (profiled("none", "all", (8,)), profiled("grid", "16", (3,))):
+    rows = {name: make_record(name, None if name == "none" else 16, "pope", 20.0 * right[name]) for name in SAID}
+    write_run(folder, list(rows.values()), {rows[name].cell_id: journal(name) for name in SAID})
+    for each in (make_profile("none", "all", (8,)), make_profile("grid", "16", (3,))):
         record.append(folder / "profile.jsonl", each)
     return folder

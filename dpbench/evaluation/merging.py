@@ -44,7 +44,7 @@ def merge(folder: Path, data_root: Path | None) -> Outcome:
     manifest = manifest_of(folder)
     added: list[Record] = []
     unfinished = []
-    with files.writing(folder), sharding.turn(folder):
+    with files.explain_disk_errors(folder), sharding.turn(folder):
         planned = plan(manifest, folder.parent, data_root)
         built = runner.build_tasks(manifest, planned.pending, data_root)
         for cell in planned.pending:

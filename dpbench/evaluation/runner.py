@@ -80,7 +80,7 @@ def run(
     plan(manifest, out, data_root)
     files.check_writable(folder)
     waiting = _printer(console) if wait else None
-    with files.writing(folder), files.made(folder), turn(folder, shard, waiting=waiting):
+    with files.explain_disk_errors(folder), files.new_folder(folder), turn(folder, shard, waiting=waiting):
         planned = plan(manifest, out, data_root)
         console.print(f"{len(planned.pending)} cells to run, {len(planned.done)} done already")
         if not planned.pending:

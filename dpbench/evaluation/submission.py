@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dpbench.errors import RecordError
+from dpbench.storage import files
 from dpbench.storage.journal import Answer, Journal
 
 
@@ -46,5 +47,5 @@ def write(journal: Path, out: Path, unasked: Iterable[int] = ()) -> int:
     if not journal.is_file():
         raise RecordError(f"{journal}: there is no such journal; it is samples/<cell id>.jsonl in the run's folder")
     answers = list(Journal(journal).answers.values())
-    out.write_text(json.dumps(rows(answers, unasked)), encoding="utf-8")
+    files.replace(out, json.dumps(rows(answers, unasked)).encode())
     return len(answers)

@@ -1,4 +1,4 @@
-"""A disk that is full or read-only is one sentence, and damages nothing written before. No torch."""
+"""Safe writing: a full or read-only disk gives one sentence and damages nothing written before. No torch."""
 
 from __future__ import annotations
 
@@ -21,44 +21,44 @@ def is_disk_error(error: BaseException) -> bool:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Make a sentence of what the disk says while a file, or a folder's files, are written.
+def explain_disk_errors(path: Path) -> Iterator[None]:
+    """Turn a disk error inside the block into one sentence; `path` is named where the error names no file.
 
     Raises:
-        StorageError: inside the block the disk was full or read-only.
+        StorageError: the disk is full, over quota or read-only.
     """
     try:
         yield
     except OSError as error:
         if not is_disk_error(error):
             raise
-        raise refused(error.filename or path, error.strerror or str(error)) from error
+        raise write_error(error.filename or path, error.strerror or str(error)) from error
 
 
-def refused(path: Path | str, reason: str) -> StorageError:
+def write_error(path: Path | str, reason: str) -> StorageError:
     """Return the error for a file that could not be written."""
     return StorageError(
-        f"{path}: cannot be written ({reason}); what was finished is kept: free some room and start again to go on"
+        f"{path}: cannot be written ({reason}); finished work is kept: free some space, then run the same command again"
     )
 
 
 def append(path: Path, data: bytes, *, sync: bool) -> None:
-    """Add bytes to a file: all of them, or none.
+    """Append all of the data to a file, or nothing; a missing file and its folder are created.
 
     Args:
-        path: is made where it is not there.
-        data: what to add.
-        sync: wait until the disk has them.
+        path: the file.
+        data: what to append.
+        sync: wait until the data is on the disk.
 
     Raises:
-        StorageError: they cannot be written; the file is as it was.
+        StorageError: the disk has an error; the file is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with writing(path), path.open("ab", buffering=0) as stream:
+    with explain_disk_errors(path), path.open("ab", buffering=0) as stream:
         before = stream.tell()
         try:
             rest = memoryview(data)
-            while rest:
+            while rest:  # an unbuffered write may take only a part
                 rest = rest[stream.write(rest) :]
             if sync:
                 os.fsync(stream.fileno())
@@ -68,28 +68,28 @@ def append(path: Path, data: bytes, *, sync: bool) -> None:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Write a file as a whole; until the disk has it, the old one stays. Of several processes the last one wins.
+    """Write a whole file; the old one stays until the new one is on the disk. Of several processes the last one wins.
 
     Raises:
-        StorageError: it cannot be written; the file is as it was.
+        StorageError: the disk has an error; the file is as it was.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with writing(path):
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")  # per process: shards write the same header
+    with explain_disk_errors(path):
         try:
             with partial.open("wb") as stream:
                 stream.write(data)
                 stream.flush()
-                os.fsync(stream.fileno())
+                os.fsync(stream.fileno())  # before the rename, else a power cut may leave an empty file
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
 
 
 def write_output(flag: str, path: Path, data: bytes) -> None:
-    """Write a file that the user named, as a whole, and the folders above it.
+    """Write a file that the user named, and create the folders above it.
 
     Args:
-        flag: named it.
+        flag: the flag that named the file.
         path: the file.
         data: its content.
 
@@ -106,32 +106,32 @@ def write_output(flag: str, path: Path, data: bytes) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder for results in which nothing can be written; it is not made yet.
+    """Check that results can be written to a folder, which need not exist yet.
 
     Raises:
-        ConfigError: it is read-only, another's, below a file, or its disk is full.
+        ConfigError: it is read-only, belongs to another user, lies below a file, or its disk is full.
     """
-    place = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
-        with TemporaryFile(dir=place) as probe:
-            probe.write(b"room?")
+        with TemporaryFile(dir=existing) as probe:
+            probe.write(b"probe")
     except OSError as error:
         raise ConfigError(
-            f"--out: nothing can be written to {folder} ({error.strerror}); give a folder of yours on a disk with room"
+            f"--out: cannot write to {folder} ({error.strerror}); give a folder that you own on a disk with free space"
         ) from None
 
 
 @contextmanager
-def made(folder: Path) -> Iterator[None]:
-    """Make a folder, and take it away again where bad input is refused inside the block before an answer is in it."""
-    new = [each for each in (folder, *folder.parents) if not each.exists()]
+def new_folder(folder: Path) -> Iterator[None]:
+    """Create a folder; remove it again if the block refuses its input before any answer or record was written."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except DpbenchError as error:
         if new and error.exit_code == DpbenchError.exit_code and not any(folder.glob("**/*.jsonl")):
             shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):  # another run may be in the folder above
+            with suppress(OSError):  # another run may have put something into the folder above
                 for parent in new[1:]:
                     parent.rmdir()
         raise

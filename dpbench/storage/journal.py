@@ -1,6 +1,6 @@
-"""The journal of a cell: every answer as it comes, appended, so that a run resumes after any kill. No torch.
+"""The journal of a cell: each answer is appended as it comes, so that a run resumes after any kill. No torch.
 
-One JSON line per answered sample. The schema is complete from the first day; a journal of another schema is refused.
+One JSON line per answered sample. A journal of another schema is refused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SYNC_S = 1.0
 """Seconds between two syncs of a journal to the disk."""
 
 Key = tuple[str, int, str]
-"""Task, number in its split and hash of the prompt: what an answer is looked up by."""
+"""What an answer is looked up by: its task, the sample's number in the split, and a hash of the prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,18 +37,18 @@ class Answer:
         task: as in `dpbench.tasks.TASKS`.
         doc_id: the sample's number in its split.
         image_hash: SHA-256 prefix over the sample's image files.
-        prompt_hash: SHA-256 prefix over the text the model was asked.
-        image_group: what samples of the same image share, for clustered intervals.
-        answer: what the model said; empty where it failed.
-        scores: what lmms-eval's `process_results` made of it.
-        visual_tokens: read per decoder layer.
-        kept: per image the kept indices, packed; None where rows are no single tokens.
+        prompt_hash: SHA-256 prefix over the text of the prompt.
+        image_group: the same for all samples of one image, for clustered intervals.
+        answer: the model's text; empty if the sample failed.
+        scores: what lmms-eval's `process_results` returned for it.
+        visual_tokens: number read by each decoder layer.
+        kept: per image the kept indices, packed; None if rows are not single tokens.
         failure: why there is no answer, else None.
         seed: the cell's.
-        shard: which process of several answered.
-        cache_hits: how many of its images had been encoded before, for another question or cell.
+        shard: number of the process that answered.
+        cache_hits: how many of its images were already encoded, for another question or cell.
         encoded: how many of its images were encoded for it.
-        ms: milliseconds, the batch's time shared evenly among its samples.
+        ms: milliseconds; a batch's time is split evenly among its samples.
     """
 
     schema: int = SCHEMA
@@ -70,12 +70,12 @@ class Answer:
 
     @property
     def key(self) -> Key:
-        """Return what the answer is looked up by."""
+        """Return the key that the answer is looked up by."""
         return self.task, self.doc_id, self.prompt_hash
 
 
 def pack_indices(indices: Sequence[int], num_visual: int) -> str | None:
-    """Pack kept indices as base64 of a bit field, without their order; None if a row is merged or comes twice."""
+    """Pack kept indices as base64 of a bit field; their order is lost. None if a row is merged or occurs twice."""
     if len(set(indices)) < len(indices) or any(index < 0 for index in indices):
         return None
     field = bytearray((num_visual + 7) // 8)
@@ -84,54 +84,47 @@ def pack_indices(indices: Sequence[int], num_visual: int) -> str | None:
     return f"{num_visual}:{base64.b64encode(bytes(field)).decode()}"
 
 
-def unpack_indices(packed: str) -> list[int]:
-    """Return the indices `pack_indices` packed, rising."""
-    size, _, text = packed.partition(":")
-    field = base64.b64decode(text)
-    return [index for index in range(int(size)) if field[index // 8] >> (index % 8) & 1]
-
-
 class Journal:
-    """The answers of one cell, in a file that is only ever appended to.
+    """The answers of one cell, in a file that is only appended to.
 
-    Reading changes no file, so that a report can read beside a run. Lines that are no answers are told of on standard
-    error, by number, and left out: what they held is answered again.
+    Reading changes no file, so a report can read while a run writes. Damaged lines are listed by number on standard
+    error and ignored: their samples are answered again.
 
     Args:
         path: the file.
-        others: journals of the same cell that other processes write: read once, never changed.
+        others: journals of the same cell that other processes write; read once, never changed.
 
     Raises:
-        RecordError: a line of another schema.
+        RecordError: a line has another schema.
     """
 
     def __init__(self, path: Path, others: Iterable[Path] = ()) -> None:
         self.path = path
         self._synced = float("-inf")
-        mine = _read(path)
+        contents = _read(path)
         self.answers: dict[Key, Answer] = {}
         for other in others:
             self.answers |= _read(other).answers
-        self.answers |= mine.answers
-        self._damage = mine.damage
+        self.answers |= contents.answers
+        self._damage = contents.damage
         if self._damage:
-            print(f"{path}: {self._damage}; left out, and answered again where it is missing", file=sys.stderr)
+            print(f"{path}: {self._damage}; ignored, samples without an answer are answered again", file=sys.stderr)
 
     def mend(self) -> None:
-        """Leave only whole answers in the file; no other process may be writing it.
+        """Rewrite the file without its damaged lines; no other process may be writing it.
 
         Raises:
-            StorageError: there is no room for it; the file is as it was.
+            StorageError: the disk has an error; the file is as it was.
         """
         if self._damage:
             files.replace(self.path, _lines(_read(self.path).answers.values()))
             self._damage = ""
 
     def append(self, answers: Iterable[Answer]) -> None:
-        """Add answers: on return a kill loses none of them; the disk is waited for at most once a second.
+        """Append answers. On return a kill of the process loses none; a power cut loses at most the last second's.
 
         Raises:
-            StorageError: there is no room for them; the file is as it was.
+            StorageError: the disk has an error; the file is as it was.
         """
         self.mend()
         answers = list(answers)
@@ -142,10 +135,10 @@ class Journal:
         self.answers |= {answer.key: answer for answer in answers}
 
     def sync(self) -> None:
-        """Wait until the disk has everything.
+        """Wait until everything is on the disk.
 
         Raises:
-            StorageError: it has no room for it.
+            StorageError: the disk has an error.
         """
         if self.path.is_file():
             files.append(self.path, b"", sync=True)
@@ -153,7 +146,7 @@ class Journal:
 
 @dataclass(frozen=True, slots=True)
 class _Contents:
-    """A journal's answers, and what is wrong with its other lines, if there are any."""
+    """A journal's answers, and a description of its damaged lines; empty if there are none."""
 
     answers: dict[Key, Answer]
     damage: str
@@ -164,7 +157,7 @@ def _lines(answers: Iterable[Answer]) -> bytes:
 
 
 def _read(path: Path) -> _Contents:
-    """Read a journal: of two answers to one sample the first counts, and what a kill or a bad disk left is told."""
+    """Read a journal. Of two answers to one sample the first counts; damaged lines are described."""
     if not path.is_file():
         return _Contents({}, "")
     answers: dict[Key, Answer] = {}
@@ -176,19 +169,19 @@ def _read(path: Path) -> _Contents:
             unreadable.append(number)
         elif answers.setdefault(answer.key, answer) is not answer:
             repeated.append(number)
-    found = (
-        _named(unreadable, "is no answer", "are no answers"),
-        _named(repeated, "repeats another", "repeat others"),
-        _named([len(lines) + 1] if cut_off else [], "is cut off", ""),
+    damage = (
+        _format_lines(unreadable, "is not an answer", "are not answers"),
+        _format_lines(repeated, "repeats another", "repeat others"),
+        _format_lines([len(lines) + 1] if cut_off else [], "is cut off", ""),
     )
-    return _Contents(answers, ", ".join(filter(None, found)))
+    return _Contents(answers, ", ".join(filter(None, damage)))
 
 
 def _parse(line: bytes, where: str) -> Answer | None:
-    """Return the answer in a line, or None where there is none.
+    """Return the answer in a line, or None if the line is damaged.
 
     Raises:
-        RecordError: it is one of another schema.
+        RecordError: the line has another schema.
     """
     try:
         row = json.loads(line)
@@ -200,26 +193,26 @@ def _parse(line: bytes, where: str) -> Answer | None:
     if isinstance(schema, int) and schema != SCHEMA:
         raise RecordError(f"{where}: journal schema {schema}, this dpbench reads {SCHEMA}; move the file away")
     try:
-        return _answers().validate_json(line, strict=True) if row.keys() == _NAMES else None
+        return _answer_type().validate_json(line, strict=True) if row.keys() == _FIELDS else None
     except ValueError:
         return None
 
 
 @cache
-def _answers() -> TypeAdapter[Answer]:
+def _answer_type() -> TypeAdapter[Answer]:
     return TypeAdapter(Answer)
 
 
-_NAMES = {field.name for field in fields(Answer)}
-_MOST_NAMED = 10
+_FIELDS = {field.name for field in fields(Answer)}
+_MOST_LISTED = 10
 
 
-def _named(numbers: Sequence[int], one: str, several: str) -> str:
-    """Name lines by number and say what is wrong with them; nothing where there are none."""
+def _format_lines(numbers: Sequence[int], one: str, several: str) -> str:
+    """Return what is wrong with lines, with their numbers; empty if there are none."""
     if not numbers:
         return ""
     if len(numbers) == 1:
         return f"line {numbers[0]} {one}"
-    named = ", ".join(map(str, numbers[:_MOST_NAMED]))
-    more = f" and {len(numbers) - _MOST_NAMED} more" if len(numbers) > _MOST_NAMED else ""
-    return f"lines {named}{more} {several}"
+    listed = ", ".join(map(str, numbers[:_MOST_LISTED]))
+    more = f" and {len(numbers) - _MOST_LISTED} more" if len(numbers) > _MOST_LISTED else ""
+    return f"lines {listed}{more} {several}"

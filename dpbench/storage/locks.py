@@ -1,4 +1,4 @@
-"""Lock files that say who holds them; the operating system frees those of a process that died. No torch."""
+"""Lock files that name their holder; the operating system releases the locks of a dead process. No torch."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class BusyError(ConfigError):
     """Another process holds a lock.
 
     Args:
-        folder: what the lock guards.
-        holder: who holds it.
+        folder: the folder that the lock guards.
+        holder: who holds it, as `holder` returns it.
     """
 
     def __init__(self, folder: Path, holder: str) -> None:
@@ -28,30 +28,32 @@ class BusyError(ConfigError):
 
 
 def take(path: Path, *, seconds: float) -> FileLock:
-    """Take a lock and write into its file who has it now; it is free again when released or no longer referred to.
+    """Take a lock and write its holder into the file. It is free again once released or garbage collected.
 
     Args:
         path: the lock file.
         seconds: how long to try.
 
     Raises:
-        BusyError: another process has it.
+        BusyError: another process holds it.
     """
     lock = FileLock(path, timeout=seconds)
     try:
         lock.acquire()
     except Timeout:
         raise BusyError(path.parent, holder(path)) from None
-    with suppress(OSError):  # for people to read only: a full disk must not keep a run from ending well
+    # Written in place: replacing the file would leave the lock on the old one. Only people read it, so an error of
+    # the disk must not stop the run.
+    with suppress(OSError):
         now = datetime.now(UTC).isoformat(timespec="seconds")
         path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now}), encoding="utf-8")
     return lock
 
 
 def holder(path: Path) -> str:
-    """Return who holds a lock, as the end of "is running there"; nothing where its file does not say."""
+    """Return who holds a lock, in parentheses, to follow "is running there"; empty if the file does not say."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return f" (process {found['pid']} on {found['host']}, since {found['since']})"
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        return f" (process {entry['pid']} on {entry['host']}, since {entry['since']})"
     except (OSError, ValueError, KeyError, TypeError):
         return ""

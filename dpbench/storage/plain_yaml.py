@@ -1,4 +1,4 @@
-"""YAML as plain data, by the safe loader: no objects, no key twice, no aliases that swell to gigabytes. No torch."""
+"""YAML as plain data: no objects, no repeated keys, no aliases that expand to gigabytes. No torch."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import yaml
 
 MOST_CHARACTERS = 1 << 20
 MOST_NODES = 100_000
-"""Values and keys, every alias counted as what it stands for."""
+"""Values and keys, with every alias counted as the nodes that it stands for."""
 
 
 class YamlError(ValueError):
     """A text is not plain YAML.
 
     Attributes:
-        line: where, from 1; None where it is the text as a whole.
+        line: 1-based; None if the error is about the whole text.
     """
 
     def __init__(self, reason: str, line: int | None = None) -> None:
@@ -25,10 +25,10 @@ class YamlError(ValueError):
 
 
 def load(text: str) -> tuple[Any, yaml.Node | None]:
-    """Return what a text holds, and its nodes, which know their lines; None for an empty text.
+    """Return the data in a text and its root node, which knows line numbers; None and None for an empty text.
 
     Raises:
-        YamlError: it is not YAML, is too large, too deep or refers to itself, or a mapping has a key twice.
+        YamlError: it is not YAML, too large, too deep or refers to itself, or a mapping has a key twice.
     """
     if len(text) > MOST_CHARACTERS:
         raise YamlError(f"has {len(text):,} characters, at most {MOST_CHARACTERS:,} are read")
@@ -43,31 +43,31 @@ def load(text: str) -> tuple[Any, yaml.Node | None]:
     except yaml.YAMLError as error:
         raise YamlError(f"not YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
-        raise YamlError("not YAML that can be read: it is nested too deep") from None
+        raise YamlError("not readable YAML: it is nested too deeply") from None
     except YamlError:
         raise
-    except (ValueError, OverflowError) as error:  # a date or number that is none
+    except (ValueError, OverflowError) as error:  # such as the date 2024-99-99
         raise YamlError(f"not YAML: {str(error)[:200]}") from None
 
 
-def _count(node: yaml.Node, known: dict[int, int]) -> int:
-    """Return how many nodes there are with every alias written out; on the way refuse what is no plain data."""
-    if id(node) not in known:
-        known[id(node)] = MOST_NODES + 1  # until it is counted: a node inside itself has no end
-        known[id(node)] = 1 + sum(_count(each, known) for each in _inside(node))
-    if known[id(node)] > MOST_NODES:
-        raise YamlError(f"aliases and values make more than {MOST_NODES:,} together", node.start_mark.line + 1)
-    return known[id(node)]
+def _count(node: yaml.Node, counts: dict[int, int]) -> int:
+    """Return the number of nodes with every alias expanded; raise if there are too many or a key is repeated."""
+    if id(node) not in counts:
+        counts[id(node)] = MOST_NODES + 1  # while it is being counted, so that a node inside itself is too large
+        counts[id(node)] = 1 + sum(_count(child, counts) for child in _children(node))
+    if counts[id(node)] > MOST_NODES:
+        raise YamlError(f"aliases and values make more than {MOST_NODES:,} nodes", node.start_mark.line + 1)
+    return counts[id(node)]
 
 
-def _inside(node: yaml.Node) -> Iterator[yaml.Node]:
+def _children(node: yaml.Node) -> Iterator[yaml.Node]:
     if isinstance(node, yaml.SequenceNode):
         yield from node.value
     if isinstance(node, yaml.MappingNode):
         keys: set[Any] = set()
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in keys:
-                raise YamlError(f"{key.value}: the key is there twice; leave one out", key.start_mark.line + 1)
+                raise YamlError(f"{key.value}: this key is there twice; remove one", key.start_mark.line + 1)
             keys.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
             yield key
             yield value

@@ -1,6 +1,6 @@
-"""What is left on disk: one record per finished cell, one per profiled cell. Frozen dataclasses, one JSON line each.
+"""Records of finished cells and profiles of timed ones: frozen dataclasses, one JSON line each. No torch.
 
-Key order is the dataclass's; rows are sorted by cell id when a file is rewritten. What was not measured is absent.
+Keys keep the order of the dataclass; rows are sorted by cell id when a file is rewritten.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ class Record:
         schema: version of this format.
         cell_id: `Cell.id`.
         cell: the whole cell.
-        metrics: every number lmms-eval reported for the task, by metric.
+        metrics: every number that lmms-eval reported for the task, by metric.
         score: the benchmark's score, 0-100 (MME: share of its maximum).
         num_samples: samples scored.
-        num_failed: samples without an answer (broken image, too long, out of memory), scored as an empty one.
+        num_failed: samples without an answer (broken image, too long, out of memory), scored as an empty answer.
         visual_tokens_per_layer: mean over samples, one entry per decoder layer.
-        feature_cache: "hits", images that were encoded before, for another question or cell, and "encoded".
-        wall_s: seconds spent pruning and generating; the encoder, shared by all cells, is not in it.
+        feature_cache: number of images "encoded", and of "hits", encoded before for another question or cell.
+        wall_s: seconds spent pruning and generating; without the encoder, which all cells share.
         finished: UTC, ISO 8601.
         versions: dpbench, lmms-eval, torch, transformers, Python.
-        environment: what it ran on, as in `environment.json`.
+        environment: the machine, as in `environment.json`.
     """
 
     schema: int = 2
@@ -54,41 +54,41 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """Where the milliseconds, FLOPs, bytes and joules of one (backbone, method, budget) go, up to the first token.
+    """Milliseconds, FLOPs, bytes and joules of one (backbone, method, budget), by stage, up to the first token.
 
     A stage is one of preprocess, encode, signals, reduce, splice, prefill, ttft, decode, end_to_end. `reduce` is all
-    that a method adds: its decision, `signals` (what it makes the encoder do besides, taken out of encode) and its
-    ranking inside the LLM (taken out of prefill); in a CUDA graph these two cannot be told apart and stay where they
-    are. A mapping without a key, or an empty one, says that this was not measured.
+    that a method adds: its decision, `signals` (its extra work in the encoder, taken out of encode) and its ranking
+    inside the LLM (taken out of prefill). In a CUDA graph the last two cannot be separated and stay in encode and
+    prefill. A missing key means that this was not measured.
 
     Attributes:
         schema: version of this format.
         backbone: its name.
-        weights: where they came from; "random" where they mean nothing.
+        weights: where they came from; "random" for untrained ones.
         method: its name.
         params: its hyper-parameters.
         budget: as tables show it.
         configuration: eager, compile or cuda-graph; never mixed in one column.
         batch_size: prompts at once.
-        num_images: in each prompt.
-        image_hw: pixels of the image, height and width.
-        num_visual: visual tokens the LLM reads, mean over its layers.
+        num_images: per prompt.
+        image_hw: height and width of the image in pixels.
+        num_visual: visual tokens that the LLM reads, mean over its layers.
         visual_tokens_per_layer: the same, layer by layer.
-        num_text: positions of the prompt that are no visual token.
+        num_text: positions of the prompt that are not visual tokens.
         stages_ms: per stage, one value per repetition, in order; decode is per token.
-        warmups: repetitions run before and not kept.
+        warmups: repetitions run before and discarded.
         stages_flops: per stage; 2 per multiply-add.
-        peak_bytes: per stage, the most memory allocated during it, weights apart.
+        peak_bytes: per stage, the most memory allocated during it, without the weights.
         weights_bytes: parameters and buffers.
-        kv_bytes_per_layer: the cache after prefill.
-        joules: per first token, above what the card draws idle ("first_token") and that meanwhile ("idle"); and
+        kv_bytes_per_layer: size of the KV cache after prefill.
+        joules: "first_token", energy per first token above idle; "idle", what the idle card draws in that time; and
             "idle_watts".
-        bound_ms: per stage, the least time its FLOPs and bytes allow at the rates in `rates`.
+        bound_ms: per stage, the least time that its FLOPs and bytes allow at the rates in `rates`.
         rates: measured in the same run: matmul FLOP/s and copied bytes/s.
-        flags: why a reader should doubt this row: scatter, throttling, other processes.
+        flags: reasons to doubt this row: scatter, throttling, other processes.
         monitor: clocks, temperature, power and throttle reasons before, during and after.
-        environment: what it ran on; profiles of different environments never share a table.
-        started: when its `dpbench profile` began, in UTC; only rows of the same one were timed in turn. None: unknown.
+        environment: the machine; profiles of different environments never share a table.
+        started: when this `dpbench profile` began, in UTC; only rows of one command were interleaved. None: unknown.
     """
 
     schema: int = 2
@@ -124,7 +124,11 @@ _TYPES: Mapping[type, TypeAdapter[Any]] = {Record: TypeAdapter(Record), Profile:
 
 
 def append(path: Path, line: Record | Profile) -> None:
-    """Add one line to a JSON-lines file; what a kill left of a line before is cut off."""
+    """Append one line to a JSON-lines file, after removing what a kill may have left of the last line.
+
+    Raises:
+        StorageError: the disk has an error; all lines written before are still there.
+    """
     _mend(path)
     files.append(path, _encode(line), sync=True)
 
@@ -134,23 +138,23 @@ def _encode(line: Record | Profile) -> bytes:
 
 
 def read(path: Path, kind: type[Line]) -> list[Line]:
-    """Read a file of records or profiles; a file that is not there holds none, a line a kill cut off is passed over.
+    """Read a file of records or profiles. A missing file has none; a last line cut off by a kill is ignored.
 
     Raises:
-        RecordError: it is a folder, or has a line of another schema or without the fields of this one.
+        RecordError: it is a folder, or a line has another schema or other fields.
     """
     if path.is_dir():
-        raise RecordError(f"{path} is a folder, where a file of records is due; move it away")
+        raise RecordError(f"{path} is a folder, but should be a file of records; move it away")
     if not path.is_file():
         return []
     *lines, last = path.read_bytes().split(b"\n")
-    if _whole(last):
+    if _is_complete(last):
         lines.append(last)
     return [_parse(line, kind, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line]
 
 
-def _whole(last: bytes) -> bool:
-    """Tell whether a last line without its end is complete: an editor may have stripped the newline."""
+def _is_complete(last: bytes) -> bool:
+    """Return True if a last line without a newline is complete: an editor may have removed the newline."""
     try:
         return isinstance(json.loads(last), dict)
     except (ValueError, RecursionError):
@@ -158,11 +162,11 @@ def _whole(last: bytes) -> bool:
 
 
 def _mend(path: Path) -> None:
-    """Cut off what a kill left of a last line, or end it where it is whole."""
+    """Remove a last line that a kill cut off, or add the newline that a complete one lacks."""
     data = path.read_bytes() if path.is_file() else b""
     start = data.rfind(b"\n") + 1
     last = data[start:]
-    if last and _whole(last):
+    if last and _is_complete(last):
         files.append(path, b"\n", sync=True)
     elif last:
         files.replace(path, data[:start])
@@ -174,7 +178,7 @@ def _parse(text: bytes, kind: type[Line], where: str) -> Line:
     except (ValueError, RecursionError):
         raise RecordError(f"{where}: this line is not JSON; delete it and run again") from None
     if not isinstance(data, dict):
-        raise RecordError(f"{where}: this line is no record but {type(data).__name__}; delete it and run again")
+        raise RecordError(f"{where}: this line is not a record but a {type(data).__name__}; delete it and run again")
     version = next(field.default for field in fields(kind) if field.name == "schema")
     if data.get("schema") != version:
         raise RecordError(f"{where}: schema {data.get('schema')!r}, this dpbench reads {version}; move the file away")
@@ -191,28 +195,32 @@ def _parse(text: bytes, kind: type[Line], where: str) -> Line:
         raise RecordError(f"{where}: {place}: {first['msg']}; delete the line and run again") from None
     name = str(data.get("cell_id", ""))  # it names a file of the run folder
     if name.startswith("/") or ".." in name.split("/") or {"\\", "\0"} & set(name):
-        raise RecordError(f"{where}: cell_id {name[:80]!r} leads out of the run folder; delete the line")
-    return kind(**{name: _tupled(value) for name, value in data.items()})
+        raise RecordError(f"{where}: cell_id {name[:80]!r} points outside the run folder; delete the line")
+    return kind(**{name: _restore_tuples(value) for name, value in data.items()})
 
 
-def _tupled(value: Any) -> Any:
-    """Turn JSON's lists back into the tuples they were, one level into mappings."""
+def _restore_tuples(value: Any) -> Any:
+    """Turn JSON's lists back into tuples, one level deep into mappings."""
     if isinstance(value, dict):
-        return {name: tuple(each) if isinstance(each, list) else each for name, each in value.items()}
+        return {name: tuple(item) if isinstance(item, list) else item for name, item in value.items()}
     return tuple(value) if isinstance(value, list) else value
 
 
 def newest(records: Iterable[Record]) -> list[Record]:
-    """Return the newest record of each cell, where cells that differ in hashes and versions only are the same one."""
+    """Return the newest record of each cell; cells that differ only in source hashes and versions count as one."""
     latest: dict[str, Record] = {}
-    for each in sorted(records, key=lambda record: record.finished):
-        same = {name: value for name, value in each.cell.items() if name != "fingerprints"}
-        weights = each.cell["fingerprints"].get("weights")
-        latest[json.dumps([same, weights], sort_keys=True)] = each
+    for record in sorted(records, key=lambda record: record.finished):
+        settings = {name: value for name, value in record.cell.items() if name != "fingerprints"}
+        weights = record.cell["fingerprints"].get("weights")
+        latest[json.dumps([settings, weights], sort_keys=True)] = record
     return list(latest.values())
 
 
 def rewrite(path: Path, records: Iterable[Record]) -> None:
-    """Write records sorted by cell id, so that a committed file has readable diffs."""
+    """Write records sorted by cell id, so that a committed file has readable diffs.
+
+    Raises:
+        StorageError: the disk has an error; the file is as it was.
+    """
     rows = sorted(records, key=lambda record: record.cell_id)
     files.replace(path, b"".join(map(_encode, rows)))

@@ -25,7 +25,7 @@ from tenacity import RetryError
 
 from dpbench import tasks
 from dpbench.errors import ConfigError, DpbenchError
-from dpbench.tasks.data.images import whole_only
+from dpbench.tasks.data.images import refuse_truncated_images
 from dpbench.tasks.data.root import data_files
 
 eval_logger.disable("lmms_eval")
@@ -91,7 +91,7 @@ class BuiltTask:
             OSError: one is broken or cut off.
             DecompressionBombError: one is too large to be an image.
         """
-        with whole_only():
+        with refuse_truncated_images():
             images = list(self.task.doc_to_visual(self.task.test_docs()[request.doc_id]))
             for image in images:
                 image.load()

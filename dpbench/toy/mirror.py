@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, List, Value
 
+from dpbench.storage import files
 from dpbench.tasks.data import origin
 from dpbench.tasks.data.origin import TOY, Origin
 from dpbench.toy.mirror_rows import Row, tables
@@ -49,7 +50,9 @@ def write_split(table: pa.Table, out: Path, name: str) -> list[Path]:
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     for shard, path in enumerate(paths):
         part = table.slice(shard * size, size)
-        pq.write_table(part, path, compression="zstd", compression_level=12, use_dictionary=False)
+        stream = pa.BufferOutputStream()
+        pq.write_table(part, stream, compression="zstd", compression_level=12, use_dictionary=False)
+        files.replace(path, stream.getvalue().to_pybytes())
     return paths
 
 

@@ -24,7 +24,7 @@ from dpbench.engine import decision, forward, pruned_prompt
 from dpbench.errors import ConfigError
 from dpbench.machine.device import pick_device
 from dpbench.method import Method, Reduction
-from dpbench.tasks.data.images import whole_only
+from dpbench.tasks.data.images import refuse_truncated_images
 from dpbench.visualize import picture as kept_figure
 from dpbench.visualize.picture import Kept, Sheet
 
@@ -45,7 +45,7 @@ def read_image(path: Path) -> Image.Image:
     try:
         if path.stat().st_size == 0:
             raise ConfigError(f"IMAGE: {path} is empty (0 bytes); give a whole image file")
-        with whole_only(), Image.open(path) as opened:
+        with refuse_truncated_images(), Image.open(path) as opened:
             return ImageOps.exif_transpose(opened).convert("RGB")
     except UnidentifiedImageError:
         raise ConfigError(f"IMAGE: {path} is no image that Pillow can read; give a PNG, JPEG or WebP file") from None

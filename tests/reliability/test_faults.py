@@ -112,7 +112,7 @@ def test_a_full_disk_is_a_sentence_and_the_run_goes_on_once_there_is_room(
         _, said = running.communicate()
     assert running.returncode == 1
     assert "Traceback" not in said
-    assert re.search(r"StorageError: \S+\.jsonl: cannot be written \(File too large\); what was finished is kept", said)
+    assert re.search(r"StorageError: \S+\.jsonl: cannot be written \(File too large\); finished work is kept", said)
     (path,) = (tmp_path / NAME / "samples").glob("*.jsonl")
     before = path.read_bytes()
     assert before.endswith(b"\n")
@@ -151,7 +151,7 @@ def test_a_folder_that_takes_nothing_is_refused_before_the_backbone_loads(
     else:
         monkeypatch.setattr(files, "TemporaryFile", refuse)
     before = list(tmp_path.iterdir())
-    with pytest.raises(ConfigError, match=rf"--out: nothing can be written to .*trial \({os.strerror(code)}\)"):
+    with pytest.raises(ConfigError, match=rf"--out: cannot write to .*trial \({os.strerror(code)}\)"):
         run(wanted, tmp_path / "file")
     assert list(tmp_path.iterdir()) == before
 

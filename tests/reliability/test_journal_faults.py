@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from made_records import make_answer
 from places import TOY_DATA
 from rich.console import Console
 
@@ -17,25 +18,9 @@ from dpbench.evaluation import plan, runner
 from dpbench.manifest.reading import make_manifest
 from dpbench.manifest.schema import Manifest
 from dpbench.storage import files
-from dpbench.storage.journal import Answer, Journal
+from dpbench.storage.journal import Journal
 
-ANSWER = Answer(
-    task="pope",
-    doc_id=0,
-    image_hash="i",
-    prompt_hash="p",
-    image_group="i",
-    answer="yes",
-    scores={"pope_accuracy": {"score": 1.0}},
-    visual_tokens=(16, 16),
-    kept=("144:AA==", None),
-    failure=None,
-    seed=0,
-    shard=0,
-    cache_hits=0,
-    encoded=1,
-    ms=1.5,
-)
+ANSWER = make_answer("pope", 0, "image", {"pope_accuracy": {"score": 1.0}}, answer="yes", kept=("144:AA==", None))
 ANSWERS = [replace(ANSWER, doc_id=number) for number in range(4)]
 
 
@@ -84,7 +69,7 @@ def test_garbage_in_the_middle_costs_its_line(path: Path, garbage: bytes, capsys
     path.write_bytes(damaged)
     journal = Journal(path)
     assert list(journal.answers.values()) == [ANSWERS[0], *ANSWERS[2:]]
-    said = f"{path}: line 2 is no answer; left out, and answered again where it is missing\n"
+    said = f"{path}: line 2 is not an answer; ignored, samples without an answer are answered again\n"
     assert capsys.readouterr().err == said
     assert path.read_bytes() == damaged, "a report may read beside a run"
     journal.append([ANSWERS[1]])
@@ -107,8 +92,8 @@ def test_all_faults_are_told_in_one_sentence(path: Path, capsys: pytest.CaptureF
     path.write_bytes(b"".join([b"x\n" * 12, *lines(path), lines(path)[0], b'{"schema": 2, "ta']))
     Journal(path)
     assert capsys.readouterr().err == (
-        f"{path}: lines 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 2 more are no answers, line 17 repeats another, line 18 is "
-        "cut off; left out, and answered again where it is missing\n"
+        f"{path}: lines 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 2 more are not answers, line 17 repeats another, line 18 is "
+        "cut off; ignored, samples without an answer are answered again\n"
     )
 
 
@@ -152,7 +137,7 @@ def test_a_journal_is_mended_as_a_whole_or_not_at_all(path: Path, monkeypatch: p
     with pytest.raises(StorageError):
         Journal(path).mend()
     assert path.read_bytes() == before
-    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_a_write_that_the_disk_takes_in_parts_is_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,11 +196,11 @@ def test_a_run_answers_again_what_is_damaged_and_nothing_else(
     (again,) = run(tmp_path).added
     said = capsys.readouterr().err
     assert said.count(str(path)) == 1
-    assert "line 4 is no answer, line 5 repeats another, line 8 is cut off" in said
+    assert "line 4 is not an answer, line 5 repeats another, line 8 is cut off" in said
     assert sum(answered) == 3, "lines 4, 5 and 8 of 8"
     assert again.score == whole.score
     after = Journal(path).answers
-    assert {key: (each.answer, each.kept) for key, each in after.items()} == {
-        key: (each.answer, each.kept) for key, each in before.items()
+    assert {key: (answer.answer, answer.kept) for key, answer in after.items()} == {
+        key: (answer.answer, answer.kept) for key, answer in before.items()
     }
     assert len(lines(path)) == 8

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from fakehub import FakeHub, serving
-from made_records import answered, made, written
+from made_records import make_answer, make_record, write_run
 from PIL import Image, ImageFile
 from places import PACKAGE, TOY_DATA
 from rich.console import Console
@@ -206,10 +206,10 @@ def test_a_records_name_cannot_lead_out_of_its_run_folder(tmp_path: Path, cell_i
     """It is the name of a journal, which is opened, and mended where it ends in the middle of a line."""
     outside = tmp_path / "outside.jsonl"
     outside.write_text("no newline")
-    folder = written(tmp_path / "results" / "run", [made("none", None, "pope", 50.0)])
+    folder = write_run(tmp_path / "results" / "run", [make_record("none", None, "pope", 50.0)])
     line = json.loads((folder / "records.jsonl").read_text())
     (folder / "records.jsonl").write_text(json.dumps({**line, "cell_id": cell_id}) + "\n")
-    with pytest.raises(RecordError, match="leads out of the run folder"):
+    with pytest.raises(RecordError, match="points outside the run folder"):
         runs.load(folder)
     assert outside.read_text() == "no newline"
 
@@ -218,7 +218,7 @@ def test_a_records_name_cannot_lead_out_of_its_run_folder(tmp_path: Path, cell_i
 def test_a_bundle_takes_no_file_that_a_link_leads_to(tmp_path: Path, name: str) -> None:
     secret = tmp_path / "secret.json"
     secret.write_text('{"a": "secret"}\n')
-    folder = written(tmp_path / "run", [made("none", None, "pope", 50.0)])
+    folder = write_run(tmp_path / "run", [make_record("none", None, "pope", 50.0)])
     path = folder / name
     path.parent.mkdir(exist_ok=True)
     path.unlink(missing_ok=True)
@@ -229,7 +229,7 @@ def test_a_bundle_takes_no_file_that_a_link_leads_to(tmp_path: Path, name: str) 
 
 
 def test_a_run_folder_that_is_itself_a_link_can_be_bundled(tmp_path: Path) -> None:
-    folder = written(tmp_path / "disk" / "run", [made("none", None, "pope", 50.0)])
+    folder = write_run(tmp_path / "disk" / "run", [make_record("none", None, "pope", 50.0)])
     (tmp_path / "link").symlink_to(folder)
     zip_file.write(tmp_path / "out.zip", [tmp_path / "link"], lambda _: {})
     with zipfile.ZipFile(tmp_path / "out.zip") as archive:
@@ -237,7 +237,7 @@ def test_a_run_folder_that_is_itself_a_link_can_be_bundled(tmp_path: Path) -> No
 
 
 def test_a_bomb_in_a_run_folders_manifest_is_refused(tmp_path: Path) -> None:
-    folder = written(tmp_path / "run", [made("none", None, "pope", 50.0)])
+    folder = write_run(tmp_path / "run", [make_record("none", None, "pope", 50.0)])
     (folder / "manifest.yaml").write_text(bad_files.BOMB)
     with pytest.raises(RecordError, match="no manifest that dpbench wrote"):
         runs.load(folder)
@@ -370,7 +370,7 @@ def test_remote_code_cannot_be_asked_for() -> None:
 
 
 def test_a_journal_that_is_a_run_folders_own_is_read(tmp_path: Path) -> None:
-    row = made("none", None, "pope", 50.0)
-    folder = written(tmp_path / "run", [row], {row.cell_id: [answered("pope", 0, "a", {})]})
+    row = make_record("none", None, "pope", 50.0)
+    folder = write_run(tmp_path / "run", [row], {row.cell_id: [make_answer("pope", 0, "a", {})]})
     assert [each.cell_id for each in record.read(folder / "records.jsonl", Record)] == [row.cell_id]
     zip_file.write(tmp_path / "out.zip", [folder], lambda _: {})

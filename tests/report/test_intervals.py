@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_records import answered, made, written
+from made_records import make_answer, make_record, write_run
 
 from dpbench.errors import RecordError
 from dpbench.report import intervals, runs
@@ -30,7 +30,7 @@ def rights(share: float, seed: int = 0) -> np.ndarray:
 
 def journal(task: str, right: np.ndarray) -> list[Answer]:
     """Return answers, two questions an image."""
-    return [answered(task, at, f"image {at // 2}", {"exact_match": float(each)}) for at, each in enumerate(right)]
+    return [make_answer(task, at, f"image {at // 2}", {"exact_match": float(each)}) for at, each in enumerate(right)]
 
 
 def run(
@@ -42,10 +42,10 @@ def run(
     for (method, keep, seed), share in rows.items():
         for number, task in enumerate(tasks):
             right = rights(share, 7 * number + seed + len(method))
-            each = made(method, keep, task, float(100 * right.mean()), seed=seed)
+            each = make_record(method, keep, task, float(100 * right.mean()), seed=seed)
             records.append(each)
             journals[each.cell_id] = journal(task, right)
-    return written(folder, records, journals)
+    return write_run(folder, records, journals)
 
 
 def loaded(folder: Path) -> Comparison:
@@ -108,10 +108,10 @@ def test_seeds_are_pooled(tmp_path: Path) -> None:
 def test_benchmarks_on_the_same_images_draw_them_together(tmp_path: Path) -> None:
     records, journals = [], {}
     for task in ("gqa", "vqav2"):
-        each = made("grid", 16, task, float(100 * rights(0.5).mean()))
+        each = make_record("grid", 16, task, float(100 * rights(0.5).mean()))
         records.append(each)
         journals[each.cell_id] = journal(task, rights(0.5))
-    one = loaded(written(tmp_path, records, journals))
+    one = loaded(write_run(tmp_path, records, journals))
     drawn = intervals.scores_by_task(one, intervals.usable(one)[0], 50)
     assert (drawn["gqa"][GRID] == drawn["vqav2"][GRID]).all()
 
@@ -163,7 +163,7 @@ def test_a_new_record_is_not_answered_from_the_cache(tmp_path: Path) -> None:
 
 
 def test_without_samples_there_are_no_intervals_and_a_note(tmp_path: Path) -> None:
-    one = loaded(written(tmp_path, [made("none", None, "gqa", 50.0), made("random", 16, "gqa", 40.0)]))
+    one = loaded(write_run(tmp_path, [make_record("none", None, "gqa", 50.0), make_record("random", 16, "gqa", 40.0)]))
     found = intervals.of(one)
     assert not found.differences
     assert found.notes == (
@@ -186,8 +186,8 @@ def test_samples_that_do_not_give_the_record_are_not_used(tmp_path: Path) -> Non
 
 def test_cells_that_answered_other_samples_are_left_out(tmp_path: Path) -> None:
     folder = run(tmp_path, ROWS)
-    each = made("pool", 16, "gqa", 50.0)
-    written(folder, [each], {each.cell_id: journal("gqa", rights(0.5))[: NUM // 2]})
+    each = make_record("pool", 16, "gqa", 50.0)
+    write_run(folder, [each], {each.cell_id: journal("gqa", rights(0.5))[: NUM // 2]})
     one = loaded(folder)
     score = 100 * rights(0.5)[: NUM // 2].mean()
     rows = {k: tuple(replace(e, score=score) if k.method == "pool" else e for e in row) for k, row in one.rows.items()}
@@ -209,10 +209,10 @@ def test_a_benchmark_the_unpruned_model_fails_drops_out_of_a_resample(tmp_path: 
     for method, keep, right in (("none", None, [1] + [0] * 5), ("random", 16, [0] * 6), ("grid", 16, [1] + [0] * 5)):
         for task in ("gqa", "vqav2"):
             values = np.array(right if task == "gqa" else [1, 1, 0, 1, 1, 0])
-            each = made(method, keep, task, float(100 * values.mean()))
+            each = make_record(method, keep, task, float(100 * values.mean()))
             records.append(each)
             journals[each.cell_id] = journal(task, np.repeat(values, 2))
-    found = intervals.compute(loaded(written(tmp_path, records, journals)), 300)
+    found = intervals.compute(loaded(write_run(tmp_path, records, journals)), 300)
     each = found.differences[GRID, "random", RETENTION]
     assert np.isfinite([each.low, each.high]).all()
 

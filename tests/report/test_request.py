@@ -5,11 +5,10 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from made_records import made, profiled, written
+from made_records import make_profile, make_record, write_run
 
 from dpbench.cli import commands
 from dpbench.errors import ConfigError, RecordError
@@ -88,10 +87,10 @@ def test_a_file_gets_what_the_terminal_would(
         (("RUN", "RUN", "--diff", "--bundle", "x.zip"), "--diff and --bundle are two reports"),
         (("RUN", "--paper"), "--paper prints the paper's tables alone"),
         (("--paper", "--format", "html"), "--paper has no page"),
-        (("RUN", "--out", "nowhere/tables.md"), "--out: nowhere/tables.md cannot be written"),
+        (("RUN", "--out", "records.jsonl/tables.md"), "--out: records.jsonl/tables.md cannot be written"),
         (("RUN", "--subset", "hard"), "no cell of method downsample"),
         (("RUN", "RUN", "--bundle", "x.zip"), "two of the run folders are called"),
-        (("RUN", "--bundle", "nowhere/x.zip"), "--bundle: nowhere/x.zip cannot be written"),
+        (("RUN", "--bundle", "records.jsonl/x.zip"), "--bundle: records.jsonl/x.zip cannot be written"),
         (("--paper", "--compare", "paper"), "--compare has no effect on --paper"),
         (("RUN", "RUN", "--diff", "--table", "1"), "--table has no effect on --diff"),
         (("RUN", "--format", "html", "--subset", "hard"), "--subset has no effect on --format html"),
@@ -138,8 +137,8 @@ def test_mixed_environments_are_shown_apart_with_a_sentence(tmp_path: Path) -> N
     for cpu, times in (("one", [8.0]), ("two", [1.0])):
         environment = {"device": "cpu", "cpu": cpu, "dtype": "float32"}
         for each in (
-            profiled("none", "all", times, environment=environment),
-            profiled("grid", "16", times, environment=environment),
+            make_profile("none", "all", times, environment=environment),
+            make_profile("grid", "16", times, environment=environment),
         ):
             record.append(tmp_path / "profile.jsonl", each)
     text = request.report(Request(folders=(tmp_path,)))
@@ -164,7 +163,7 @@ def test_the_paper_beside_ours(golden: Path) -> None:
 
 
 def test_what_records_say_stays_text(tmp_path: Path) -> None:
-    folder = written(tmp_path, [made("none", None, "pope", 50.0, params={"name": "a|b*c*<i>_x_ $1% & #"})])
+    folder = write_run(tmp_path, [make_record("none", None, "pope", 50.0, params={"name": "a|b*c*<i>_x_ $1% & #"})])
     markdown = request.report(Request(folders=(folder,)))
     assert r"none (name=a\|b\*c\*\<i>" in markdown
     latex = request.report(Request(folders=(folder,), form="latex"))
@@ -195,14 +194,12 @@ def test_latex_tables_compile(tmp_path: Path) -> None:
     subprocess.run([ENGINE, *flags, "all.tex"], cwd=tmp_path, check=True, capture_output=True)
 
 
-def test_a_report_starts_fast_and_without_torch_scipy_or_matplotlib(golden: Path) -> None:
+def test_a_report_loads_no_torch_scipy_or_matplotlib(golden: Path) -> None:
     code = (
-        "import sys\nfrom dpbench import cli\nsys.argv = ['dpbench', 'report', sys.argv[1]]\n"
-        "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
+        "import sys\nfrom dpbench.cli import commands\nsys.argv = ['dpbench', 'report', sys.argv[1]]\n"
+        "try:\n    commands.main()\nexcept SystemExit:\n    pass\n"
         "heavy = {'torch', 'transformers', 'lmms_eval', 'scipy', 'matplotlib'} & set(sys.modules)\n"
         "print(sorted(heavy), file=sys.stderr)"
     )
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code, str(golden)], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
-    assert time.perf_counter() - start < 20  # two seconds on an idle machine; this one may be busy

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from made_records import answered, made, written
+from made_records import make_answer, make_record, write_run
 
 from dpbench.errors import RecordError
 from dpbench.report import request, zip_file
@@ -27,15 +27,17 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(home))
     params = {"checkpoint": f"{home}/scorers/mine"}
     records = [
-        made("none", None, "pope", 50.0, weights="/mnt/models/llava", fingerprints={"data": "1"}),
-        made("diffprune", 16, "pope", 50.0, weights="/mnt/models/llava", params=params, fingerprints={"data": "1"}),
+        make_record("none", None, "pope", 50.0, weights="/mnt/models/llava", fingerprints={"data": "1"}),
+        make_record(
+            "diffprune", 16, "pope", 50.0, weights="/mnt/models/llava", params=params, fingerprints={"data": "1"}
+        ),
     ]
     records = [replace(each, cell_id=f"cell {at}") for at, each in enumerate(records)]
     records[0] = replace(records[0], environment={"cpu": "a processor", "note": f"cache in {home}/.cache/x, {TOKEN}"})
     scores = {"pope_accuracy": {"prediction": "yes", "ground_truth": "yes"}}
-    answers = [answered("pope", at, "a", {**scores}) for at in range(2)]
+    answers = [make_answer("pope", at, "a", {**scores}) for at in range(2)]
     answers[0].scores["pope_accuracy"]["prediction"] = "no"  # type: ignore[index]
-    folder = written(tmp_path / "table1", records, {each.cell_id: answers for each in records})
+    folder = write_run(tmp_path / "table1", records, {each.cell_id: answers for each in records})
     contributions.pack(folder)
     manifest = {"methods": [{"name": "diffprune", "params": params}], "tasks": ["pope"], "hf_token": "abc def"}
     (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest))

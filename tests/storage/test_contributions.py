@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_records import answered, made, written
+from made_records import make_answer, make_record, write_run
 
 from dpbench.errors import RecordError
 from dpbench.storage import contributions, record
@@ -17,7 +17,7 @@ SAID = {"1": "yes", "0": "no"}
 def pope(rights: str, images: str) -> list[Answer]:
     """Return answers to yes-no questions, one per letter: 1 right, 0 wrong, each on the image of its letter."""
     return [
-        answered("pope", at, image, {"pope_accuracy": {"prediction": SAID[right], "ground_truth": "yes"}})
+        make_answer("pope", at, image, {"pope_accuracy": {"prediction": SAID[right], "ground_truth": "yes"}})
         for at, (right, image) in enumerate(zip(rights, images, strict=True))
     ]
 
@@ -25,7 +25,7 @@ def pope(rights: str, images: str) -> list[Answer]:
 def circles(rights: str) -> list[Answer]:
     """Return answers to one MMBench question a pair of letters: the question and its rotation."""
     return [
-        answered(
+        make_answer(
             "mmbench_en",
             at,
             f"image {at // 2}",
@@ -52,12 +52,12 @@ def test_the_score_is_the_aggregators() -> None:
 def test_a_unit_is_right_as_a_whole() -> None:
     assert contributions.of_answers("mmbench_en", circles("1110")).right_U().tolist() == [True, False]
     found = {"category": "count", "question_id": "1.jpg"}
-    pair = [answered("mme", at, "a", {"mme_total_score": {**found, "score": float(at)}}) for at in range(2)]
+    pair = [make_answer("mme", at, "a", {"mme_total_score": {**found, "score": float(at)}}) for at in range(2)]
     assert contributions.of_answers("mme", pair).right_U().tolist() == [False]
 
 
 def test_consensus_counts_from_one_half() -> None:
-    answers = [answered("vqav2", at, "a", {"exact_match": value}) for at, value in enumerate((0.3, 0.6, 1.0))]
+    answers = [make_answer("vqav2", at, "a", {"exact_match": value}) for at, value in enumerate((0.3, 0.6, 1.0))]
     assert contributions.of_answers("vqav2", answers).right_U().tolist() == [False, True, True]
 
 
@@ -74,9 +74,9 @@ def test_chosen_units_alone_can_be_added() -> None:
 
 
 def test_what_is_packed_is_what_the_journals_say(tmp_path: Path) -> None:
-    records = [made("grid", 16, "pope", 50.0), made("grid", 16, "mmbench_en", 50.0)]
+    records = [make_record("grid", 16, "pope", 50.0), make_record("grid", 16, "mmbench_en", 50.0)]
     journals = {records[0].cell_id: pope("1100", "aabb"), records[1].cell_id: circles("1110")}
-    folder = written(tmp_path, records, journals)
+    folder = write_run(tmp_path, records, journals)
     unpacked = contributions.load(folder, records)
     packed = contributions.pack(folder)
     for path in (folder / "samples").iterdir():
@@ -90,10 +90,10 @@ def test_what_is_packed_is_what_the_journals_say(tmp_path: Path) -> None:
 
 
 def test_packing_again_reads_new_journals_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = made("grid", 16, "pope", 50.0), made("grid", 32, "pope", 75.0)
-    folder = written(tmp_path, [first], {first.cell_id: pope("1100", "aabb")})
+    first, second = make_record("grid", 16, "pope", 50.0), make_record("grid", 32, "pope", 75.0)
+    folder = write_run(tmp_path, [first], {first.cell_id: pope("1100", "aabb")})
     contributions.pack(folder)
-    written(tmp_path, [second], {second.cell_id: pope("1110", "aabb")})
+    write_run(tmp_path, [second], {second.cell_id: pope("1110", "aabb")})
     (folder / "samples" / f"{first.cell_id}.jsonl").write_text("no journal any more\n")
     contributions.pack(folder)
     assert set(contributions.load(folder, [first, second], journals=False)) == {first.cell_id, second.cell_id}
@@ -102,34 +102,34 @@ def test_packing_again_reads_new_journals_only(tmp_path: Path, monkeypatch: pyte
 def test_a_damaged_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / contributions.NAME).write_bytes(b"PK\x03\x04 no zip file")
     with pytest.raises(RecordError, match=r"contributions.npz cannot be read .*; delete it"):
-        contributions.load(tmp_path, [made("grid", 16, "pope", 50.0)])
+        contributions.load(tmp_path, [make_record("grid", 16, "pope", 50.0)])
 
 
 def test_a_cut_off_file_is_one_sentence(tmp_path: Path) -> None:
-    each = made("grid", 16, "pope", 50.0)
-    path = contributions.pack(written(tmp_path, [each], {each.cell_id: pope("1100", "aabb")}))
+    each = make_record("grid", 16, "pope", 50.0)
+    path = contributions.pack(write_run(tmp_path, [each], {each.cell_id: pope("1100", "aabb")}))
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(RecordError, match="cannot be read"):
         contributions.load(tmp_path, [each])
 
 
 def test_scores_of_another_version_are_one_sentence(tmp_path: Path) -> None:
-    each = made("grid", 16, "mmbench_en", 50.0)
-    folder = written(
-        tmp_path, [each], {each.cell_id: [answered("mmbench_en", 0, "a", {"gpt_eval_score": {"index": 1}})]}
+    each = make_record("grid", 16, "mmbench_en", 50.0)
+    folder = write_run(
+        tmp_path, [each], {each.cell_id: [make_answer("mmbench_en", 0, "a", {"gpt_eval_score": {"index": 1}})]}
     )
     with pytest.raises(RecordError, match="mmbench_en holds scores of another dpbench"):
         contributions.load(folder, [each])
 
 
 def test_a_run_without_journals_packs_nothing(tmp_path: Path) -> None:
-    written(tmp_path, [made("grid", 16, "pope", 50.0)])
+    write_run(tmp_path, [make_record("grid", 16, "pope", 50.0)])
     assert not contributions.pack(tmp_path).exists()
 
 
 def test_records_and_journals_are_left_as_they_are(tmp_path: Path) -> None:
-    each = made("grid", 16, "pope", 50.0)
-    folder = written(tmp_path, [each], {each.cell_id: pope("1100", "aabb")})
+    each = make_record("grid", 16, "pope", 50.0)
+    folder = write_run(tmp_path, [each], {each.cell_id: pope("1100", "aabb")})
     contributions.pack(folder)
     assert record.read(folder / "records.jsonl", record.Record) == [each]
     assert len(Journal(folder / "samples" / f"{each.cell_id}.jsonl").answers) == 4

@@ -33,7 +33,7 @@ class Batch:
         """Return which rows hold an image that cannot be decoded, and why."""
         # An empty list is no failure: SEED-Bench's video rows need not hold frames.
         images = [(self.first + n, image) for n, value in enumerate(self.values) for image in _as_list(value)]
-        with whole_only(), ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
+        with refuse_truncated_images(), ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
             causes = list(pool.map(_cause, (image for _, image in images)))
         return [f"row {row} {cause}" for (row, _), cause in zip(images, causes, strict=True) if cause]
 
@@ -77,12 +77,12 @@ class _WholeOnly:
                 ImageFile.LOAD_TRUNCATED_IMAGES = self.lenient
 
 
-_whole_only = _WholeOnly()
+_refuse_truncated_images = _WholeOnly()
 
 
-def whole_only() -> _WholeOnly:
+def refuse_truncated_images() -> _WholeOnly:
     """Have Pillow refuse half an image; lmms-eval, once imported, lets it fill the rest with grey."""
-    return _whole_only
+    return _refuse_truncated_images
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Where a folder of data came from: one small file beside it, written by whoever fetched or made it."""
+"""Where a folder of data came from: one small file in it, written by whoever fetched or made the data."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dpbench.errors import RecordError
+from dpbench.storage import files
 
 ORIGIN = ".dpbench-revision.json"
 TOY = "toy"
@@ -17,11 +18,11 @@ TOY = "toy"
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What the files of one repository's folder are.
+    """Repository, revision and file hashes of one folder of data.
 
     Attributes:
         repository: organisation and name.
-        revision: commit hash on the hub; for the toy mirrors what they were made from.
+        revision: commit hash on the hub; for the toy mirrors the seed they were made from.
         files: path inside the repository -> SHA-256 as the hub or the maker states it, None where it states none.
     """
 
@@ -36,28 +37,30 @@ class Origin:
 
     @property
     def label(self) -> str:
-        """Return repository and revision in one word."""
+        """Return repository and short revision as one word."""
         return f"{self.repository}@{self.revision[:12]}"
 
-    def joined(self, earlier: Origin | None) -> Origin:
-        """Add the files an earlier fetch of the same revision brought; those of another revision are forgotten."""
+    def merge(self, earlier: Origin | None) -> Origin:
+        """Return this origin with the files of an earlier fetch; those of another revision are dropped."""
         if earlier is None or (earlier.repository, earlier.revision) != (self.repository, self.revision):
             return self
         return Origin(self.repository, self.revision, {**earlier.files, **self.files})
 
 
 def write(folder: Path, origin: Origin) -> None:
-    """Write where a folder's files came from, whole or not at all."""
-    draft = folder / f"{ORIGIN}.part"
-    draft.write_text(json.dumps(asdict(origin), indent=2) + "\n", encoding="utf-8")
-    draft.replace(folder / ORIGIN)
+    """Write the origin of a folder's files.
+
+    Raises:
+        StorageError: the disk has an error; an earlier origin is as it was.
+    """
+    files.replace(folder / ORIGIN, (json.dumps(asdict(origin), indent=2) + "\n").encode())
 
 
 def read(folder: Path) -> Origin | None:
-    """Return where a folder's files came from, or None if nobody wrote it down.
+    """Return the origin of a folder's files, or None if it was never written.
 
     Raises:
-        RecordError: the file is there and cannot be read.
+        RecordError: the file exists but cannot be read.
     """
     path = folder / ORIGIN
     if not path.is_file():
@@ -68,11 +71,12 @@ def read(folder: Path) -> Origin | None:
         raise RecordError(f"{path}: not what `dpbench data pull` writes ({error}); remove it and pull again") from None
 
 
-def cached(folder: Path) -> Origin:
-    """Return where a snapshot in the hub's cache came from, as the cache's own names tell.
+def read_cache(snapshot: Path) -> Origin:
+    """Return the origin of a snapshot in the hub's cache, read from the cache's own folder and file names.
 
-    Large files are kept under their SHA-256 and linked from the snapshot.
+    The cache stores large files under their SHA-256 and links them into the snapshot.
     """
-    named = {path.relative_to(folder).as_posix(): path.resolve().name for path in folder.rglob("*.parquet")}
-    hashes = {path: blob if re.fullmatch(r"[0-9a-f]{64}", blob) else None for path, blob in named.items()}
-    return Origin(folder.parents[1].name.removeprefix("datasets--").replace("--", "/", 1), folder.name, hashes)
+    blobs = {path.relative_to(snapshot).as_posix(): path.resolve().name for path in snapshot.rglob("*.parquet")}
+    hashes = {path: blob if re.fullmatch(r"[0-9a-f]{64}", blob) else None for path, blob in blobs.items()}
+    repository = snapshot.parents[1].name.removeprefix("datasets--").replace("--", "/", 1)
+    return Origin(repository, snapshot.name, hashes)

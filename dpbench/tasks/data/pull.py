@@ -92,7 +92,7 @@ def _fetch(info: DatasetInfo, wanted: Sequence[RepoSibling], place: Path | None,
     hashes = {sibling.rfilename: sibling.lfs.sha256 if sibling.lfs else None for sibling in wanted}
     fetched = Origin(info.id, str(info.sha), hashes)
     if place is not None:
-        origin.write(place, fetched.joined(origin.read(place)))
+        origin.write(place, fetched.merge(origin.read(place)))
     return Pulled(fetched, folder, sum(sibling.size or 0 for sibling in wanted))
 
 

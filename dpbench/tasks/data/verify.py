@@ -115,7 +115,7 @@ def _split(name: str, config: str, data_root: Path | None, revision: str | None,
     split = f"{task.repository}/{config}/{task.split}"
     try:
         place = folder(name, data_root, config)
-        source = origin.read(place) if data_root is not None else origin.cached(place)
+        source = origin.read(place) if data_root is not None else origin.read_cache(place)
         paths = data_files(name, data_root, config)
     except (MissingError, RecordError) as error:
         return Verdict(task=name, split=split, problems=(str(error),))

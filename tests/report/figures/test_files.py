@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_records import made, profiled, written
+from made_records import make_profile, make_record, write_run
 from scipy.stats import t
 
 from dpbench import registry
@@ -59,7 +59,7 @@ def test_every_installed_method_has_a_look_that_plotly_knows() -> None:
 
 
 def compared(folder: Path, *rows: record.Record) -> Comparison:
-    written(folder, rows)
+    write_run(folder, rows)
     return runs.comparisons([runs.load(folder)])[0]
 
 
@@ -67,10 +67,10 @@ def compared(folder: Path, *rows: record.Record) -> Comparison:
 def comparison(tmp_path: Path) -> Comparison:
     return compared(
         tmp_path,
-        *(made("none", None, task, score) for task, score in (("pope", 80.0), ("gqa", 50.0))),
-        *(made("grid", 16, task, score) for task, score in (("pope", 40.0), ("gqa", 45.0))),
-        *(made("grid", 48, task, score) for task, score in (("pope", 80.0), ("gqa", 50.0))),
-        made("holov", 16, "pope", 80.0),
+        *(make_record("none", None, task, score) for task, score in (("pope", 80.0), ("gqa", 50.0))),
+        *(make_record("grid", 16, task, score) for task, score in (("pope", 40.0), ("gqa", 45.0))),
+        *(make_record("grid", 48, task, score) for task, score in (("pope", 80.0), ("gqa", 50.0))),
+        make_record("holov", 16, "pope", 80.0),
     )
 
 
@@ -120,7 +120,7 @@ def test_the_front_holds_what_nothing_cheaper_reaches() -> None:
 def test_stages_of_a_bar_add_up_and_signals_are_taken_out_of_encode() -> None:
     stages = {"encode": (5.0, 5.0), "signals": (1.0, 1.0), "reduce": (2.0, 2.0), "prefill": (4.0, 4.0)}
     stages |= {"ttft": (11.0, 11.0), "decode": (9.0, 9.0), "preprocess": (7.0, 7.0)}
-    (table,) = data.cost_tables([profiled("holov", "16", (1,), stages_ms=stages)])
+    (table,) = data.cost_tables([make_profile("holov", "16", (1,), stages_ms=stages)])
     (cost,) = table.costs
     assert cost.stages_ms == {"encode": 4, "signals": 1, "reduce": 2, "prefill": 4}
     assert sum(cost.stages_ms.values()) == cost.ttft_ms
@@ -131,30 +131,31 @@ def test_stages_of_a_bar_add_up_and_signals_are_taken_out_of_encode() -> None:
 def test_times_of_two_machines_or_configurations_never_share_a_figure() -> None:
     other = {"device": "cuda", "gpu": "a GPU", "versions": {"torch": "2.14.1"}}
     several = [
-        profiled("none", "all", (2,)),
-        profiled("grid", "16", (1,)),
-        profiled("grid", "16", (1,), environment=other),
-        profiled("grid", "16", (1,), configuration="compile"),
+        make_profile("none", "all", (2,)),
+        make_profile("grid", "16", (1,)),
+        make_profile("grid", "16", (1,), environment=other),
+        make_profile("grid", "16", (1,), configuration="compile"),
     ]
     assert [len(table.costs) for table in data.cost_tables(several)] == [2, 1, 1]
 
 
 def test_retention_meets_the_cost_of_the_same_method_and_budget(comparison: Comparison) -> None:
-    (table,) = data.cost_tables([profiled("none", "all", (8,)), profiled("grid", "16", (3,))])
+    (table,) = data.cost_tables([make_profile("none", "all", (8,)), make_profile("grid", "16", (3,))])
     points = data.against_cost(comparison, table, "ttft_ms")
     assert [(p.label, p.budget, p.at, p.value) for p in points] == [("none", "all", 8, 100), ("grid", "16", 3, 70)]
-    (elsewhere,) = data.cost_tables([profiled("grid", "16", (3,), backbone="llava-1.5")])
+    (elsewhere,) = data.cost_tables([make_profile("grid", "16", (3,), backbone="llava-1.5")])
     assert data.against_cost(comparison, elsewhere, "ttft_ms") == []
 
 
 def test_scores_over_the_pruning_rate_per_model() -> None:
     rows = []
     for backbone, top in (("qwen2.5-vl-3b", 60.0), ("qwen2.5-vl", 70.0)):
-        rows.append(made("none", None, "mme", top, backbone=backbone))
+        rows.append(make_record("none", None, "mme", top, backbone=backbone))
         rows += [
-            made("diffprune", None, "mme", top - 40 * rate, backbone=backbone, prune_rate=rate) for rate in (0.5, 0.75)
+            make_record("diffprune", None, "mme", top - 40 * rate, backbone=backbone, prune_rate=rate)
+            for rate in (0.5, 0.75)
         ]
-        rows.append(made("random", None, "mme", 1.0, backbone=backbone, prune_rate=0.5))
+        rows.append(make_record("random", None, "mme", 1.0, backbone=backbone, prune_rate=0.5))
     curves = data.scale_points(rows, "diffprune")
     assert [(p.at, p.value) for p in curves["mme"]["qwen2.5-vl"]] == [(0, 70), (50, 50), (75, 40)]
     figure = score_figures.scale(curves, "diffprune")
@@ -165,11 +166,13 @@ def test_scores_over_the_pruning_rate_per_model() -> None:
 def test_the_ablation_has_students_interval_over_trainings(tmp_path: Path) -> None:
     names = {"diffprune": (80.0, 90.0, 100.0), "scale-gate": (60.0, 60.0, 60.0)}
     rows = [
-        made("diffprune", 16, "pope", score, params={"checkpoint": f"scorers/{variant}-{seed}"})
+        make_record("diffprune", 16, "pope", score, params={"checkpoint": f"scorers/{variant}-{seed}"})
         for variant, scores in names.items()
         for seed, score in enumerate(scores)
     ]
-    points = {p.label: p for p in data.variant_points(compared(tmp_path, made("none", None, "pope", 100.0), *rows))}
+    points = {
+        p.label: p for p in data.variant_points(compared(tmp_path, make_record("none", None, "pope", 100.0), *rows))
+    }
     half = t.ppf(0.975, 2) * 10 / 3**0.5
     low, high = points["diffprune"].low, points["diffprune"].high
     assert low is not None
@@ -188,8 +191,12 @@ def test_every_quantity_of_a_cost_has_an_axis_with_its_unit() -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
-    written(folder, [made("none", None, "pope", 80.0), made("grid", 16, "pope", 40.0)])
-    lines = [profiled("none", "all", (8,)), profiled("grid", "16", (3,)), profiled("grid", "32", (4,), num_visual=32.0)]
+    write_run(folder, [make_record("none", None, "pope", 80.0), make_record("grid", 16, "pope", 40.0)])
+    lines = [
+        make_profile("none", "all", (8,)),
+        make_profile("grid", "16", (3,)),
+        make_profile("grid", "32", (4,), num_visual=32.0),
+    ]
     for each in lines:
         record.append(folder / "profile.jsonl", each)
     return folder
@@ -216,6 +223,6 @@ def test_figures_without_numbers_or_over_a_file_are_one_sentence(tmp_path: Path,
     (tmp_path / "taken").write_text("")
     with pytest.raises(ConfigError, match="is a file; give a folder"):
         files.write([folder], tmp_path / "taken")
-    record.append(tmp_path / "bare" / "profile.jsonl", profiled("none", "all", (), stages_ms={}, peak_bytes={}))
+    record.append(tmp_path / "bare" / "profile.jsonl", make_profile("none", "all", (), stages_ms={}, peak_bytes={}))
     with pytest.raises(ConfigError, match="nothing to draw"):
         files.write([tmp_path / "bare"], tmp_path / "out")

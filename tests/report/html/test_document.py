@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-import shlex
 import subprocess
 import sys
 from hashlib import sha256
@@ -16,15 +15,11 @@ import page_runs
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made_records import CELL, made, profiled, written
+from made_records import make_profile, make_record, write_run
 
-from dpbench.cli import arguments, commands
 from dpbench.errors import ConfigError
-from dpbench.evaluation import runner
-from dpbench.manifest.cell import cells
 from dpbench.report import runs
 from dpbench.report.html import document, samples, summary
-from dpbench.report.html.commands import command
 from dpbench.report.intervals import Intervals
 from dpbench.storage import record
 
@@ -104,10 +99,12 @@ def test_what_comes_from_records_is_text(text: str, found: Found) -> None:
 
 def test_hostile_methods_and_environments_are_text(tmp_path: Path) -> None:
     bad = '"><script>alert(1)</script>'
-    row = made("none", None, "pope", 50.0)
+    row = make_record("none", None, "pope", 50.0)
     fields = {name: getattr(row, name) for name in record.Record.__dataclass_fields__}
     cell = {**row.cell, "params": {"x": bad}}
-    written(tmp_path, [record.Record(**{**fields, "cell": cell, "environment": {"cpu": bad}, "versions": {bad: bad}})])
+    write_run(
+        tmp_path, [record.Record(**{**fields, "cell": cell, "environment": {"cpu": bad}, "versions": {bad: bad}})]
+    )
     html = document.render([tmp_path])
     assert bad not in html
     assert "&lt;script&gt;alert(1)" in html
@@ -157,7 +154,7 @@ def test_points_of_one_sample(task: str, scores: dict[str, Any], points: float |
 def test_no_data_and_no_journals_are_a_sentence_each(made_run: tuple[Path, Path], tmp_path: Path) -> None:
     html = document.render([made_run[0]], data_root=tmp_path)
     assert "0 of 5 samples. Left out: task pope: no file matches" in unescape(html)
-    bare = written(tmp_path / "bare", [made("none", None, "pope", 80.0)])
+    bare = write_run(tmp_path / "bare", [make_record("none", None, "pope", 80.0)])
     assert "No samples: the run folder has no journals" in document.render([bare])
 
 
@@ -173,7 +170,7 @@ def test_the_budget_holds_and_samples_are_left_out_first(made_run: tuple[Path, P
 
 
 def test_a_page_of_profiles_alone(tmp_path: Path) -> None:
-    for each in (profiled("none", "all", (8,)), profiled("grid", "16", (2,))):
+    for each in (make_profile("none", "all", (8,)), make_profile("grid", "16", (2,))):
         record.append(tmp_path / "profile.jsonl", each)
     html = unescape(document.render([tmp_path]))
     assert "grid @ 16 is first to its first token, 2.0 ms against 8.0 ms unpruned (4.00 times as fast" in html
@@ -190,46 +187,10 @@ def test_three_sentences_from_the_numbers(made_run: tuple[Path, Path]) -> None:
     )
 
 
-RANDOM = {"method": "random"}
-COMMANDS: list[dict[str, Any]] = [
-    {"method": "grid", "keep": 16},
-    {"method": "none"},
-    {"method": "fastv", "keep": 32, "params": {"layer": 2}, "budget_kind": "final", "limit": None},
-    {"method": "diffprune", "keep": 8, "params": {"checkpoint": "scorers/a run-0"}},
-    {"backbone": "llava-1.5", "prompt": "vicuna_v1", "method": "holov", "prune_rate": 0.889, "dtype": "float16"},
-    {**RANDOM, "backbone": "llava-1.5", "keep": 64, "weights": "some/where", "revision": "abc", "quantize": "4bit"},
-    {**RANDOM, "backbone": "llava-next", "keep": 320, "anyres": "global", "newline": "keep", "attention": "eager"},
-    {**RANDOM, "backbone": "qwen2.5-vl", "prune_rate": 0.5, "min_pixels": 3136, "max_pixels": 100352},
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("changes", COMMANDS)
-def test_a_cells_command_makes_that_cell(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = {**CELL, **changes}
-    planned: list[Any] = []
-    monkeypatch.setattr(runner, "plan", lambda manifest, *_: planned.append(manifest))
-    monkeypatch.setattr(arguments, "describe", lambda _: "")
-    words = shlex.split(command(wanted, Path("results/a")))
-    monkeypatch.setattr(sys, "argv", [*words, "--dry-run"])
-    with pytest.raises(SystemExit) as done:
-        commands.main()
-    assert done.value.code == 0
-    (cell,) = cells(planned[0])
-    assert {name: getattr(cell, name) for name in wanted if name != "fingerprints"} == {
-        name: value for name, value in wanted.items() if name != "fingerprints"
-    }
-
-
-@pytest.mark.parametrize("changes", [{"seed": 3}, {"ocr": True}])
-def test_what_flags_cannot_say_is_left_to_the_manifest(changes: dict[str, Any]) -> None:
-    wanted = "dpbench run 'results/a b/manifest.yaml' --tasks pope"
-    assert command({**CELL, **changes}, Path("results/a b")) == wanted
-
-
 def test_the_page_is_made_without_torch(made_run: tuple[Path, Path], tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom dpbench.report import figures, page\n"
-        f"page.render([Path({str(made_run[0])!r})], data_root=Path({str(made_run[1])!r}))\n"
+        "import sys\nfrom pathlib import Path\nfrom dpbench.report.html import document\n"
+        f"document.render([Path({str(made_run[0])!r})], data_root=Path({str(made_run[1])!r}))\n"
         "print({'torch', 'transformers', 'lmms_eval', 'datasets'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

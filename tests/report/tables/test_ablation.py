@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from made_records import made
+from made_records import make_record
 from scipy.stats import t
 
 from dpbench.report import runs
@@ -12,10 +12,12 @@ from dpbench.report.tables import ablation
 
 
 def compared(scores: dict[str, list[float]]) -> Comparison:
-    records = [made("none", None, "pope", 80.0), made("random", 16, "pope", 40.0)]
+    records = [make_record("none", None, "pope", 80.0), make_record("random", 16, "pope", 40.0)]
     for variant, values in scores.items():
         for seed, score in enumerate(values):
-            records.append(made("diffprune", 16, "pope", score, params={"checkpoint": f"any/where/{variant}-{seed}"}))
+            records.append(
+                make_record("diffprune", 16, "pope", score, params={"checkpoint": f"any/where/{variant}-{seed}"})
+            )
     (one,) = runs.comparisons([Run(Path("run"), tuple(records), ())])
     return one
 

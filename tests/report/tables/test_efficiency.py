@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from made_records import profiled
+from made_records import make_profile
 
 from dpbench.report.figures import data
 from dpbench.report.html import summary
@@ -19,35 +19,35 @@ def cells(section: Section, method: str) -> dict[str, str]:
 
 
 def test_times_are_medians_between_tenth_and_ninetieth_percentile() -> None:
-    (section,) = efficiency.sections([profiled("grid", "16", range(1, 12))])
+    (section,) = efficiency.sections([make_profile("grid", "16", range(1, 12))])
     assert cells(section, "grid")["Encode (ms)"] == "6.00 [2.00-10.00]"
     row = section.frame.iloc[0]
     assert (row["Encode ms"], row["Encode p10 ms"], row["Encode p90 ms"]) == (6.0, 2.0, 10.0)
 
 
 def test_units_are_converted_once() -> None:
-    (section,) = efficiency.sections([profiled("grid", "16", [1.0])])
+    (section,) = efficiency.sections([make_profile("grid", "16", [1.0])])
     found = cells(section, "grid")
     assert (found["GFLOP"], found["Peak (MiB)"], found["KV (MiB)"]) == ("2.00", "3.0", "1.00")
-    (large,) = efficiency.sections([profiled("grid", "16", [1.0], stages_flops={"ttft": 2_130_000_000_000})])
+    (large,) = efficiency.sections([make_profile("grid", "16", [1.0], stages_flops={"ttft": 2_130_000_000_000})])
     assert cells(large, "grid")["TFLOP"] == "2.13"
 
 
 def test_speed_up_is_the_unpruned_time_over_the_rows() -> None:
-    (section,) = efficiency.sections([profiled("grid", "16", [2.0]), profiled("none", "all", [9.0])])
+    (section,) = efficiency.sections([make_profile("grid", "16", [2.0]), make_profile("none", "all", [9.0])])
     assert cells(section, "grid")["Speed-up"] == "4.50x"
     assert cells(section, "none")["Speed-up"] == "1.00x"
 
 
 def test_without_the_unpruned_model_there_is_no_speed_up_and_a_note() -> None:
-    (section,) = efficiency.sections([profiled("grid", "16", [2.0])])
+    (section,) = efficiency.sections([make_profile("grid", "16", [2.0])])
     assert "Speed-up" not in section.columns
     assert any(note == "No speed-up: none was not measured under these conditions." for note in section.notes)
 
 
 def test_what_was_not_measured_has_no_column_and_is_never_zero() -> None:
     (section,) = efficiency.sections(
-        [profiled("grid", "16", [1.0], peak_bytes={}, kv_bytes_per_layer=(), stages_flops={})]
+        [make_profile("grid", "16", [1.0], peak_bytes={}, kv_bytes_per_layer=(), stages_flops={})]
     )
     assert not {"Peak (MiB)", "KV (MiB)", "GFLOP", "Energy (J)"} & set(section.columns)
     assert section.frame["Peak bytes"].isna().all()
@@ -55,12 +55,12 @@ def test_what_was_not_measured_has_no_column_and_is_never_zero() -> None:
 
 def test_energy_is_what_is_drawn_above_idle() -> None:
     spent = {"first_token": 3.0, "idle": 2.0, "idle_watts": 60.0}
-    (section,) = efficiency.sections([profiled("grid", "16", [1.0], joules=spent)])
+    (section,) = efficiency.sections([make_profile("grid", "16", [1.0], joules=spent)])
     assert cells(section, "grid")["Energy (J)"] == "3.00"
 
 
 def test_flops_alone_make_a_table_without_times() -> None:
-    (section,) = efficiency.sections([profiled("grid", "16", [], stages_ms={}, environment={})])
+    (section,) = efficiency.sections([make_profile("grid", "16", [], stages_ms={}, environment={})])
     assert section.columns == ("Method", "Loc.", "Tokens", "GFLOP", "Peak (MiB)", "KV (MiB)")
     assert "shapes alone" in section.heading
     assert not any("Milliseconds" in note for note in section.notes)
@@ -81,7 +81,7 @@ def test_flops_alone_make_a_table_without_times() -> None:
     ],
 )
 def test_different_conditions_never_share_a_table(changes: dict[str, Any]) -> None:
-    found = efficiency.sections([profiled("none", "all", [9.0]), profiled("grid", "16", [1.0], **changes)])
+    found = efficiency.sections([make_profile("none", "all", [9.0]), make_profile("grid", "16", [1.0], **changes)])
     assert len(found) == 2
     assert "Speed-up" not in found[1].columns
     assert any(note.startswith("Shown apart from eager, a processor:") for note in found[1].notes)
@@ -89,24 +89,24 @@ def test_different_conditions_never_share_a_table(changes: dict[str, Any]) -> No
 
 def test_the_sentence_names_what_differs() -> None:
     other = {"environment": {**CPU, "cpu": "another processor", "dtype": "float32", "versions": {"torch": "2.14.1"}}}
-    _, section = efficiency.sections([profiled("none", "all", [9.0]), profiled("grid", "16", [1.0], **other)])
+    _, section = efficiency.sections([make_profile("none", "all", [9.0]), make_profile("grid", "16", [1.0], **other)])
     assert section.notes[-1].endswith(": cpu is another processor, there a processor.")
 
 
 def test_the_momentary_clock_may_differ() -> None:
-    same = [profiled("grid", "16", [1.0], environment={**CPU, "gpu_clock_mhz": mhz}) for mhz in (1200, 1300)]
+    same = [make_profile("grid", "16", [1.0], environment={**CPU, "gpu_clock_mhz": mhz}) for mhz in (1200, 1300)]
     assert len(efficiency.sections(same)) == 1
 
 
 def test_the_newest_measurement_of_a_row_counts() -> None:
-    (section,) = efficiency.sections([profiled("grid", "16", [1.0]), profiled("grid", "16", [5.0])])
+    (section,) = efficiency.sections([make_profile("grid", "16", [1.0]), make_profile("grid", "16", [5.0])])
     assert section.frame["TTFT ms"].tolist() == [5.0]
 
 
 def test_flags_are_footnotes() -> None:
     flag = "scatters: 90th over 10th percentile is 1.30"
-    rows = [profiled("grid", "16", [1.0], flags=(flag,)), profiled("pool", "16", [1.0], flags=(flag,))]
-    (section,) = efficiency.sections([*rows, profiled("random", "16", [1.0])])
+    rows = [make_profile("grid", "16", [1.0], flags=(flag,)), make_profile("pool", "16", [1.0], flags=(flag,))]
+    (section,) = efficiency.sections([*rows, make_profile("random", "16", [1.0])])
     refs = {row.cells[0].text: row.cells[0].refs for row in section.rows if row.kind == "data"}
     assert refs == {"grid": ("a",), "pool": ("a",), "random": ()}
     assert section.notes[-1] == f"a: {flag}"
@@ -114,14 +114,14 @@ def test_flags_are_footnotes() -> None:
 
 def test_the_fastest_of_a_budget_is_marked() -> None:
     times = {"grid": 3.0, "pool": 2.0, "holov": 9.0}
-    (section,) = efficiency.sections([profiled(name, "16", [value]) for name, value in times.items()])
+    (section,) = efficiency.sections([make_profile(name, "16", [value]) for name, value in times.items()])
     at = section.columns.index("TTFT (ms)")
     found = {row.cells[0].text: row.cells[at].mark for row in section.rows if row.kind == "data"}
     assert found == {"grid": "second", "pool": "best", "holov": ""}
 
 
 def test_a_sweep_has_no_speed_up() -> None:
-    none = [profiled("none", "all", [9.0], num_visual=float(size)) for size in (144, 288)]
+    none = [make_profile("none", "all", [9.0], num_visual=float(size)) for size in (144, 288)]
     (section,) = efficiency.sections(none)
     assert len(section.frame) == 2
     assert any("several lengths" in note for note in section.notes)
@@ -129,8 +129,8 @@ def test_a_sweep_has_no_speed_up() -> None:
 
 def test_a_speed_up_is_over_the_unpruned_time_of_the_same_run() -> None:
     then, now = {"started": "2026-01-01T00:00:00+00:00"}, {"started": "2026-01-02T00:00:00+00:00"}
-    old = [profiled("none", "all", [9.0], **then), profiled("grid", "16", [3.0], **then)]
-    new = [profiled("none", "all", [4.0], **now), profiled("pool", "16", [2.0], **now)]
+    old = [make_profile("none", "all", [9.0], **then), make_profile("grid", "16", [3.0], **then)]
+    new = [make_profile("none", "all", [4.0], **now), make_profile("pool", "16", [2.0], **now)]
     for rows in (old + new, new + old):
         (section,) = efficiency.sections(rows)
         found = {name: cells(section, name) for name in ("none", "grid", "pool")}
@@ -144,15 +144,15 @@ def test_a_speed_up_is_over_the_unpruned_time_of_the_same_run() -> None:
 
 
 def test_a_run_without_its_unpruned_model_takes_no_other_ones() -> None:
-    rows = [profiled("none", "all", [9.0]), profiled("grid", "16", [3.0], started="2026-01-02T00:00:00+00:00")]
+    rows = [make_profile("none", "all", [9.0]), make_profile("grid", "16", [3.0], started="2026-01-02T00:00:00+00:00")]
     (section,) = efficiency.sections(rows)
     assert cells(section, "grid")["Speed-up"] == DASH
 
 
 def test_the_sentence_compares_what_was_timed_in_turn() -> None:
     then, now = {"started": "2026-01-01T00:00:00+00:00"}, {"started": "2026-01-02T00:00:00+00:00"}
-    rows = [profiled("none", "all", [9.0], **now), profiled("pool", "16", [3.0], **now)]
-    (table,) = data.cost_tables([*rows, profiled("grid", "16", [1.0], **then)])
+    rows = [make_profile("none", "all", [9.0], **now), make_profile("pool", "16", [3.0], **now)]
+    (table,) = data.cost_tables([*rows, make_profile("grid", "16", [1.0], **then)])
     assert summary.cost_sentence(table).startswith(
         "pool @ 16 is first to its first token, 3.0 ms against 9.0 ms unpruned (3.00 times as fast;"
     )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from made_records import answered, made, written
+from made_records import make_answer, make_record, write_run
 
 from dpbench.errors import ConfigError
 from dpbench.report import runs
@@ -13,16 +13,16 @@ from dpbench.storage.journal import Answer
 
 
 def journal(rights: str) -> list[Answer]:
-    return [answered("gqa", at, f"image {at}", {"exact_match": float(each)}) for at, each in enumerate(rights)]
+    return [make_answer("gqa", at, f"image {at}", {"exact_match": float(each)}) for at, each in enumerate(rights)]
 
 
 def compared(folder: Path, rows: dict[str, str], keep: int = 16) -> Comparison:
     records, journals = [], {}
     for method, rights in rows.items():
-        each = made(method, None if method == "none" else keep, "gqa", 100 * rights.count("1") / len(rights))
+        each = make_record(method, None if method == "none" else keep, "gqa", 100 * rights.count("1") / len(rights))
         records.append(each)
         journals[each.cell_id] = journal(rights)
-    (one,) = runs.comparisons([runs.load(written(folder, records, journals))])
+    (one,) = runs.comparisons([runs.load(write_run(folder, records, journals))])
     return one
 
 
@@ -55,8 +55,8 @@ def test_what_chooses_the_subset_must_be_there(absent: str, tmp_path: Path) -> N
 
 
 def test_without_samples_there_is_no_subset(tmp_path: Path) -> None:
-    records = [made(method, None if method == "none" else 16, "gqa", 50.0) for method in ROWS]
-    (one,) = runs.comparisons([runs.load(written(tmp_path, records))])
+    records = [make_record(method, None if method == "none" else 16, "gqa", 50.0) for method in ROWS]
+    (one,) = runs.comparisons([runs.load(write_run(tmp_path, records))])
     with pytest.raises(ConfigError, match=r"nothing to choose from: No intervals: there is no contributions.npz"):
         hard_subset.section(one)
 

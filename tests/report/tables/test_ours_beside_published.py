@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_records import made, profiled
+from made_records import make_profile, make_record
 
 from dpbench.report import runs
 from dpbench.report.runs import Comparison, Run
@@ -17,7 +17,7 @@ LLAVA: dict[str, Any] = {"backbone": "llava-1.5", "prompt": "vicuna_v1", "dtype"
 
 
 def row(method: str, keep: int | None, task: str, score: float, **cell: Any) -> Record:
-    each = made(method, keep, task, score, **{**LLAVA, **cell})
+    each = make_record(method, keep, task, score, **{**LLAVA, **cell})
     each = replace(each, visual_tokens_per_layer=(float(keep or 576),) * 2)
     return replace(each, environment={"device": "cuda", "gpu": "NVIDIA RTX A6000", "cpu": "any"})
 
@@ -124,8 +124,8 @@ def test_toy_budgets_are_matched_by_their_share() -> None:
 def test_rates_are_matched_too() -> None:
     cell = {**LLAVA, "backbone": "qwen2.5-vl", "prompt": "template"}
     records = [
-        made("none", None, "pope", 86.0, **cell),
-        made("holov", None, "pope", 80.0, **{**cell, "prune_rate": 0.889}),
+        make_record("none", None, "pope", 86.0, **cell),
+        make_record("holov", None, "pope", 80.0, **{**cell, "prune_rate": 0.889}),
     ]
     section = ours_beside_published.scores(compared(records))
     assert section.heading.startswith("Table 3")
@@ -134,8 +134,8 @@ def test_rates_are_matched_too() -> None:
 
 def test_costs_beside_table_four() -> None:
     rows = [
-        profiled("none", "all", [10.0], stages_flops={"ttft": 8_900_000_000_000}),
-        profiled("holov", "16", [4.0], configuration="eager"),
+        make_profile("none", "all", [10.0], stages_flops={"ttft": 8_900_000_000_000}),
+        make_profile("holov", "16", [4.0], configuration="eager"),
     ]
     section = ours_beside_published.costs(rows, "heading")
     at = section.columns.index("FLOPs (T)")

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_records import made, written
+from made_records import make_record, write_run
 
 from dpbench import tasks
 from dpbench.errors import ConfigError, RecordError
@@ -17,11 +17,11 @@ from dpbench.report.tables.table import Section
 from dpbench.storage.record import Record
 
 RECORDS = [
-    made("none", None, "pope", 80.0),
-    made("none", None, "gqa", 50.0),
-    made("random", 16, "pope", 60.0),
-    made("random", 16, "gqa", 40.0),
-    made("grid", 32, "pope", 80.0),
+    make_record("none", None, "pope", 80.0),
+    make_record("none", None, "gqa", 50.0),
+    make_record("random", 16, "pope", 60.0),
+    make_record("random", 16, "gqa", 40.0),
+    make_record("grid", 32, "pope", 80.0),
 ]
 
 
@@ -82,17 +82,17 @@ def test_without_the_unpruned_model_there_is_no_retention_and_a_note() -> None:
 
 @pytest.mark.parametrize("changed", [{"limit": None}, {"dtype": "float16"}, {"ocr": True}, {"attention": "eager"}])
 def test_protocols_never_share_a_table(changed: dict[str, object]) -> None:
-    assert len(compared([*RECORDS, made("none", None, "pope", 1.0, **changed)])) == 2
+    assert len(compared([*RECORDS, make_record("none", None, "pope", 1.0, **changed)])) == 2
 
 
 def test_other_weights_never_share_a_table() -> None:
-    assert len(compared([*RECORDS, made("none", None, "pope", 1.0, fingerprints={"weights": "other"})])) == 2
+    assert len(compared([*RECORDS, make_record("none", None, "pope", 1.0, fingerprints={"weights": "other"})])) == 2
 
 
 @pytest.mark.parametrize(("kind", "what"), [("data", "other data"), ("task", "other task rules")])
 def test_other_data_in_one_column_is_refused(kind: str, what: str) -> None:
     first, second = (
-        made(method, keep, "pope", 50.0, fingerprints={kind: value})
+        make_record(method, keep, "pope", 50.0, fingerprints={kind: value})
         for method, keep, value in (("none", None, "1"), ("grid", 16, "2"))
     )
     with pytest.raises(RecordError, match=f"a run: pope of grid .* has {what} than none"):
@@ -101,25 +101,25 @@ def test_other_data_in_one_column_is_refused(kind: str, what: str) -> None:
 
 def test_runs_of_the_same_benchmarks_share_a_table_and_others_do_not() -> None:
     first = Run(Path("a"), (RECORDS[0],), ())
-    second = Run(Path("b"), (made("grid", 16, "pope", 70.0),), ())
-    third = Run(Path("c"), (made("grid", 16, "gqa", 70.0),), ())
+    second = Run(Path("b"), (make_record("grid", 16, "pope", 70.0),), ())
+    third = Run(Path("c"), (make_record("grid", 16, "gqa", 70.0),), ())
     found = runs.comparisons([first, second, third])
     assert sorted(len(each.rows) for each in found) == [1, 2]
 
 
 def test_seeds_are_averaged_and_said() -> None:
-    section = table([*RECORDS, made("random", 16, "pope", 70.0, seed=1)])
+    section = table([*RECORDS, make_record("random", 16, "pope", 70.0, seed=1)])
     assert section.frame.set_index("Method").loc["random", "POPE"] == 65
     assert any(note.startswith("Mean over 2 seeds") for note in section.notes)
 
 
 def test_columns_are_in_the_papers_order() -> None:
-    every = [made("none", None, name, 50.0) for name in reversed(tasks.TASKS)]
+    every = [make_record("none", None, name, 50.0) for name in reversed(tasks.TASKS)]
     assert list(table(every).columns)[3:-1] == [task.title for task in tasks.TASKS.values()]
 
 
 def test_budgets_come_from_the_largest_and_the_unpruned_model_first() -> None:
-    many = [made("grid", keep, "pope", 50.0) for keep in (16, 48, 32)]
+    many = [make_record("grid", keep, "pope", 50.0) for keep in (16, 48, 32)]
     groups = [row.cells[0].text for row in table([*many, RECORDS[0]]).rows if row.kind == "group"]
     assert groups == [
         "Unpruned, 144 visual tokens (100 %)",
@@ -130,29 +130,29 @@ def test_budgets_come_from_the_largest_and_the_unpruned_model_first() -> None:
 
 
 def test_pruning_rates_have_groups_too() -> None:
-    rates = [replace(made("grid", None, "pope", 50.0, prune_rate=rate)) for rate in (0.889, 0.667)]
+    rates = [replace(make_record("grid", None, "pope", 50.0, prune_rate=rate)) for rate in (0.889, 0.667)]
     groups = [row.cells[0].text for row in table(rates).rows if row.kind == "group"]
     assert groups == ["Pruning rate 66.7 %", "Pruning rate 88.9 %"]
 
 
 def test_best_and_second_are_marked_within_a_budget_and_none_takes_no_part() -> None:
     scores = {"random": 50.0, "grid": 70.0, "pool": 60.0, "holov": 40.0}
-    rows = [made(name, 16, "pope", score) for name, score in scores.items()]
-    found = marks(table([RECORDS[0], *rows, made("diffprune", 32, "pope", 1.0)]), "POPE")
+    rows = [make_record(name, 16, "pope", score) for name, score in scores.items()]
+    found = marks(table([RECORDS[0], *rows, make_record("diffprune", 32, "pope", 1.0)]), "POPE")
     assert found == {"none": "", "grid": "best", "pool": "second", "random": "", "holov": "", "diffprune": ""}
 
 
 def test_rows_that_print_the_same_number_share_a_mark_unless_half_would() -> None:
     scores = {"random": 50.0, "grid": 70.01, "pool": 70.04, "holov": 40.0, "fastv": 30.0}
-    found = marks(table([made(name, 16, "pope", score) for name, score in scores.items()]), "POPE")
+    found = marks(table([make_record(name, 16, "pope", score) for name, score in scores.items()]), "POPE")
     assert [name for name, mark in found.items() if mark == "best"] == ["grid", "pool"]
-    same = marks(table([made(name, 16, "pope", 50.0) for name in scores]), "POPE")
+    same = marks(table([make_record(name, 16, "pope", 50.0) for name in scores]), "POPE")
     assert set(same.values()) == {""}
 
 
 def test_a_retention_over_fewer_benchmarks_is_not_ranked() -> None:
-    rows = [made("random", 16, name, 40.0) for name in ("pope", "gqa")] + [made("grid", 16, "pope", 80.0)]
-    section = table([*RECORDS[:2], *rows, *(made("pool", 16, name, 30.0) for name in ("pope", "gqa"))])
+    rows = [make_record("random", 16, name, 40.0) for name in ("pope", "gqa")] + [make_record("grid", 16, "pope", 80.0)]
+    section = table([*RECORDS[:2], *rows, *(make_record("pool", 16, name, 30.0) for name in ("pope", "gqa"))])
     assert marks(section, RETENTION)["grid"] == ""
     assert marks(section, RETENTION)["random"] == "best"
     assert any("not comparable" in note for note in section.notes)
@@ -169,7 +169,7 @@ def test_a_retention_over_fewer_benchmarks_is_not_ranked() -> None:
 )
 def test_the_location_follows_from_what_the_layers_read(per_layer: tuple[float, ...], where: str) -> None:
     assert comparison.at_layers(per_layer) == where
-    pruned = replace(made("fastv", 16, "pope", 50.0), visual_tokens_per_layer=per_layer)
+    pruned = replace(make_record("fastv", 16, "pope", 50.0), visual_tokens_per_layer=per_layer)
     assert cells(table([pruned]), "fastv")["Loc."] == where
 
 
@@ -182,15 +182,15 @@ def test_a_row_like_random_is_marked_and_explained() -> None:
 
 
 def test_failures_and_versions_are_said() -> None:
-    failed = replace(made("grid", 16, "gqa", 50.0, fingerprints={"torch": "2"}), num_failed=3)
-    other = made("pool", 16, "gqa", 50.0, fingerprints={"torch": "1"})
+    failed = replace(make_record("grid", 16, "gqa", 50.0, fingerprints={"torch": "2"}), num_failed=3)
+    other = make_record("pool", 16, "gqa", 50.0, fingerprints={"torch": "1"})
     notes = table([failed, other]).notes
     assert "3 samples failed and count as wrong; the journals say why." in notes
     assert "Answered with different versions of torch: 1, 2." in notes
 
 
 def test_folders_are_found_under_results(tmp_path: Path) -> None:
-    written(tmp_path / "a", RECORDS[:1])
+    write_run(tmp_path / "a", RECORDS[:1])
     assert runs.runs_under(tmp_path) == [tmp_path / "a"]
     with pytest.raises(ConfigError, match="no records under"):
         runs.runs_under(tmp_path / "a")
@@ -207,11 +207,11 @@ def test_folders_are_found_under_results(tmp_path: Path) -> None:
 )
 def test_a_corrupt_record_is_one_sentence(change: dict[str, object], message: str, tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=message):
-        runs.load(written(tmp_path, [replace(RECORDS[0], **change)]))  # type: ignore[arg-type]
+        runs.load(write_run(tmp_path, [replace(RECORDS[0], **change)]))  # type: ignore[arg-type]
 
 
 def test_a_damaged_manifest_is_one_sentence(tmp_path: Path) -> None:
-    written(tmp_path, RECORDS)
+    write_run(tmp_path, RECORDS)
     for text in ("methods: [", "methods: 3", "- a"):
         (tmp_path / "manifest.yaml").write_text(text)
         with pytest.raises(RecordError, match="is no manifest that dpbench wrote"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_records import answered, made, written
+from made_records import make_answer, make_record, write_run
 
 from dpbench.errors import ConfigError
 from dpbench.report.tables import two_runs
@@ -14,9 +14,9 @@ RIGHT = np.random.default_rng(0).random(200) < 0.6
 
 
 def run(folder: Path, right: np.ndarray, *, samples: bool = True, **cell: object) -> Path:
-    each = made("grid", 16, "gqa", float(100 * right.mean()), **cell)
-    answers = [answered("gqa", at, f"image {at}", {"exact_match": float(hit)}) for at, hit in enumerate(right)]
-    return written(folder, [each], {each.cell_id: answers} if samples else {})
+    each = make_record("grid", 16, "gqa", float(100 * right.mean()), **cell)
+    answers = [make_answer("gqa", at, f"image {at}", {"exact_match": float(hit)}) for at, hit in enumerate(right)]
+    return write_run(folder, [each], {each.cell_id: answers} if samples else {})
 
 
 def verdicts(first: Path, second: Path) -> list[str]:
@@ -65,14 +65,16 @@ def test_circumstances_that_differ_are_listed(tmp_path: Path) -> None:
 
 
 def test_another_machine_is_listed(tmp_path: Path) -> None:
-    first = written(tmp_path / "a", [made("grid", 16, "gqa", 50.0)])
-    other = replace(made("grid", 16, "gqa", 50.0), environment={"device": "cuda", "gpu": "H100", "cpu": "a processor"})
-    what, _ = two_runs.sections(first, written(tmp_path / "b", [other]), 50)
+    first = write_run(tmp_path / "a", [make_record("grid", 16, "gqa", 50.0)])
+    other = replace(
+        make_record("grid", 16, "gqa", 50.0), environment={"device": "cuda", "gpu": "H100", "cpu": "a processor"}
+    )
+    what, _ = two_runs.sections(first, write_run(tmp_path / "b", [other]), 50)
     assert [row.cells[0].text for row in what.rows] == ["environment: device", "environment: gpu"]
 
 
 def test_nothing_in_common_is_one_sentence(tmp_path: Path) -> None:
-    first = written(tmp_path / "a", [made("grid", 16, "gqa", 50.0)])
-    second = written(tmp_path / "b", [made("grid", 32, "gqa", 50.0)])
+    first = write_run(tmp_path / "a", [make_record("grid", 16, "gqa", 50.0)])
+    second = write_run(tmp_path / "b", [make_record("grid", 32, "gqa", 50.0)])
     with pytest.raises(ConfigError, match="have no method, budget and benchmark in common"):
         two_runs.sections(first, second)

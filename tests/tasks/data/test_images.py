@@ -6,7 +6,7 @@ from threading import Barrier
 import pytest
 from PIL import ImageFile
 
-from dpbench.tasks.data.images import whole_only
+from dpbench.tasks.data.images import refuse_truncated_images
 
 
 def test_half_an_image_stays_refused_until_the_last_thread_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,7 +14,7 @@ def test_half_an_image_stays_refused_until_the_last_thread_has_left(monkeypatch:
     both_in, one_out = Barrier(2), Barrier(2)
 
     def decode(leaves_first: bool) -> bool:
-        with whole_only():
+        with refuse_truncated_images():
             both_in.wait(5)
             if not leaves_first:
                 one_out.wait(5)
