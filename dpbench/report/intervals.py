@@ -7,23 +7,26 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dpbench.budget import BudgetRequest
+from dpbench.errors import StorageError
 from dpbench.report import statistics
 from dpbench.report.runs import Comparison, RowKey
 from dpbench.report.statistics import Difference
 from dpbench.report.tables.scores import RETENTION
-from dpbench.storage import contributions
+from dpbench.storage import contributions, files
 from dpbench.storage.contributions import Contribution
 from dpbench.tasks import aggregators
 
-VERSION = 2
-"""Raised when the same records would give other intervals."""
+VERSION = 3
+"""Raised when the same records would give other intervals, or the cache files another form."""
 REFERENCES = ("none", "random")
 SIGNIFICANT = 0.05
 TOLERANCE = 0.01
@@ -72,7 +75,7 @@ def of(comparison: Comparison, resamples: int = statistics.RESAMPLES) -> Interva
     if found is None:
         found = compute(comparison, resamples)
         if found.differences:
-            _keep(path, found)
+            _write_cache(path, found)
     return found
 
 
@@ -208,13 +211,13 @@ def _complaints(total: int, num_found: int, num_good: int, num_paired: int) -> I
 
 def _hash(comparison: Comparison, resamples: int) -> str:
     rows = [(e.cell_id, e.score, e.num_samples, e.finished) for e in comparison.records]
-    files = [
+    sources = [
         (path.name, path.stat().st_size, path.stat().st_mtime_ns)
         for folder in comparison.folders
         for path in (folder / contributions.NAME, *(folder / "samples" / f"{row[0]}.jsonl" for row in rows))
         if path.is_file()
     ]
-    text = json.dumps([VERSION, resamples, sorted(rows), sorted(files), comparison.tasks])
+    text = json.dumps([VERSION, resamples, sorted(rows), sorted(sources), comparison.tasks])
     return sha256(text.encode()).hexdigest()[:32]
 
 
@@ -228,8 +231,11 @@ def _cached(path: Path) -> Intervals | None:
     """Return what a cache file holds, or None where there is none or it is damaged."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        rows = {(RowKey(*row), reference, column): Difference(**d) for row, reference, column, d in data["differences"]}
-        return Intervals(rows, tuple(data["notes"]))
+        differences = {
+            (_row(row), reference, column): Difference(**fields)
+            for row, reference, column, fields in data["differences"]
+        }
+        return Intervals(differences, tuple(data["notes"]))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -237,12 +243,14 @@ def _cached(path: Path) -> Intervals | None:
         return None
 
 
-def _keep(path: Path, found: Intervals) -> None:
-    rows = [(astuple(row), reference, name, asdict(each)) for (row, reference, name), each in found.differences.items()]
-    partial = path.with_suffix(f".{os.getpid()}.partial")
+def _row(fields: Mapping[str, Any]) -> RowKey:
+    return RowKey(BudgetRequest(**fields["budget"]), fields["method"], fields["params"])
+
+
+def _write_cache(path: Path, found: Intervals) -> None:
+    rows = [(asdict(row), reference, name, asdict(each)) for (row, reference, name), each in found.differences.items()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({"differences": rows, "notes": found.notes}), encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
+        files.replace(path, json.dumps({"differences": rows, "notes": found.notes}).encode())
+    except (OSError, StorageError) as error:
         _log.warning("intervals are not cached: %s", error)

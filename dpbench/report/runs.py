@@ -5,52 +5,21 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from types import UnionType
 from typing import Any
 
 from dpbench import tasks
-from dpbench.errors import ConfigError, RecordError, shown
+from dpbench.budget import BudgetRequest
+from dpbench.errors import ConfigError, RecordError, format_value
+from dpbench.manifest.cell import PLACEMENT_FIELDS, PROTOCOL_FIELDS
 from dpbench.storage import plain_yaml, record
 from dpbench.storage.record import Profile, Record
 
-SHARED = (
-    "backbone",
-    "revision",
-    "quantize",
-    "prompt",
-    "ocr",
-    "dtype",
-    "attention",
-    "anyres",
-    "newline",
-    "min_pixels",
-    "max_pixels",
-    "budget_kind",
-    "limit",
-    "subset",
-)
+SHARED = ("backbone", *(name for name in PLACEMENT_FIELDS if name != "weights"), *PROTOCOL_FIELDS, "budget_kind")
 """Cell fields that must agree within one table; weights are compared by their hash."""
-
-REQUIRED = frozenset(
-    (
-        "backbone",
-        "task",
-        "method",
-        "params",
-        "keep",
-        "prune_rate",
-        "seed",
-        "limit",
-        "dtype",
-        "attention",
-        "fingerprints",
-    )
-)
-
-
 KINDS: Mapping[str, type | UnionType] = {
     **dict.fromkeys(("task", "method", "backbone"), str),
     **dict.fromkeys(("params", "fingerprints"), dict),
@@ -58,7 +27,9 @@ KINDS: Mapping[str, type | UnionType] = {
     "prune_rate": float | int | None,
     "seed": int,
 }
-"""What a report sorts and compares of a cell, and must be able to."""
+"""Types of the cell fields that a report sorts and compares."""
+REQUIRED = frozenset((*KINDS, *SHARED, "weights"))
+"""Fields that the cell of every record has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,39 +40,43 @@ class Run:
         folder: where it lies.
         records: of its finished cells, the newest of each.
         profiles: as read.
-        asked: the (method, benchmark) pairs of its manifest.
+        planned: the (method, benchmark) pairs of its manifest.
     """
 
     folder: Path
     records: tuple[Record, ...]
     profiles: tuple[Profile, ...]
-    asked: frozenset[tuple[str, str]] = frozenset()
+    planned: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Return its benchmarks, recorded or asked for, in the paper's order."""
-        names = {each.cell["task"] for each in self.records} | {task for _, task in self.asked}
-        return tuple(name for name in known_tasks() if name in names)
+        """Return its benchmarks, recorded or planned, in the paper's order."""
+        names = {row.cell["task"] for row in self.records} | {task for _, task in self.planned}
+        return tuple(name for name in tasks.ALL if name in names)
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class RowKey:
     """What one row of a comparison stands for: a method with its parameters at one budget, all seeds together."""
 
-    keep: int | None
-    prune_rate: float | None
+    budget: BudgetRequest
     method: str
     params: str
 
     @property
-    def budget(self) -> tuple[int | None, float | None]:
-        """Return what rows of one group share."""
-        return self.keep, self.prune_rate
-
-    @property
     def label(self) -> str:
         """Return the method with its parameters, as tables show it."""
-        return self.method + options(json.loads(self.params))
+        return self.method + format_params(json.loads(self.params))
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """Return what rows are sorted by: the unpruned model, then large budgets first and `random` at their head."""
+        return self.method != "none", largest_first(self.budget), self.method != "random", self.method, self.params
+
+
+def largest_first(budget: BudgetRequest) -> tuple[float, float]:
+    """Return what sorts budgets from many tokens to few, counts after rates."""
+    return -(budget.keep or 0), budget.prune_rate or 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,34 +87,32 @@ class Comparison:
         rows: the records of each row; a row without records is not here.
         folders: the runs they come from.
         tasks: the benchmarks that have a column, in the paper's order.
-        asked: the (method, benchmark) pairs their manifests ask for.
+        planned: the (method, benchmark) pairs of their manifests.
     """
 
     rows: Mapping[RowKey, tuple[Record, ...]]
     folders: tuple[Path, ...]
     tasks: tuple[str, ...]
-    asked: frozenset[tuple[str, str]] = frozenset()
+    planned: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def records(self) -> list[Record]:
         """Return every record of the table."""
-        return [each for row in self.rows.values() for each in row]
+        return [row for rows in self.rows.values() for row in rows]
 
     @property
     def cell(self) -> Mapping[str, Any]:
-        """Return a cell: what `SHARED` names is the same in all."""
+        """Return a cell: the fields of `SHARED` are the same in all."""
         return self.records[0].cell
 
     def of(self, key: RowKey, task: str) -> list[Record]:
         """Return a row's records of one benchmark, one per seed, by seed."""
-        return sorted(
-            (each for each in self.rows[key] if each.cell["task"] == task), key=lambda each: each.cell["seed"]
-        )
+        return sorted((row for row in self.rows[key] if row.cell["task"] == task), key=lambda row: row.cell["seed"])
 
-    def find(self, method: str, budget: tuple[int | None, float | None] | None = None) -> RowKey | None:
-        """Return the row of a method without parameters, at a budget if one is given."""
-        hits = [k for k in self.rows if k.method == method and budget in (None, k.budget)]
-        return min(hits, key=lambda key: (key.params != "{}", key)) if hits else None
+    def find(self, method: str, budget: BudgetRequest | None = None) -> RowKey | None:
+        """Return the row of a method, at a budget if one is given; one without parameters if there is one."""
+        hits = [key for key in self.rows if key.method == method and budget in (None, key.budget)]
+        return min(hits, key=lambda key: (key.params != "{}", key.order)) if hits else None
 
 
 def runs_under(root: Path) -> list[Path]:
@@ -148,56 +121,72 @@ def runs_under(root: Path) -> list[Path]:
     Raises:
         ConfigError: there are none.
     """
-    found = sorted({path.parent for name in ("records.jsonl", "profile.jsonl") for path in root.glob(f"*/{name}")})
-    if not found:
+    folders = sorted({path.parent for name in ("records.jsonl", "profile.jsonl") for path in root.glob(f"*/{name}")})
+    if not folders:
         raise ConfigError(f"there are no records under {root}; run something first, or name a run folder")
-    return found
+    return folders
 
 
 def load(folder: Path) -> Run:
     """Read a run folder.
 
     Raises:
-        ConfigError: it holds neither records nor profiles.
+        ConfigError: it does not exist, or holds neither records nor profiles.
         RecordError: a line cannot be read, or names a benchmark this dpbench does not know.
     """
+    if not folder.exists():
+        raise ConfigError(f"there is no folder {folder}; name a run folder")
     records = record.read(folder / "records.jsonl", Record)
     profiles = record.read(folder / "profile.jsonl", Profile)
     if not records and not profiles:
         raise ConfigError(f"{folder} holds no records.jsonl and no profile.jsonl; name a run folder")
-    for each in records:
-        _check(each, folder)
-    return Run(folder, tuple(record.newest(records)), tuple(profiles), _asked(folder) if records else frozenset())
+    for row in records:
+        _check(row, folder)
+    current = record.newest(_without_subset(row) for row in records)
+    return Run(folder, tuple(current), tuple(profiles), _planned(folder) if records else frozenset())
 
 
-def known_tasks() -> Mapping[str, tasks.Task]:
-    """Return every benchmark, the ten first."""
-    return {**tasks.TASKS, **getattr(tasks, "ALL", {})}
+def _without_subset(row: Record) -> Record:
+    """Return a record without the former cell field `subset`, None after `_check`: old cells equal new ones."""
+    return replace(row, cell={name: value for name, value in row.cell.items() if name != "subset"})
 
 
-def _check(each: Record, folder: Path) -> None:
-    absent = sorted(REQUIRED - set(each.cell))
-    where = f"{folder / 'records.jsonl'}: cell {each.cell_id}"
-    if absent:
-        raise RecordError(f"{where} has no {absent[0]!r}; it is no record of a finished cell, move the file away")
+def _check(row: Record, folder: Path) -> None:
+    """Refuse a record that a report cannot sort, compare or name.
+
+    Raises:
+        RecordError: says where it is and what is wrong with it.
+    """
+    cell, where = row.cell, f"{folder / 'records.jsonl'}: cell {row.cell_id}"
+    if absent := sorted(REQUIRED - set(cell)):
+        raise RecordError(f"{where} has no {absent[0]!r}; it is not a record of a finished cell, move the file away")
     for name, kind in KINDS.items():
-        if not isinstance(each.cell[name], kind) or isinstance(each.cell[name], bool):
-            raise RecordError(f"{where}: {name} is {shown(each.cell[name])}; move the file away")
-    if each.cell["task"] not in known_tasks():
-        raise RecordError(f"{where} is of task {each.cell['task']!r}, which this dpbench does not know; update dpbench")
-    if not isinstance(each.score, int | float) or not -1e-6 <= each.score <= 100 + 1e-6:
-        raise RecordError(f"{where} has the score {each.score!r}, scores are 0 to 100; run the cell again")
+        if not isinstance(cell[name], kind) or isinstance(cell[name], bool):
+            raise RecordError(f"{where}: {name} is {format_value(cell[name])}; move the file away")
+    try:
+        _budget(cell)
+    except ConfigError as error:
+        raise RecordError(f"{where}: {error}; move the file away") from None
+    if cell.get("subset") is not None:
+        raise RecordError(
+            f"{where} was scored on the {cell['subset']} subset alone, as older versions could; delete the line, "
+            "and choose the subset from full records with `dpbench report --subset hard`"
+        )
+    if cell["task"] not in tasks.ALL:
+        raise RecordError(f"{where} is of task {cell['task']!r}, which this dpbench does not know; update dpbench")
+    if not isinstance(row.score, int | float) or not -1e-6 <= row.score <= 100 + 1e-6:
+        raise RecordError(f"{where} has the score {row.score!r}, scores are 0 to 100; run the cell again")
 
 
-def _asked(folder: Path) -> frozenset[tuple[str, str]]:
+def _planned(folder: Path) -> frozenset[tuple[str, str]]:
     """Return the methods and benchmarks of the run's manifest."""
     path = folder / "manifest.yaml"
     try:
         data = plain_yaml.load(path.read_text(encoding="utf-8"))[0] if path.is_file() else {}
-        names = [each if isinstance(each, str) else each["name"] for each in data.get("methods", ())]
-        return frozenset((name, task) for name in names for task in data.get("tasks", tasks.TASKS))
+        methods = [method if isinstance(method, str) else method["name"] for method in data.get("methods", ())]
+        return frozenset((method, task) for method in methods for task in data.get("tasks", tasks.TASKS))
     except (ValueError, AttributeError, KeyError, TypeError):
-        raise RecordError(f"{path} is no manifest that dpbench wrote; restore it or delete it") from None
+        raise RecordError(f"{path} is not a manifest that dpbench wrote; restore it or delete it") from None
 
 
 def comparisons(runs: Iterable[Run]) -> list[Comparison]:
@@ -208,54 +197,54 @@ def comparisons(runs: Iterable[Run]) -> list[Comparison]:
     """
     groups: dict[str, list[tuple[Run, Record]]] = defaultdict(list)
     for run in runs:
-        for each in run.records:
-            groups[_protocol(run, each)].append((run, each))
+        for row in run.records:
+            groups[_protocol(run, row)].append((run, row))
     return [_comparison(group) for _, group in sorted(groups.items())]
 
 
-def _protocol(run: Run, each: Record) -> str:
-    weights = each.cell["fingerprints"].get("weights", each.cell.get("weights"))
-    return repr(({name: each.cell.get(name) for name in SHARED}, weights, run.tasks))
+def _protocol(run: Run, row: Record) -> str:
+    weights = row.cell["fingerprints"].get("weights", row.cell["weights"])
+    return repr(({name: row.cell[name] for name in SHARED}, weights, run.tasks))
 
 
 def _comparison(group: Sequence[tuple[Run, Record]]) -> Comparison:
     rows: dict[RowKey, list[Record]] = defaultdict(list)
-    for each in record.newest(each for _, each in group):
-        rows[row_key(each.cell)].append(each)
-    _same_data([each for row in rows.values() for each in row], group)
+    for row in record.newest(row for _, row in group):
+        rows[row_key(row.cell)].append(row)
     folders = tuple(dict.fromkeys(run.folder for run, _ in group))
-    ordered = {key: tuple(rows[key]) for key in sorted(rows, key=_order)}
-    asked = frozenset(pair for run, _ in group for pair in run.asked)
-    return Comparison(ordered, folders, group[0][0].tasks, asked)
+    _check_same_data([row for records in rows.values() for row in records], folders)
+    ordered = {key: tuple(rows[key]) for key in sorted(rows, key=lambda key: key.order)}
+    planned = frozenset(pair for run, _ in group for pair in run.planned)
+    return Comparison(ordered, folders, group[0][0].tasks, planned)
 
 
-def _same_data(records: Sequence[Record], group: Sequence[tuple[Run, Record]]) -> None:
+def _check_same_data(records: Sequence[Record], folders: Sequence[Path]) -> None:
     """Refuse a column whose cells were answered on different data or scored by different rules."""
     for kind, what in (("data", "other data"), ("task", "other task rules")):
         by_task: dict[str, dict[str, Record]] = defaultdict(dict)
-        for each in records:
-            by_task[each.cell["task"]].setdefault(each.cell["fingerprints"].get(kind, ""), each)
-        for task, found in by_task.items():
-            if len(found) > 1:
-                first, second, *_ = found.values()
-                where = ", ".join(dict.fromkeys(str(run.folder) for run, _ in group))
+        for row in records:
+            by_task[row.cell["task"]].setdefault(row.cell["fingerprints"].get(kind, ""), row)
+        for task, by_hash in by_task.items():
+            if len(by_hash) > 1:
+                first, second, *_ = by_hash.values()
                 raise RecordError(
-                    f"{where}: {task} of {second.cell['method']} (cell {second.cell_id}) has {what} than "
-                    f"{first.cell['method']} (cell {first.cell_id}) and cannot share its table; run the older again"
+                    f"{', '.join(map(str, folders))}: {task} of {second.cell['method']} (cell {second.cell_id}) has "
+                    f"{what} than {first.cell['method']} (cell {first.cell_id}) and cannot share its table; "
+                    "run the older again"
                 )
 
 
 def row_key(cell: Mapping[str, Any]) -> RowKey:
     """Return the row a cell belongs to."""
-    return RowKey(cell["keep"], cell["prune_rate"], cell["method"], json.dumps(cell["params"], sort_keys=True))
+    return RowKey(_budget(cell), cell["method"], json.dumps(cell["params"], sort_keys=True))
 
 
-def _order(key: RowKey) -> tuple[Any, ...]:
-    return (key.method != "none", -(key.keep or 0), key.prune_rate or 0, key.method != "random", key.method, key.params)
+def _budget(cell: Mapping[str, Any]) -> BudgetRequest:
+    return BudgetRequest(cell["keep"], cell["prune_rate"])
 
 
-def options(params: Mapping[str, Any]) -> str:
-    """Return hyper-parameters as tables show them: the last part of a path, nothing where there are none."""
+def format_params(params: Mapping[str, Any]) -> str:
+    """Return hyper-parameters as tables show them: the last part of a path, nothing without parameters."""
     texts = [f"{name}={Path(value).name if isinstance(value, str) else value}" for name, value in params.items()]
     return f" ({', '.join(texts)})" if texts else ""
 
@@ -264,5 +253,5 @@ def unpruned_tokens(comparison: Comparison) -> float | None:
     """Return how many visual tokens the unpruned model read, mean over samples and benchmarks."""
     key = comparison.find("none")
     records = comparison.rows[key] if key else ()
-    read = [mean(each.visual_tokens_per_layer) for each in records if each.visual_tokens_per_layer]
-    return mean(read) if read else None
+    tokens = [mean(row.visual_tokens_per_layer) for row in records if row.visual_tokens_per_layer]
+    return mean(tokens) if tokens else None

@@ -1,10 +1,11 @@
-"""A run as one zip file to send: page, tables, manifest, records, environment, hashes, and no path of the sender's.
+"""A run as one zip file to send: page, tables, manifest, records, environment and hashes, without the sender's paths.
 
-Tables and page are made from cleaned copies of the run's files: what the files do not say they cannot say either.
+Tables and page are made from cleaned copies of the run's files, so they cannot show what was removed.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import zipfile
@@ -17,14 +18,14 @@ from typing import Any
 import yaml
 
 from dpbench.errors import ConfigError, RecordError
-from dpbench.storage import plain_yaml
-from dpbench.storage.contributions import NAME as CONTRIBUTIONS
+from dpbench.storage import contributions, plain_yaml
+from dpbench.storage.files import write_output
 
 RUN_FILES = ("manifest.yaml", "environment.json", "records.jsonl", "profile.jsonl")
 HASHES = "SHA256SUMS"
 HIDDEN = "[removed]"
 Parts = Callable[[Sequence[Path]], Mapping[str, str]]
-"""Makes further files, text by name, from run folders."""
+"""Builds further files, text by name, from run folders."""
 
 _SINCE = (1980, 1, 1, 0, 0, 0)
 _PATH = re.compile(r"(?<![\w:/.~-])(?:[A-Za-z]:)?(?:[/\\][\w.@+~-]+)*[/\\][\w.@+~-]+[/\\]([\w.@+~-]+)")
@@ -38,7 +39,7 @@ def write(out: Path, folders: Sequence[Path], parts: Parts) -> Path:
     Args:
         out: the zip file.
         folders: run folders; their manifest, records, profiles, environment and packed contributions go in.
-        parts: makes the tables and the page.
+        parts: builds the tables and the page.
 
     Returns:
         The file written.
@@ -48,28 +49,28 @@ def write(out: Path, folders: Sequence[Path], parts: Parts) -> Path:
         RecordError: a run's file is damaged.
     """
     names = [folder.resolve().name for folder in folders]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"--bundle: two of the run folders are called {twice[0]!r}; rename one")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"--bundle: two of the run folders are called {repeated[0]!r}; rename one")
     with TemporaryDirectory() as place:
         copies = [_copy(folder, Path(place) / name) for folder, name in zip(folders, names, strict=True)]
-        made = {name: text.replace(f"{place}/", "").encode() for name, text in parts(copies).items()}
-        files = {f"{copy.name}/{path.name}": path.read_bytes() for copy in copies for path in _kept(copy)} | made
+        files = {f"{copy.name}/{path.name}": path.read_bytes() for copy in copies for path in _copied_files(copy)}
+        files |= {name: text.replace(f"{place}/", "").encode() for name, text in parts(copies).items()}
     sums = "".join(f"{sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files.items()))
-    _zip(out, {**files, HASHES: sums.encode()})
+    write_output("--bundle", out, _zip_bytes({**files, HASHES: sums.encode()}))
     return out
 
 
-def _zip(out: Path, files: Mapping[str, bytes]) -> None:
-    try:
-        with zipfile.ZipFile(out, "w") as archive:
-            for name, data in sorted(files.items()):
-                archive.writestr(zipfile.ZipInfo(name, _SINCE), data, zipfile.ZIP_DEFLATED)
-    except OSError as error:
-        raise ConfigError(f"--bundle: {out} cannot be written ({error.strerror}); give another file") from None
+def _zip_bytes(files: Mapping[str, bytes]) -> bytes:
+    """Return a zip archive; the same files give the same bytes."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, data in sorted(files.items()):
+            archive.writestr(zipfile.ZipInfo(name, _SINCE), data, zipfile.ZIP_DEFLATED)
+    return stream.getvalue()
 
 
-def _kept(copy: Path) -> list[Path]:
-    return [copy / name for name in (*RUN_FILES, CONTRIBUTIONS) if (copy / name).is_file()]
+def _copied_files(copy: Path) -> list[Path]:
+    return [copy / name for name in (*RUN_FILES, contributions.NAME) if (copy / name).is_file()]
 
 
 def _copy(folder: Path, copy: Path) -> Path:
@@ -79,16 +80,17 @@ def _copy(folder: Path, copy: Path) -> Path:
     for name in RUN_FILES:
         if (folder / name).is_file():
             (copy / name).write_text(_clean_file(folder / name), encoding="utf-8")
-    if (folder / CONTRIBUTIONS).is_file():
-        (copy / CONTRIBUTIONS).write_bytes((folder / CONTRIBUTIONS).read_bytes())
+    packed = folder / contributions.NAME
+    if packed.is_file():
+        (copy / packed.name).write_bytes(packed.read_bytes())
     if (folder / "samples").is_dir():
         (copy / "samples").symlink_to((folder / "samples").resolve(), target_is_directory=True)
     return copy
 
 
 def _check_inside(folder: Path) -> None:
-    """Refuse a file of a run that is a link to one elsewhere: what it holds is not the run's to send."""
-    for path in (*(folder / name for name in (*RUN_FILES, CONTRIBUTIONS)), *(folder / "samples").glob("*")):
+    """Refuse a link out of the run folder: the file behind it may be private, and a bundle is made to be sent."""
+    for path in (*(folder / name for name in (*RUN_FILES, contributions.NAME)), *(folder / "samples").glob("*")):
         if not path.resolve().is_relative_to(folder.resolve()):
             raise RecordError(f"{path} is a link that leads out of the run folder; replace it by the file itself")
 
@@ -112,9 +114,9 @@ def cleaned(value: Any, name: str = "") -> Any:
     A path keeps its last part: which checkpoint it was stays readable.
     """
     if isinstance(value, dict):
-        return {key: cleaned(each, str(key)) for key, each in value.items()}
+        return {key: cleaned(entry, str(key)) for key, entry in value.items()}
     if isinstance(value, list):
-        return [cleaned(each, name) for each in value]
+        return [cleaned(entry, name) for entry in value]
     if not isinstance(value, str):
         return value
     if _SECRET.search(name):

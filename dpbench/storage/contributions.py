@@ -7,6 +7,7 @@ so that intervals survive without the journals. No torch, no pandas.
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from dpbench import tasks
 from dpbench.errors import RecordError
-from dpbench.storage import journal, record
+from dpbench.storage import files, journal, record
 from dpbench.storage.journal import Answer
 from dpbench.storage.record import Record
 from dpbench.tasks import aggregators
@@ -136,9 +137,9 @@ def _write(path: Path, cells: Mapping[str, Contribution]) -> None:
         index["cells"][name], index["images"][key] = key, cell.layout.images
         arrays[f"cell/{name}"] = cell.numerator_UT
         arrays |= {f"layout/{key}/{part}": getattr(cell.layout, part) for part in _PARTS}
-    partial = path.with_suffix(".partial.npz")
-    np.savez_compressed(partial, index=np.array(json.dumps(index, sort_keys=True)), **arrays)  # type: ignore[arg-type]
-    partial.replace(path)
+    stream = io.BytesIO()
+    np.savez_compressed(stream, index=np.array(json.dumps(index, sort_keys=True)), **arrays)  # type: ignore[arg-type]
+    files.replace(path, stream.getvalue())
 
 
 _PARTS = ("unit_U", "cluster_U", "denominator_UT")

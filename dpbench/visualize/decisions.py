@@ -75,7 +75,7 @@ def kept(
 @torch.inference_mode()
 def _kept(backbone: Backbone, image: Image.Image, name: str, rule: decision.Rule, question: str) -> Iterator[Kept]:
     method, decided = recorded(registry.load(name).bind(backbone))
-    prompt = decision.prompt_of(backbone, method, [image], question, rule)
+    prompt = decision.build_prompt(backbone, method, [image], question, rule)
     (features,) = backbone.encode(prompt.pixels, method.needs(backbone.provides))
     generators = [decision.image_generator(0, SAMPLE, 0)]
     spliced = pruned_prompt.splice(backbone, method, prompt, [features], generators, rule)
@@ -86,7 +86,7 @@ def _kept(backbone: Backbone, image: Image.Image, name: str, rule: decision.Rule
         yield _decision(f"{name}\n", sheet, features, before, whole, num_mixed(backbone, features, before))
         return
     (rows,) = spliced.tokens
-    with forward.pruned(backbone, method, [spliced]):
+    with forward.prune(backbone, method, [spliced]):
         batch = forward.collate([spliced])
         backbone.logits(batch.embeds_BLD, None, batch.positions_PBL, last=True)
     for cut, reduction in zip(spliced.cuts, decided, strict=True):
@@ -111,7 +111,7 @@ def recorded(method: Method) -> tuple[Method, list[Reduction]]:
 def num_mixed(backbone: Backbone, features: Features, reduction: Reduction) -> int:
     """Return how many rows are not the very embedding of a token: means, CLS, padding."""
     rows, index = (
-        pruned_prompt.rows_of(backbone, features, reduction),
+        pruned_prompt.compute_rows(backbone, features, reduction),
         reduction.indices_K.to(features.embeds_ND.device),
     )
     plain = (rows - features.embeds_ND[index.clamp(min=0)]).abs().amax(-1) <= 1e-4 * rows.abs().amax()

@@ -5,6 +5,7 @@ N visual tokens of the image, K kept ones, H and W pixels of the picture. No tor
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -119,8 +120,9 @@ def write(decisions: Sequence[Kept], rows: Sequence[str], out: Path) -> None:
     check_out(out)
     with style():
         figure = draw(decisions, rows)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out, dpi=110)
+        stream = io.BytesIO()
+        figure.savefig(stream, format=out.suffix[1:].lower(), dpi=110)
+    files.write_output("--out", out, stream.getvalue())
 
 
 def check_out(out: Path) -> None:

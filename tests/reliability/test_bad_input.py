@@ -160,7 +160,7 @@ LINES = {
     "profile --method none --out {s}/a_file": "--out: cannot write to {s}/a_file",
     # report
     "report": "there are no records under results",
-    "report {s}/nothere": "holds no records.jsonl and no profile.jsonl",
+    "report {s}/nothere": "there is no folder {s}/nothere; name a run folder",
     "report {s}/text": "text/records.jsonl:1: this line is not JSON",
     "report {s}/binary": "binary/records.jsonl:1: this line is not JSON",
     "report {s}/list": "list/records.jsonl:1: this line is not a record but a list",
@@ -168,7 +168,7 @@ LINES = {
     "report {s}/schema": "schema 1, this dpbench reads 2; move the file away",
     "report {s}/fields": "are missing or unknown",
     "report {s}/types": "types/records.jsonl:1: cell: Input should be a valid dictionary",
-    "report {s}/cell": "has no 'attention'; it is no record of a finished cell",
+    "report {s}/cell": "has no 'anyres'; it is not a record of a finished cell",
     "report {s}/cut": "holds no records.jsonl and no profile.jsonl",
     "report {s}/folder": "folder/records.jsonl is a folder",
     "report --diff {s}/run": "--diff compares two runs, got 1",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from made_records import make_answer, make_record, write_run
 
+from dpbench.budget import BudgetRequest
 from dpbench.errors import RecordError
 from dpbench.report import intervals, runs
 from dpbench.report.runs import Comparison, RowKey
@@ -54,7 +55,7 @@ def loaded(folder: Path) -> Comparison:
 
 
 ROWS = {("none", None, 0): 0.8, ("random", 16, 0): 0.4, ("grid", 16, 0): 0.4, ("holov", 16, 0): 0.7}
-GRID, HOLOV, RANDOM = (RowKey(16, None, name, "{}") for name in ("grid", "holov", "random"))
+GRID, HOLOV, RANDOM = (RowKey(BudgetRequest(keep=16), name, "{}") for name in ("grid", "holov", "random"))
 
 
 def test_a_better_method_wins_and_its_like_cannot_be_told_from_random(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`dpbench report`: committed records give the committed text, and whatever cannot be reported is one sentence."""
 
+import errno
 import json
 import re
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import page_runs
 import pytest
 from made_records import make_profile, make_record, write_run
 
@@ -15,7 +17,7 @@ from dpbench.errors import ConfigError, RecordError
 from dpbench.report import request
 from dpbench.report.request import Request
 from dpbench.report.tables import published
-from dpbench.storage import record
+from dpbench.storage import files, record
 
 HERE = Path(__file__).parent
 
@@ -25,6 +27,12 @@ def golden(tmp_path: Path) -> Path:
     for name in ("records.jsonl", "profile.jsonl"):
         shutil.copy(HERE / name, tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def page_run(tmp_path: Path) -> Path:
+    """A run with journals, which has intervals and figures."""
+    return page_runs.run(tmp_path)
 
 
 def call(*arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -82,7 +90,8 @@ def test_a_file_gets_what_the_terminal_would(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("nowhere",), "nowhere holds no records.jsonl and no profile.jsonl"),
+        (("nowhere",), "there is no folder nowhere; name a run folder"),
+        (("..",), ".. holds no records.jsonl and no profile.jsonl"),
         (("RUN", "--diff"), "--diff compares two runs, got 1"),
         (("RUN", "RUN", "--diff", "--bundle", "x.zip"), "--diff and --bundle are two reports"),
         (("RUN", "--paper"), "--paper prints the paper's tables alone"),
@@ -203,3 +212,44 @@ def test_a_report_loads_no_torch_scipy_or_matplotlib(golden: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(golden)], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+BLOCKED = ["--out {}/tables.md", "--figures {}/figures", "--bundle {}/run.zip"]
+
+
+@pytest.mark.parametrize("flags", BLOCKED)
+@pytest.mark.parametrize("place", ["records.jsonl", "/proc/dpbench"])
+def test_a_place_that_cannot_be_made_is_one_sentence(
+    flags: str, place: str, page_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(page_run)
+    monkeypatch.setattr(request, "_page", lambda *_: "")
+    flag, path = flags.format(place).split()
+    code, _, complaint = call(".", flag, path, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2
+    assert re.fullmatch(rf"ConfigError: {flag}: {path}\S* cannot be written \(.*\); give another path\n", complaint)
+
+
+@pytest.mark.parametrize("flags", BLOCKED)
+def test_a_read_only_disk_is_one_sentence(
+    flags: str, page_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: Path, _data: bytes) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(request, "_page", lambda *_: "")
+    monkeypatch.setattr(files, "replace", refuse)
+    flag, path = flags.format(page_run / "disk").split()
+    code, _, complaint = call(str(page_run), flag, path, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 2
+    assert f"{flag}: {path}" in complaint
+    assert "cannot be written (Read-only file system); give another path" in complaint
+    assert "Traceback" not in complaint
+
+
+def test_intervals_that_cannot_be_cached_are_a_warning(
+    page_run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(page_run / "records.jsonl"))
+    request.report(Request(folders=(page_run,)))
+    assert "intervals are not cached" in caplog.text

@@ -1,5 +1,6 @@
 """`dpbench visualize`: what is drawn is what the engine applied, on every backbone, and bad images are one sentence."""
 
+import errno
 import sys
 from collections.abc import Callable
 from itertools import pairwise
@@ -18,6 +19,7 @@ from dpbench.cli import commands
 from dpbench.engine import decision, forward, pruned_prompt
 from dpbench.engine.decision import Rule
 from dpbench.errors import ConfigError
+from dpbench.storage import files
 from dpbench.visualize import decisions
 from dpbench.visualize import picture as kept_figure
 from dpbench.visualize.picture import Kept, Sheet
@@ -57,8 +59,8 @@ def test_stages_inside_the_llm_are_the_rows_that_survive(family: str, name: str,
     spliced = pruned_prompt.splice(backbone, method, prompt, [features], generators, rule)
     (generated,) = forward.generate(backbone, method, [spliced], max_new_tokens=1)
     rows = spliced.embeds_LD[spliced.visual_L]
-    assert len(found) == len(generated.survivors) == len(spliced.cuts)
-    for each, survivors in zip(found, generated.survivors, strict=True):
+    assert len(found) == len(generated.kept_rows) == len(spliced.cuts)
+    for each, survivors in zip(found, generated.kept_rows, strict=True):
         nearest = torch.cdist(rows[survivors], features.embeds_ND).argmin(1)
         assert each.tokens_K.tolist() == sorted(nearest.tolist())
     for before, after in pairwise(found):
@@ -114,6 +116,23 @@ def test_dropped_patches_are_dark_and_kept_ones_untouched() -> None:
 def test_rows_that_no_method_can_fill_are_left_out() -> None:
     figure = kept_figure.draw([decision_of([0], None)], kept_figure.SHOWN)
     assert [axes.get_ylabel() for axes in figure.axes[:2]] == ["kept", "cosine similarity"]
+
+
+@pytest.mark.parametrize("place", ["file", "/proc/dpbench"])
+def test_a_picture_that_cannot_be_written_is_one_sentence(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / place / "kept.png"
+    with pytest.raises(ConfigError, match=r"--out: .*; give "):
+        kept_figure.write([decision_of([0], None)], ["kept"], out)
+
+
+def test_a_disk_that_turns_read_only_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, _data: bytes) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(files, "replace", refuse)
+    with pytest.raises(ConfigError, match=r"--out: .*kept.png cannot be written \(Read-only file system\)"):
+        kept_figure.write([decision_of([0], None)], ["kept"], tmp_path / "kept.png")
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from statistics import mean, median
 
 from dpbench.report import intervals
-from dpbench.report.runs import Comparison, RowKey, options, unpruned_tokens
+from dpbench.report.runs import Comparison, RowKey, format_params, unpruned_tokens
 from dpbench.report.tables import ablation, efficiency
-from dpbench.report.tables.scores import RETENTION, budget_label, retention, scores_of, tokens
+from dpbench.report.tables.scores import RETENTION, retention, scores_of, tokens
 from dpbench.storage.record import Profile, Record
 
 Intervals = Mapping[RowKey, tuple[float, float]]
@@ -98,7 +98,7 @@ def retention_points(comparison: Comparison, known: Intervals | None = None) -> 
         if total and read is not None:
             low, high = (known or {}).get(key, (None, None))
             at = 100 * read / total
-            found.append(Point(key.label, key.method, at, average, low, high, budget_label(key.budget)))
+            found.append(Point(key.label, key.method, at, average, low, high, key.budget.label))
     return found
 
 
@@ -132,7 +132,7 @@ def _cost(each: Profile) -> Cost:
         stages["signals"] = times["signals"]
     flops = each.stages_flops.get("ttft")
     return Cost(
-        label=each.method + options(each.params),
+        label=each.method + format_params(each.params),
         method=each.method,
         budget=each.budget,
         num_visual=each.num_visual,
@@ -158,7 +158,7 @@ def against_cost(
     costs = {(cost.label, cost.budget): getattr(cost, quantity) for cost in table.costs}
     found = []
     for key, average in retentions(comparison).items():
-        budget = budget_label(key.budget)
+        budget = key.budget.label
         at = costs.get((key.label, budget))
         if at is not None and comparison.cell["backbone"] == table.backbone:
             low, high = (known or {}).get(key, (None, None))
@@ -200,8 +200,8 @@ def variant_points(comparison: Comparison) -> list[Point]:
     return [
         Point(variant, variant, keep, each.value, *_ends(each), budget=str(keep))
         for variant, budgets in ablation.variants(comparison).items()
-        for (keep, _), each in sorted(budgets.items(), key=repr)
-        if keep is not None
+        for budget, each in budgets.items()
+        if (keep := budget.keep) is not None
     ]
 
 

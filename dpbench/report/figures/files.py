@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from dpbench.errors import ConfigError
 from dpbench.report import intervals, runs
 from dpbench.report.figures import costs, data, scores
 from dpbench.report.runs import Comparison
+from dpbench.storage.files import write_output
 
 FORMATS = ("pdf", "svg", "png")
 PRINT: dict[Any, Any] = {
@@ -45,7 +47,7 @@ def write(folders: Sequence[Path], out: Path) -> list[Path]:
         out: folder for the files, made if it is not there.
 
     Raises:
-        ConfigError: there is nothing to draw, or `out` is a file.
+        ConfigError: there is nothing to draw, or `out` cannot be written to.
         RecordError: a record cannot be used.
     """
     if out.exists() and not out.is_dir():
@@ -57,7 +59,6 @@ def write(folders: Sequence[Path], out: Path) -> list[Path]:
         figures = dict(_unique(_figures(compared, tables)))
         if not figures:
             raise ConfigError("--figures: these runs have nothing to draw; a figure takes a run with method none")
-        out.mkdir(parents=True, exist_ok=True)
         return [path for name, figure in figures.items() for path in save(figure, out / name)]
 
 
@@ -69,11 +70,17 @@ def style() -> Iterator[None]:
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write one figure in every format; the same numbers give the same bytes."""
+    """Write one figure in every format; the same numbers give the same bytes.
+
+    Raises:
+        ConfigError: a file cannot be written.
+    """
     paths = [stem.with_name(f"{stem.name}.{form}") for form in FORMATS]
     for path in paths:
         dated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(path.suffix[1:])
-        figure.savefig(path, metadata=dated)
+        stream = io.BytesIO()
+        figure.savefig(stream, format=path.suffix[1:], metadata=dated)
+        write_output("--figures", path, stream.getvalue())
     return paths
 
 

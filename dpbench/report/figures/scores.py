@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dpbench import tasks
+from dpbench.budget import BudgetRequest
 from dpbench.report.figures.colours import look
 from dpbench.report.figures.data import Point
-from dpbench.report.runs import Comparison, RowKey, known_tasks
+from dpbench.report.runs import Comparison, RowKey
 from dpbench.report.tables.scores import budget_heading, scores_of
 
 COLUMN, PAGE = 3.4, 7.0
@@ -66,18 +67,18 @@ def benchmarks(comparison: Comparison) -> Figure:
         _bars(axes, comparison, keys, unpruned)
         axes.set_title(budget_heading(comparison, keys[0]), loc="left")
         axes.set_ylabel("score (0-100)")
-    titles = [known_tasks()[name].title for name in comparison.tasks]
+    titles = [tasks.ALL[name].title for name in comparison.tasks]
     panels[-1].set_xticks(range(len(titles)), titles, rotation=20)
     handles = {label: each for axes in panels for each, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=5)
     return figure
 
 
-def _by_budget(comparison: Comparison) -> dict[tuple[Any, ...], list[RowKey]]:
-    groups: dict[tuple[Any, ...], list[RowKey]] = defaultdict(list)
+def _by_budget(comparison: Comparison) -> dict[BudgetRequest, list[RowKey]]:
+    groups: dict[BudgetRequest, list[RowKey]] = defaultdict(list)
     for key in comparison.rows:
         groups[key.budget].append(key)
-    pruned = {budget: keys for budget, keys in groups.items() if budget != (None, None)}
+    pruned = {budget: keys for budget, keys in groups.items() if not budget.keeps_all}
     return pruned or dict(groups)
 
 
@@ -124,7 +125,7 @@ _SIZES = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", "-."),
 
 def scale(curves: Mapping[str, Mapping[str, Sequence[Point]]], method: str) -> Figure:
     """Draw scores over the pruning rate, a panel per benchmark and a line per model size (the paper's Figure A1)."""
-    names = [name for name in known_tasks() if name in curves]
+    names = [name for name in tasks.ALL if name in curves]
     models = sorted({model for name in names for model in curves[name]})
     columns = min(4, len(names))
     rows = ceil(len(names) / columns)
@@ -135,7 +136,7 @@ def scale(curves: Mapping[str, Mapping[str, Sequence[Point]]], method: str) -> F
             colour, marker, dash = _SIZES[models.index(model) % len(_SIZES)]
             at, value = [point.at for point in points], [point.value for point in points]
             axes.plot(at, value, color=colour, marker=marker, linestyle=dash, label=model)
-        axes.set_title(known_tasks()[name].title)
+        axes.set_title(tasks.ALL[name].title)
         axes.set_xlabel("pruning rate (%)")
     for axes in panels[len(names) :]:
         axes.set_visible(False)

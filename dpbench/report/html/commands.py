@@ -1,4 +1,7 @@
-"""The command line that regenerates a recorded cell."""
+"""The command line that runs a recorded cell again.
+
+Flags are read off the fields that declare them, without typer: a field with a description is a flag of its name.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic.fields import FieldInfo
 
 from dpbench import backbones
-from dpbench.manifest.schema import Protocol
+from dpbench.manifest.cell import PLACEMENT_FIELDS, PROTOCOL_FIELDS
+from dpbench.manifest.schema import BackboneEntry, Protocol
 
-_FLAGS = ("limit", "dtype", "attention", "prompt", "anyres", "newline", "min_pixels", "max_pixels")
-_PLACEMENT = ("weights", "revision", "quantize")
+_FIELDS: Mapping[str, FieldInfo] = {
+    **{name: BackboneEntry.model_fields[name] for name in PLACEMENT_FIELDS},
+    **{name: Protocol.model_fields[name] for name in PROTOCOL_FIELDS},
+}
+"""What identifies a cell besides its backbone, method, budget, task and seed."""
 
 
 def command(cell: Mapping[str, Any], folder: Path) -> str:
@@ -21,38 +29,47 @@ def command(cell: Mapping[str, Any], folder: Path) -> str:
 
     Args:
         cell: as in its record.
-        folder: the run folder, whose manifest is named where flags cannot say it: OCR tokens, other seeds than 0.
+        folder: the run folder; its manifest is named if flags cannot describe the cell.
     """
-    if cell["ocr"] or cell["seed"]:
-        words = ["dpbench", "run", str(folder / "manifest.yaml"), "--tasks", cell["task"]]
+    changed = _changed_fields(cell)
+    if _has_flags(cell, changed):
+        words = [*_cell_flags(cell), *(word for name, value in changed.items() for word in _flag(name, value))]
     else:
-        words = ["dpbench", "run", *_words(cell)]
-    return shlex.join(words)
+        words = [str(folder / "manifest.yaml"), "--tasks", cell["task"]]
+    return shlex.join(["dpbench", "run", *words])
 
 
-def _words(cell: Mapping[str, Any]) -> Iterator[str]:
+def _changed_fields(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of placement and protocol that differ from what `dpbench run` takes without a flag."""
+    defaults = {name: field.default for name, field in _FIELDS.items()}
+    defaults["prompt"] = backbones.find(cell["backbone"]).prompt
+    return {name: cell[name] for name, default in defaults.items() if cell[name] != default}
+
+
+def _has_flags(cell: Mapping[str, Any], changed: Mapping[str, Any]) -> bool:
+    """Return True if flags describe the cell: no flag gives another seed, or a budget kind to the unpruned model."""
+    is_plain = cell["seed"] == 0 and (cell["method"] != "none" or cell["budget_kind"] == "mean")
+    return is_plain and all(_flag(name, value) for name, value in changed.items())
+
+
+def _cell_flags(cell: Mapping[str, Any]) -> Iterator[str]:
     yield from ("--method", cell["method"])
     for name, value in cell["params"].items():
         yield from ("--param", f"{name}={_yaml(value)}")
     yield from ("--backbone", cell["backbone"])
     for name in ("keep", "prune_rate"):
         if cell[name] is not None:
-            yield from (_flag(name), str(cell[name]))
+            yield from (f"--{name.replace('_', '-')}", str(cell[name]))
     if cell["budget_kind"] != "mean":
         yield from ("--budget-kind", cell["budget_kind"])
     yield from ("--tasks", cell["task"])
-    for name in _PLACEMENT:
-        if cell[name] is not None:
-            yield from (_flag(name), str(cell[name]))
-    usual = {name: Protocol.model_fields[name].default for name in _FLAGS}
-    usual["prompt"] = backbones.find(cell["backbone"]).prompt
-    for name in _FLAGS:
-        if cell[name] != usual[name]:
-            yield from (_flag(name), str(cell[name]))
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+def _flag(name: str, value: Any) -> tuple[str, ...]:
+    """Return the flag that sets a field, or nothing if there is none."""
+    if name == "ocr" and value is True:
+        return "--protocol", "llava"
+    return (f"--{name.replace('_', '-')}", str(value)) if _FIELDS[name].description else ()
 
 
 def _yaml(value: Any) -> str:

@@ -7,13 +7,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dpbench import registry
+from dpbench import registry, tasks
 from dpbench.report.figures.colours import PLOTLY_DASHES, PLOTLY_MARKERS, look
 from dpbench.report.figures.data import Point, front
 from dpbench.report.figures.scores import by_label
 from dpbench.report.html.commands import command
-from dpbench.report.runs import Comparison, RowKey, Run, known_tasks, options
-from dpbench.report.tables.scores import budget_label
+from dpbench.report.runs import Comparison, RowKey, Run, row_key
 from dpbench.report.tables.table import Row, Section
 from dpbench.storage.record import Profile, Record
 
@@ -54,9 +53,9 @@ def _row(
 ) -> dict[str, Any]:
     cells = [{"text": cell.text, "mark": cell.mark, "refs": ", ".join(cell.refs), "records": ""} for cell in row.cells]
     if comparison is not None and key is not None:
-        ids = {known_tasks()[each.cell["task"]].title: "" for each in comparison.rows[key]}
+        ids = {tasks.ALL[each.cell["task"]].title: "" for each in comparison.rows[key]}
         for each in comparison.rows[key]:
-            title = known_tasks()[each.cell["task"]].title
+            title = tasks.ALL[each.cell["task"]].title
             ids[title] = f"{ids[title]} {each.cell_id}".strip()
         for name, cell in zip(columns, cells, strict=True):
             cell["records"] = ids.get(name, "")
@@ -107,9 +106,9 @@ def _record(each: Record, run: Run) -> dict[str, Any]:
     return {
         "id": each.cell_id,
         "run": run.folder.name,
-        "method": cell["method"] + options(cell["params"]),
-        "budget": budget_label((cell["keep"], cell["prune_rate"])),
-        "task": known_tasks()[cell["task"]].title,
+        "method": row_key(cell).label,
+        "budget": row_key(cell).budget.label,
+        "task": tasks.ALL[cell["task"]].title,
         "seed": cell["seed"],
         "score": f"{each.score:.1f}",
         "samples": each.num_samples,

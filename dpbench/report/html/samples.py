@@ -13,20 +13,19 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
 
-from dpbench import backbones
+from dpbench import backbones, tasks
 from dpbench.errors import MissingError
 from dpbench.report.html.questions import Document, Documents
-from dpbench.report.runs import Comparison, RowKey, known_tasks
-from dpbench.report.tables.scores import budget_label
+from dpbench.report.runs import Comparison, RowKey
 from dpbench.storage import journal
 from dpbench.storage.journal import Answer
+from dpbench.tasks.data.root import toy_data_root
 
 NO_JOURNALS = "No samples: the run folder has no journals (samples/); copy them from where it ran."
 THUMBNAIL = 160
@@ -88,13 +87,13 @@ def browser(comparison: Comparison, data_root: Path | None, budget: float) -> Br
 def default_root(backbone: str) -> Path | None:
     """Return where `dpbench run` looks for data: toy-llava's mirror, else DPBENCH_DATA, else (None) the hub's cache."""
     if backbone == "toy-llava":
-        return Path(str(files("dpbench"))) / "toy" / "data"
+        return toy_data_root()
     return Path(os.environ["DPBENCH_DATA"]) if "DPBENCH_DATA" in os.environ else None
 
 
 def row_label(key: RowKey) -> str:
     """Return a row's method, parameters and budget."""
-    return key.label if key.budget == (None, None) else f"{key.label} @ {budget_label(key.budget)}"
+    return key.label if key.budget.keeps_all else f"{key.label} @ {key.budget.label}"
 
 
 def _mixed(samples: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
@@ -174,7 +173,7 @@ class Shelf:
 
     def _sample(self, task: str, doc_id: int, answers: Answers, document: Document, place: int) -> dict[str, Any]:
         answered = [_answered(task, answers[key]) if key in answers else None for key in self.rows]
-        title = known_tasks()[task].title
+        title = tasks.ALL[task].title
         return {
             "task": title,
             "doc": doc_id,
@@ -204,7 +203,7 @@ def points(task: str, scores: Mapping[str, Any]) -> float | None:
 
     MME's pairs and MMBench's circles, which only count together, are here one by one.
     """
-    found = scores.get(known_tasks()[task].metric or "")
+    found = scores.get(tasks.ALL[task].metric or "")
     if not isinstance(found, Mapping):
         return None if found is None else round(float(found), 2)
     for said, true in (("prediction", "ground_truth"), ("pred", "answer"), ("prediction", "answer")):

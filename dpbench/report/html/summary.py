@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dpbench.report.figures.data import CostTable, retention_intervals, retentions
 from dpbench.report.intervals import SIGNIFICANT, Intervals
-from dpbench.report.runs import Comparison, RowKey, unpruned_tokens
+from dpbench.report.runs import Comparison, RowKey, largest_first, unpruned_tokens
 from dpbench.report.tables.scores import RETENTION, scores_of
 
 
@@ -17,7 +17,7 @@ def sentences(comparison: Comparison, found: Intervals) -> tuple[str, str, str]:
 
 def _compared(comparison: Comparison) -> str:
     methods = {(key.method, key.params) for key in comparison.rows}
-    budgets = {key.budget for key in comparison.rows if key.budget != (None, None)}
+    budgets = {key.budget for key in comparison.rows if not key.budget.keeps_all}
     tasks, none = comparison.tasks, comparison.find("none")
     asked = _asked(comparison)
     text = (
@@ -46,7 +46,7 @@ def _best(comparison: Comparison, found: Intervals) -> str:
     averages = {key: value for key, value in retentions(comparison).items() if key.method != "none"}
     if not averages:
         return "No pruned method has a score on every benchmark yet, so none is ranked."
-    budget = min((key.budget for key in averages), key=lambda each: (each[0] or 0, -(each[1] or 0)))
+    budget = max((key.budget for key in averages), key=largest_first)
     same = {key: value for key, value in averages.items() if key.budget == budget}
     best = max(same, key=lambda key: same[key])
     random = comparison.find("random", budget)
@@ -57,9 +57,10 @@ def _best(comparison: Comparison, found: Intervals) -> str:
 
 def _at(comparison: Comparison, key: RowKey) -> str:
     total = unpruned_tokens(comparison)
-    if key.keep is None:
-        return f"At a pruning rate of {100 * (key.prune_rate or 0):.1f} %,"
-    return f"At {key.keep}{f' of {total:.0f}' if total else ''} visual tokens,"
+    keep, rate = key.budget.keep, key.budget.prune_rate
+    if keep is None:
+        return f"At a pruning rate of {100 * (rate or 0):.1f} %,"
+    return f"At {keep}{f' of {total:.0f}' if total else ''} visual tokens,"
 
 
 def _between(ends: tuple[float, float] | None) -> str:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from dpbench.report.runs import Comparison, known_tasks
+from dpbench import tasks
+from dpbench.budget import BudgetRequest
+from dpbench.report.runs import Comparison, largest_first
 from dpbench.report.tables.render import frame_of
-from dpbench.report.tables.scores import budget_label, heading, retention, scores_of
+from dpbench.report.tables.scores import heading, retention, scores_of
 from dpbench.report.tables.table import Cell, Row, Section, number, ranked
-
-Budget = tuple[int | None, float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,11 @@ class Pooled:
     num_seeds: int
 
 
-def variants(comparison: Comparison) -> dict[str, dict[Budget, Pooled]]:
+def variants(comparison: Comparison) -> dict[str, dict[BudgetRequest, Pooled]]:
     """Return retention per variant and budget; a variant is the name of a scorer's folder without its seed's number."""
     none = comparison.find("none")
     full = scores_of(comparison.rows[none]) if none else {}
-    found: dict[str, dict[Budget, list[float]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[str, dict[BudgetRequest, list[float]]] = defaultdict(lambda: defaultdict(list))
     for key, records in comparison.rows.items():
         name, value = _variant(key.method, key.params), retention(scores_of(records), full)
         if name and value is not None and {each.cell["task"] for each in records} == set(comparison.tasks):
@@ -68,9 +68,9 @@ def _pooled(values: list[float]) -> Pooled:
 def section(comparison: Comparison) -> Section:
     """Return the table: variants by budgets, the smallest budget first as in the paper."""
     rows = variants(comparison)
-    budgets = sorted({budget for row in rows.values() for budget in row}, key=lambda b: (b[0] or 0, -(b[1] or 0)))
+    budgets = sorted({budget for row in rows.values() for budget in row}, key=largest_first, reverse=True)
     marks = {b: ranked({name: row[b].value if b in row else None for name, row in rows.items()}) for b in budgets}
-    columns = ("Variant", *(f"Keep {b[0]}" if b[0] is not None else budget_label(b) for b in budgets))
+    columns = ("Variant", *(f"Keep {b.keep}" if b.keep is not None else b.label for b in budgets))
     lines = [
         Row((Cell(name), *(Cell(_text(row.get(b)), marks[b].get(name, "")) for b in budgets)))
         for name, row in rows.items()
@@ -78,7 +78,7 @@ def section(comparison: Comparison) -> Section:
     numbers = [
         {
             "Variant": name,
-            "Budget": budget_label(b),
+            "Budget": b.label,
             "Retention": each.value,
             "Half width": each.half,
             "Seeds": each.num_seeds,
@@ -86,7 +86,7 @@ def section(comparison: Comparison) -> Section:
         for name, row in rows.items()
         for b, each in row.items()
     ]
-    titles = ", ".join(known_tasks()[name].title for name in comparison.tasks)
+    titles = ", ".join(tasks.ALL[name].title for name in comparison.tasks)
     seeds = {each.num_seeds for row in rows.values() for each in row.values()}
     pooled = f"Mean and 95 % interval (Student's t) over {'-'.join(map(str, sorted(seeds)))} trainings a variant."
     notes = (f"Average retention in percent over {titles}.", *((pooled,) if max(seeds, default=1) > 1 else ()))

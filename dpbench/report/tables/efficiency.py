@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dpbench import backbones
-from dpbench.report.runs import options
+from dpbench.report.runs import format_params
 from dpbench.report.tables.render import frame_of
 from dpbench.report.tables.scores import at_layers
 from dpbench.report.tables.table import DASH, Cell, Footnotes, Mark, Row, Section, group_row, number, ranked
@@ -137,7 +137,7 @@ def section(group: Sequence[Profile], profiles: Sequence[Profile] = ()) -> Secti
             budget = row.profile.budget
             lines.append(group_row(_budget(budget), len(shown) + 1))
         refs = tuple(footnotes.letter(flag) for flag in (*row.profile.flags, *_earlier(row.profile, latest)))
-        first = Cell(row.profile.method + options(row.profile.params), refs=refs)
+        first = Cell(row.profile.method + format_params(row.profile.params), refs=refs)
         rest = [Cell(cells[id(row)][i], marks.get(names[i + 1], {}).get(id(row), "")) for i in at]
         lines.append(Row((first, *rest)))
     return Section(
@@ -233,7 +233,7 @@ def _budget(budget: str) -> str:
 def _numbers(row: Measured, stages: Sequence[str]) -> dict[str, Any]:
     each = row.profile
     found: dict[str, Any] = {
-        "Method": each.method + options(each.params),
+        "Method": each.method + format_params(each.params),
         "Budget": each.budget,
         "Location": _location(each),
         "Tokens": each.num_visual,

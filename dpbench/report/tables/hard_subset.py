@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpbench import tasks
 from dpbench.errors import ConfigError
 from dpbench.report.intervals import usable
-from dpbench.report.runs import Comparison, RowKey, known_tasks
+from dpbench.report.runs import Comparison, RowKey
 from dpbench.report.tables.render import frame_of
-from dpbench.report.tables.scores import budget_heading, budget_label, heading, scores_of
+from dpbench.report.tables.scores import budget_heading, heading, scores_of
 from dpbench.report.tables.table import DASH, Cell, Row, Section, group_row, number
 from dpbench.storage.contributions import Contribution
 from dpbench.storage.record import Record
@@ -41,8 +42,8 @@ def section(comparison: Comparison) -> Section:
     """
     found = scores(comparison)
     names = [name for name in comparison.tasks if any(name in row for row in found.values())]
-    columns = ("Method", *(known_tasks()[name].title for name in names))
-    lines, budget = list[Row](), object()
+    columns = ("Method", *(tasks.ALL[name].title for name in names))
+    lines, budget = list[Row](), None
     numbers: list[dict[str, Any]] = []
     for key, row in found.items():
         if key.budget != budget:
@@ -122,8 +123,8 @@ def _numbers(key: RowKey, row: Mapping[str, Hard], full: Mapping[str, float]) ->
     for name, each in row.items():
         yield {
             "Method": key.label,
-            "Budget": budget_label(key.budget),
-            "Benchmark": known_tasks()[name].title,
+            "Budget": key.budget.label,
+            "Benchmark": tasks.ALL[name].title,
             "Hard": each.score,
             "Full": full.get(name),
             "Hard questions": each.num_units,

@@ -8,7 +8,8 @@ from statistics import mean, median
 from typing import Any
 
 from dpbench import tasks
-from dpbench.report.runs import Comparison, RowKey, known_tasks, unpruned_tokens
+from dpbench.budget import BudgetRequest
+from dpbench.report.runs import Comparison, RowKey, unpruned_tokens
 from dpbench.report.tables import ablation, published
 from dpbench.report.tables.published import PaperTable
 from dpbench.report.tables.render import frame_of
@@ -58,7 +59,7 @@ def scores(comparison: Comparison) -> Section:
         )
         for row in table.rows
     ]
-    titles = {name: known_tasks()[name].title if name != RETENTION else "Avg." for name in names}
+    titles = {name: tasks.ALL[name].title if name != RETENTION else "Avg." for name in names}
     digits = {"mme": 0}
     shared = "Avg. of ours: over the benchmarks that their row and ours both have."
     return _section(table, heading(comparison), pairs, titles, (shared, *differences(comparison, table)), digits)
@@ -80,10 +81,17 @@ def _match(comparison: Comparison, row: Mapping[str, Any]) -> RowKey | None:
         return comparison.find("none") if row["method"] == "none" else None
     total = unpruned_tokens(comparison)
     for key in comparison.rows:
-        rate = key.prune_rate if key.keep is None else 1 - key.keep / total if total else None
+        rate = _share_removed(key.budget, total)
         if key.method == row["method"] and rate is not None and abs(rate - row["prune_rate"]) < NEAR:
             return comparison.find(key.method, key.budget)
     return None
+
+
+def _share_removed(budget: BudgetRequest, total: float | None) -> float | None:
+    """Return the share of visual tokens that a budget removes, or None if it cannot be known."""
+    if budget.keep is None:
+        return budget.prune_rate
+    return 1 - budget.keep / total if total else None
 
 
 def _points(comparison: Comparison, key: RowKey, task: str, table: PaperTable) -> float | None:
@@ -116,7 +124,7 @@ def _protocol(table: PaperTable, ours: Mapping[str, Any]) -> Iterable[str]:
         if theirs is None and mine is not None:
             yield f"May explain it: {name}: theirs {said['from']}, ours {mine}."
         elif theirs != mine and not (name == "gpu" and theirs.split()[-1] in str(mine).split()):
-            columns = [known_tasks()[each].title for each in said.get("columns", ())]
+            columns = [tasks.ALL[each].title for each in said.get("columns", ())]
             where = f" (column {', '.join(columns)})" if columns else ""
             yield f"May explain it{where}: {name}: theirs {theirs} ({said['from']}), ours {mine}."
 
@@ -186,8 +194,8 @@ def _rate(each: Profile, total: float | None) -> float:
 def variants(comparison: Comparison) -> Section:
     """Return Table 5 beside our ablation."""
     table, ours = published.load(5), ablation.variants(comparison)
-    total = unpruned_tokens(comparison) or 0
-    shares = {b: 1 - b[0] / total if b[0] is not None and total else b[1] for row in ours.values() for b in row}
+    total = unpruned_tokens(comparison)
+    shares = {budget: _share_removed(budget, total) for row in ours.values() for budget in row}
     budgets = {str(keep): 1 - keep / table.data["num_visual"] for keep in table.data["budgets"]["value"]}
     pairs = []
     for row in table.rows:

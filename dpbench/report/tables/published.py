@@ -15,8 +15,7 @@ from typing import Any
 
 import yaml
 
-from dpbench import registry
-from dpbench.report.runs import known_tasks
+from dpbench import registry, tasks
 from dpbench.report.tables.render import frame_of
 from dpbench.report.tables.scores import RETENTION, retention
 from dpbench.report.tables.table import DASH, Cell, Footnotes, Row, Section, group_row, number, ranked
@@ -143,7 +142,7 @@ def verdict() -> str:
 def _scores(table: PaperTable) -> Section:
     names = list(table.rows[0]["scores"])
     located = any(row.get("location") for row in table.rows)
-    titles = [known_tasks()[name].title for name in names]
+    titles = [tasks.ALL[name].title for name in names]
     columns = ("Method", *(("Loc.",) if located else ()), *titles, "Avg.", "Recomputed")
     notes, lines, numbers, heading = Footnotes(), list[Row](), [], ""
     marks = _marks(table, names)
@@ -198,7 +197,7 @@ def _numbers(table: PaperTable, row: Mapping[str, Any], mean: float) -> dict[str
         "Budget": row.get("budget"),
         "Prune rate": row["prune_rate"],
         "Location": row.get("location"),
-        **{known_tasks()[name].title: value for name, value in row["scores"].items()},
+        **{tasks.ALL[name].title: value for name, value in row["scores"].items()},
         "Avg.": row["average"],
         "Recomputed": mean,
     }
@@ -241,7 +240,7 @@ def _ablation(table: PaperTable) -> Section:
         for row in table.rows
         for budget, value in zip(budgets, row["values"], strict=True)
     ]
-    titles = ", ".join(known_tasks()[name].title for name in table.data["tasks"])
+    titles = ", ".join(tasks.ALL[name].title for name in table.data["tasks"])
     notes = (
         f"Source: {table.source}. Average retention over {titles}.",
         f"The budgets are {table.data['budgets']['from']}.",

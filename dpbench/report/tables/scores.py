@@ -7,7 +7,9 @@ from itertools import pairwise
 from statistics import mean
 from typing import Any
 
-from dpbench.report.runs import Comparison, RowKey, known_tasks, unpruned_tokens
+from dpbench import tasks
+from dpbench.budget import BudgetRequest
+from dpbench.report.runs import Comparison, RowKey, unpruned_tokens
 from dpbench.report.tables.render import frame_of
 from dpbench.report.tables.table import DASH, Cell, Footnotes, Mark, Row, Section, group_row, number, ranked
 from dpbench.storage.record import Record
@@ -47,7 +49,7 @@ def section(comparison: Comparison, like_random: frozenset[RowKey] = frozenset()
         key: {**{name: scores[key].get(name) for name in comparison.tasks}, RETENTION: averages[key]} for key in scores
     }
     notes = Footnotes()
-    titles = {name: known_tasks()[name].title for name in comparison.tasks}
+    titles = {name: tasks.ALL[name].title for name in comparison.tasks}
     columns = ("Method", "Loc.", "Tokens", *titles.values(), RETENTION)
     return Section(
         heading(comparison),
@@ -64,7 +66,7 @@ def _numbers(
     records = comparison.rows[key]
     return {
         "Method": key.label,
-        "Budget": budget_label(key.budget),
+        "Budget": key.budget.label,
         "Location": location(records),
         "Tokens": tokens(records),
         **{titles.get(name, name): value for name, value in values.items()},
@@ -89,7 +91,7 @@ def _rows(
     notes: Footnotes,
     width: int,
 ) -> Iterable[Row]:
-    budget: object = ()
+    budget: BudgetRequest | None = None
     marks: Mapping[str, Mapping[RowKey, Mark]] = {}
     for key, row in values.items():
         if key.budget != budget:
@@ -130,7 +132,7 @@ def _marks(rows: Mapping[RowKey, Mapping[str, float | None]]) -> dict[str, dict[
 
 def why_missing(comparison: Comparison, key: RowKey, task: str) -> str:
     """Return why a row has no score on a benchmark: its cell is not finished, or was never asked for."""
-    return UNFINISHED if (key.method, task) in comparison.asked else ABSENT
+    return UNFINISHED if (key.method, task) in comparison.planned else ABSENT
 
 
 def tokens(records: Sequence[Record]) -> float | None:
@@ -160,21 +162,16 @@ def at_layers(visual_tokens_per_layer: Sequence[float]) -> str:
     return f"L{cuts[0]}" if len(cuts) == 1 else f"L{cuts[0]}-L{cuts[-1]}"
 
 
-def budget_label(budget: tuple[int | None, float | None]) -> str:
-    """Return a budget as one word: 64, -88.9 %, or all."""
-    keep, rate = budget
-    return str(keep) if keep is not None else "all" if rate is None else f"-{100 * rate:.1f}%"
-
-
 def budget_heading(comparison: Comparison, key: RowKey) -> str:
     """Return the heading of a budget's rows."""
     total = unpruned_tokens(comparison)
-    if key.keep is None and key.prune_rate is None:
+    keep, rate = key.budget.keep, key.budget.prune_rate
+    if key.budget.keeps_all:
         return f"Unpruned{f', {total:.0f} visual tokens' if total else ''} (100 %)"
-    if key.keep is None:
-        return f"Pruning rate {100 * (key.prune_rate or 0):.1f} %"
-    share = f" ({100 * (1 - key.keep / total):.1f} % pruned)" if total else ""
-    return f"Keep {key.keep} visual tokens{share}"
+    if keep is None:
+        return f"Pruning rate {100 * (rate or 0):.1f} %"
+    share = f" ({100 * (1 - keep / total):.1f} % pruned)" if total else ""
+    return f"Keep {keep} visual tokens{share}"
 
 
 def heading(comparison: Comparison) -> str:
@@ -203,7 +200,7 @@ def notes_of(comparison: Comparison, unpruned: Mapping[str, float], like_random:
 
 def _warnings(comparison: Comparison) -> Iterable[str]:
     records = comparison.records
-    if idle := sorted({method for method, _ in comparison.asked} - {key.method for key in comparison.rows}):
+    if idle := sorted({method for method, _ in comparison.planned} - {key.method for key in comparison.rows}):
         yield f"No cell is finished of: {', '.join(idle)}."
     if failed := sum(each.num_failed for each in records):
         yield f"{failed} samples failed and count as wrong; the journals say why."

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+from dpbench import tasks
+from dpbench.budget import BudgetRequest
 from dpbench.report.intervals import REFERENCES, SIGNIFICANT, Intervals, Key
-from dpbench.report.runs import Comparison, RowKey, known_tasks
+from dpbench.report.runs import Comparison, RowKey
 from dpbench.report.statistics import RESAMPLES, Difference
 from dpbench.report.tables.render import frame_of
-from dpbench.report.tables.scores import RETENTION, budget_heading, budget_label, heading
+from dpbench.report.tables.scores import RETENTION, budget_heading, heading
 from dpbench.report.tables.table import DASH, Cell, Row, Section, group_row, number
 
 Outcome = Literal["win", "tie", "loss"]
@@ -80,7 +82,7 @@ def _averages(comparison: Comparison, found: Intervals) -> Section:
 def _benchmarks(comparison: Comparison, found: Intervals, reference: str) -> Section:
     corrected = found.corrected(reference, of_retention=False)
     names = [name for name in comparison.tasks if any(key[2] == name for key in corrected)]
-    columns = ("Method", *(known_tasks()[name].title for name in names))
+    columns = ("Method", *(tasks.ALL[name].title for name in names))
     keys = [key for key in comparison.rows if any(each[0] == key for each in corrected)]
     lines = list[Row]()
     for key in _with_groups(comparison, keys, len(columns), lines):
@@ -98,7 +100,7 @@ def _benchmarks(comparison: Comparison, found: Intervals, reference: str) -> Sec
 
 def _with_groups(comparison: Comparison, keys: Sequence[RowKey], width: int, lines: list[Row]) -> Iterable[RowKey]:
     """Yield rows, adding the heading of each budget to the lines first."""
-    budget: object = ()
+    budget: BudgetRequest | None = None
     for key in keys:
         if key.budget != budget:
             budget = key.budget
@@ -124,10 +126,10 @@ def _p(p: float | None) -> str:
 
 def _numbers(key: Key, difference: Difference | None, p: float | None) -> dict[str, Any]:
     row, reference, column = key
-    title = known_tasks()[column].title if column != RETENTION else column
+    title = tasks.ALL[column].title if column != RETENTION else column
     found: dict[str, Any] = {
         "Method": row.label,
-        "Budget": budget_label(row.budget),
+        "Budget": row.budget.label,
         "Against": reference,
         "Column": title,
     }

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpbench import tasks
 from dpbench.errors import ConfigError
 from dpbench.report import statistics
 from dpbench.report.intervals import SIGNIFICANT, TOLERANCE
-from dpbench.report.runs import RowKey, Run, known_tasks, load, row_key
+from dpbench.report.runs import RowKey, Run, load, row_key
 from dpbench.report.statistics import Difference, difference, holm
 from dpbench.report.tables.render import frame_of
-from dpbench.report.tables.scores import budget_label
 from dpbench.report.tables.table import DASH, Cell, Row, Section, number, plain_section
 from dpbench.storage import contributions
 from dpbench.storage.contributions import Contribution
@@ -63,12 +63,8 @@ def sections(first: Path, second: Path, resamples: int = statistics.RESAMPLES) -
 
 def _by_key(run: Run) -> dict[Key, Record]:
     found = {(row_key(e.cell), e.cell["task"], e.cell["seed"]): e for e in run.records}
-    order = list(known_tasks())
-    return dict(sorted(found.items(), key=lambda item: (_order(item[0][0]), order.index(item[0][1]), item[0][2])))
-
-
-def _order(key: RowKey) -> tuple[Any, ...]:
-    return key.method != "none", -(key.keep or 0), key.prune_rate or 0, key.method, key.params
+    order = list(tasks.ALL)
+    return dict(sorted(found.items(), key=lambda item: (item[0][0].order, order.index(item[0][1]), item[0][2])))
 
 
 def compare(
@@ -149,15 +145,15 @@ def _texts(key: Key, each: Change, p: float | None, told: str) -> tuple[str, ...
         interval = f"{number(each.difference.value, sign=True)} [{low}, {high}]"
     label = row.label + (f" seed {seed}" if seed else "")
     scores = number(each.first), number(each.second)
-    return label, budget_label(row.budget), known_tasks()[task].title, *scores, interval, number(p, 3), told
+    return label, row.budget.label, tasks.ALL[task].title, *scores, interval, number(p, 3), told
 
 
 def _numbers(key: Key, each: Change, p: float | None, told: str) -> dict[str, Any]:
     row, task, seed = key
     found: dict[str, Any] = {
         "Method": row.label,
-        "Budget": budget_label(row.budget),
-        "Benchmark": known_tasks()[task].title,
+        "Budget": row.budget.label,
+        "Benchmark": tasks.ALL[task].title,
         "Seed": seed,
         "First": each.first,
         "Second": each.second,

@@ -11,6 +11,7 @@ from made_records import make_profile, make_record, write_run
 from scipy.stats import t
 
 from dpbench import registry
+from dpbench.budget import BudgetRequest
 from dpbench.cli import commands
 from dpbench.errors import ConfigError
 from dpbench.report import runs
@@ -82,7 +83,7 @@ def test_retention_is_drawn_over_the_share_of_tokens_read(comparison: Comparison
 
 
 def test_a_band_is_the_interval_of_the_difference_to_the_unpruned_model(comparison: Comparison) -> None:
-    row = comparison.find("grid", (16, None))
+    row = comparison.find("grid", BudgetRequest(keep=16))
     assert row is not None
     found = Intervals(
         {

@@ -6,6 +6,7 @@ import pytest
 from made_records import make_record
 from scipy.stats import t
 
+from dpbench.budget import BudgetRequest
 from dpbench.report import runs
 from dpbench.report.runs import Comparison, Run
 from dpbench.report.tables import ablation
@@ -25,10 +26,10 @@ def compared(scores: dict[str, list[float]]) -> Comparison:
 def test_seeds_are_pooled_with_students_interval() -> None:
     one = compared({"diffprune": [72.0, 76.0, 80.0], "scale-gate": [60.0]})
     found = ablation.variants(one)
-    pooled = found["diffprune"][16, None]
+    pooled = found["diffprune"][BudgetRequest(keep=16)]
     assert (pooled.value, pooled.num_seeds) == (95.0, 3)
     assert pooled.half == pytest.approx(t.ppf(0.975, 2) * 5 / 3**0.5)
-    assert found["scale-gate"][16, None] == ablation.Pooled(75.0, None, 1)
+    assert found["scale-gate"][BudgetRequest(keep=16)] == ablation.Pooled(75.0, None, 1)
 
 
 def test_the_table_says_which_and_how_many() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from made_records import make_answer, make_record, write_run
 
+from dpbench.budget import BudgetRequest
 from dpbench.errors import ConfigError
 from dpbench.report import runs
 from dpbench.report.runs import Comparison, RowKey
@@ -36,8 +37,8 @@ ROWS = {
 
 def test_hard_scores_by_hand(tmp_path: Path) -> None:
     found = hard_subset.scores(compared(tmp_path, ROWS))
-    assert found[RowKey(16, None, "grid", "{}")]["gqa"] == hard_subset.Hard(50.0, 2)
-    assert found[RowKey(16, None, "holov", "{}")]["gqa"] == hard_subset.Hard(100.0, 2)
+    assert found[RowKey(BudgetRequest(keep=16), "grid", "{}")]["gqa"] == hard_subset.Hard(50.0, 2)
+    assert found[RowKey(BudgetRequest(keep=16), "holov", "{}")]["gqa"] == hard_subset.Hard(100.0, 2)
     assert {key.method for key in found} == {"grid", "holov"}
 
 

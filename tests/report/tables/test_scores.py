@@ -7,6 +7,7 @@ import pytest
 from made_records import make_record, write_run
 
 from dpbench import tasks
+from dpbench.budget import BudgetRequest
 from dpbench.errors import ConfigError, RecordError
 from dpbench.report import runs
 from dpbench.report.runs import Comparison, RowKey, Run
@@ -61,16 +62,16 @@ def test_a_benchmark_that_was_not_run_is_a_dash_with_its_reason() -> None:
     assert (cells(section, "grid")["GQA"], cells(section, "grid")["POPE"]) == ("-", "80.0")
     assert "a: not part of this run" in section.notes
     asked = frozenset({("grid", "gqa"), ("grid", "pope")})
-    assert "a: not finished in this run: start it again and it goes on" in table(RECORDS, asked=asked).notes
+    assert "a: not finished in this run: start it again and it goes on" in table(RECORDS, planned=asked).notes
 
 
 def test_a_method_without_any_finished_cell_is_named() -> None:
-    notes = table(RECORDS, asked=frozenset({("holov", "pope"), ("grid", "pope")})).notes
+    notes = table(RECORDS, planned=frozenset({("holov", "pope"), ("grid", "pope")})).notes
     assert "No cell is finished of: holov." in notes
 
 
 def test_a_benchmark_that_is_only_asked_for_has_a_column_of_dashes() -> None:
-    section = table(RECORDS[:1], asked=frozenset({("none", "pope"), ("none", "mme")}))
+    section = table(RECORDS[:1], planned=frozenset({("none", "pope"), ("none", "mme")}))
     assert cells(section, "none")["MME"] == "-"
 
 
@@ -175,7 +176,7 @@ def test_the_location_follows_from_what_the_layers_read(per_layer: tuple[float, 
 
 def test_a_row_like_random_is_marked_and_explained() -> None:
     (one,) = compared(RECORDS)
-    key = RowKey(16, None, "random", "{}")
+    key = RowKey(BudgetRequest(keep=16), "random", "{}")
     section = comparison.section(one, frozenset({key}))
     assert "77.5 ~" in render(section, "markdown")
     assert any(note.startswith("~: its retention cannot be told from random's") for note in section.notes)
@@ -199,8 +200,11 @@ def test_folders_are_found_under_results(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"cell": {"task": "pope"}}, "has no 'attention'"),
+        ({"cell": {"task": "pope"}}, "has no 'anyres'"),
         ({"cell": {**RECORDS[0].cell, "task": "poqe"}}, "task 'poqe', which this dpbench does not know"),
+        ({"cell": {**RECORDS[0].cell, "subset": "hard"}}, "scored on the hard subset alone.*report --subset hard"),
+        ({"cell": {**RECORDS[0].cell, "keep": 0}}, "--keep: must be at least 1, got 0; move the file away"),
+        ({"cell": {**RECORDS[0].cell, "keep": 4, "prune_rate": 0.5}}, "both set the budget"),
         ({"score": 120.0}, "score 120.0, scores are 0 to 100"),
         ({"score": float("nan")}, "score nan"),
     ],
@@ -210,9 +214,15 @@ def test_a_corrupt_record_is_one_sentence(change: dict[str, object], message: st
         runs.load(write_run(tmp_path, [replace(RECORDS[0], **change)]))  # type: ignore[arg-type]
 
 
+def test_a_cell_of_an_older_version_without_a_subset_is_the_same_cell(tmp_path: Path) -> None:
+    old = replace(RECORDS[0], cell={**RECORDS[0].cell, "subset": None}, finished="2026-01-01T00:00:00+00:00")
+    loaded = runs.load(write_run(tmp_path, [old, RECORDS[0]]))
+    assert loaded.records == (RECORDS[0],)
+
+
 def test_a_damaged_manifest_is_one_sentence(tmp_path: Path) -> None:
     write_run(tmp_path, RECORDS)
     for text in ("methods: [", "methods: 3", "- a"):
         (tmp_path / "manifest.yaml").write_text(text)
-        with pytest.raises(RecordError, match="is no manifest that dpbench wrote"):
+        with pytest.raises(RecordError, match="is not a manifest that dpbench wrote"):
             runs.load(tmp_path)
