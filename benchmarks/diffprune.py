@@ -169,7 +169,7 @@ def toy_row(device: torch.device) -> list[object]:
     size = ScorerSize(width=128, hidden=96, heads=4)
     objective = Objective(backbone, Scorer(size), Denoiser(size), "diffprune", "Describe the image.")
     objective.scorer.to(device), objective.denoiser.to(device)
-    batch = objective.read([ToySource(0)[index] for index in range(16)])
+    batch = objective.encode([ToySource(0)[index] for index in range(16)])
     gate = objective.gate(batch, 16, 0.3, [generator_of(device, place) for place in range(16)])
     visual = [each.clone().requires_grad_() for each in batch.embeds]
 

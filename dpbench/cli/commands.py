@@ -141,7 +141,8 @@ def train(
 
     recipe = train_arguments.build_recipe(backbone, settings, param or [])
     ended = train_scorer(recipe, train_arguments.scorer_folder(recipe, out), resume=resume, device=device.value)
-    typer.echo(messages.trained(recipe, ended), err=True)
+    if ended.is_main_process:
+        typer.echo(messages.trained(recipe, ended), err=True)
 
 
 @app.command()

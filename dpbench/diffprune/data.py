@@ -1,6 +1,6 @@
-"""Which examples a step reads: a pure function of (seed, epoch), so that a run goes on from its step number alone.
+"""Which examples a step reads: a pure function of (seed, step), so that a training resumes from its step number alone.
 
-Step t of batch B reads places t*B .. (t+1)*B - 1 of the endless sequence of shuffled epochs.
+Step t of batch size B reads places t*B .. (t+1)*B - 1 of the endless sequence of shuffled epochs.
 
 Shape letters: N examples to train on, B examples of a step.
 """
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from dpbench.diffprune.example import BrokenError, Example, Source
-from dpbench.diffprune.interruption import outlive
+from dpbench.diffprune.interruption import ignore_first_signal
 from dpbench.errors import ConfigError
 
 BROKEN_RATIO = 0.01
@@ -28,22 +28,22 @@ Indices = NDArray[np.int64]
 
 
 class Split(NamedTuple):
-    """Indices into a source, without common ones, each in random order."""
+    """Two disjoint sets of indices into a source, each in random order."""
 
     training: Indices
     validation: Indices
 
 
 def split(num: int, *, fraction: float, num_validation: int, seed: int) -> Split:
-    """Divide a source: of a seeded permutation the last `num_validation`, and a share of the rest to train on.
+    """Split a source: the last `num_validation` of a seeded permutation validate, a fraction of the rest trains.
 
-    A smaller fraction is a prefix of a larger one, and the validation examples are the same for all.
+    A smaller fraction is a prefix of a larger one. The validation examples are the same for all fractions.
 
     Raises:
         ConfigError: nothing is left to train on, or the fraction is not in (0, 1].
     """
     if not 0 < fraction <= 1:
-        raise ConfigError(f"the fraction of the data to train on is {fraction}; give one above 0 and up to 1")
+        raise ConfigError(f"--param fraction must be above 0 and at most 1, got {fraction}")
     rest = num - num_validation
     size = round(fraction * rest)
     if num_validation < 0 or size < 1:
@@ -51,7 +51,7 @@ def split(num: int, *, fraction: float, num_validation: int, seed: int) -> Split
             f"--data: of {num} examples, {num_validation} to validate with and a fraction of {fraction} leave "
             f"{max(size, 0)} to train on; give more data, fewer to validate with or a larger fraction"
         )
-    shuffled = np.random.default_rng([seed, 0, 1]).permutation(num)  # three numbers, as `order` takes all the pairs
+    shuffled = np.random.default_rng([seed, 0, 1]).permutation(num)  # three numbers: `order` uses all the pairs
     return Split(shuffled[:size], shuffled[rest:])
 
 
@@ -62,7 +62,7 @@ def order(subset: Indices, *, seed: int, epoch: int) -> Indices:
 
 @lru_cache(maxsize=2)
 def _shuffle(num: int, seed: int, epoch: int) -> Indices:
-    """Return a permutation of range(num); kept, as every step of an epoch needs it and a million take a while."""
+    """Return a permutation of range(num), cached: every step of an epoch needs it, and a million items take a while."""
     permutation: Indices = np.random.default_rng([seed, epoch]).permutation(num)
     permutation.setflags(write=False)
     return permutation
@@ -74,17 +74,17 @@ def step_indices(subset: Indices, *, seed: int, step: int, batch_size: int) -> I
     places = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs = places // num
     parts = [_shuffle(num, seed, int(epoch))[places[epochs == epoch] % num] for epoch in np.unique(epochs)]
-    chosen: Indices = subset[np.concatenate(parts)]
-    return chosen
+    indices: Indices = subset[np.concatenate(parts)]
+    return indices
 
 
 @dataclass(slots=True)
 class Broken:
-    """What was skipped.
+    """Examples that were skipped because they cannot be read.
 
     Attributes:
         num_read: examples read, the broken ones included.
-        times: per broken example its text, and how often it was met (once an epoch).
+        times: how often each broken example was met (once an epoch), by its text.
     """
 
     num_read: int = 0
@@ -92,22 +92,22 @@ class Broken:
 
     @property
     def num_broken(self) -> int:
-        """Count the broken among the examples read."""
+        """How many of the examples read were broken."""
         return sum(self.times.values())
 
     @property
     def texts(self) -> list[str]:
-        """List the broken examples, each once, in the order they were met."""
+        """The broken examples, each once, in the order they were met."""
         return list(self.times)
 
     def add(self, num_read: int, texts: Iterable[str]) -> None:
-        """Count examples read and, by their texts, those of them that are broken."""
+        """Count examples read and, by their texts, the broken ones among them."""
         self.num_read += num_read
         for text in texts:
             self.times[text] = self.times.get(text, 0) + 1
 
     def check(self, *, final: bool = False) -> None:
-        """Refuse to go on when more than 1 % is broken, once 100 were read; at the end, however few were.
+        """Stop the training if more than 1 % is broken, once 100 were read; with `final`, however few were read.
 
         Raises:
             ConfigError: more are broken; names how many, the share and the first three.
@@ -116,17 +116,17 @@ class Broken:
             return
         raise ConfigError(
             f"--data: {self.num_broken} of {self.num_read} examples read are broken, "
-            f"{self.num_broken / self.num_read:.1%} where {BROKEN_RATIO:.0%} is allowed; mend them or leave them out: "
+            f"{self.num_broken / self.num_read:.1%} where {BROKEN_RATIO:.0%} is allowed; repair or remove them: "
             f"{'; '.join(self.texts[:3])}"
         )
 
     def write(self, path: Path) -> None:
-        """Write the list, a JSON object a line."""
+        """Write the list as JSON lines."""
         lines = [json.dumps({"broken": text, "times": times}) + "\n" for text, times in self.times.items()]
         path.write_text("".join(lines), encoding="utf-8")
 
 
-def batches(
+def training_batches(
     source: Source,
     subset: Indices,
     *,
@@ -139,40 +139,54 @@ def batches(
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[list[Example]]:
-    """Yield the examples of this rank, a step at a time, whatever the number of workers.
+    """Yield the examples of this process, a step at a time; the number of workers does not change them.
 
     Args:
         source: what the indices point into.
         subset: the examples to train on, (N,).
         seed: of the order.
-        batch_size: B, over all ranks.
-        first_step: the first step, counted from the start of the training, so as to go on from it.
+        batch_size: B, over all processes.
+        first_step: counted from the start of the training; a resumed training begins above 0.
         num_steps: how many steps from there.
-        num_workers: processes that read ahead; 0 reads here.
-        broken: takes what is left out, when its step is yielded; the caller checks it.
-        rank: this process; it gets every `world`-th example of a step.
-        world: how many processes there are.
+        num_workers: processes that read ahead; 0 reads in this process.
+        broken: counts what is skipped, when its step is yielded; the caller checks it.
+        rank: of this process; it gets every `world`-th example of a step.
+        world: number of processes.
 
     Yields:
         The readable examples of a step in order; none when all are broken.
     """
     steps = range(first_step, first_step + num_steps)
     indices = (step_indices(subset, seed=seed, step=step, batch_size=batch_size)[rank::world] for step in steps)
+    return read_batches(source, indices, num_workers=num_workers, broken=broken)
+
+
+def read_batches(
+    source: Source, batches: Iterable[Indices], *, num_workers: int, broken: Broken
+) -> Iterator[list[Example]]:
+    """Yield the readable examples of each batch of indices, in order.
+
+    Args:
+        source: what the indices point into.
+        batches: the indices, a batch at a time.
+        num_workers: processes that read ahead; 0 reads in this process.
+        broken: counts what is skipped, when its batch is yielded.
+    """
     loader = DataLoader(
         _Readable(source),
-        batch_sampler=(part.tolist() for part in indices),
+        batch_sampler=(batch.tolist() for batch in batches),
         collate_fn=list,
         num_workers=num_workers,
-        worker_init_fn=outlive,
-        generator=torch.Generator(),  # or it would draw from, and so move on, the global one
+        worker_init_fn=ignore_first_signal,
+        generator=torch.Generator(),  # without it the loader would draw a seed from the global generator
     )
-    for read in loader:
-        broken.add(len(read), [str(item) for item in read if isinstance(item, BrokenError)])
-        yield [item for item in read if isinstance(item, Example)]
+    for items in loader:
+        broken.add(len(items), [str(item) for item in items if isinstance(item, BrokenError)])
+        yield [item for item in items if isinstance(item, Example)]
 
 
 class _Readable(Dataset[Example | BrokenError]):
-    """A source that hands out what is broken, as an error raised in a worker would end it."""
+    """A source that returns broken examples as values: an error raised in a worker would end the worker."""
 
     def __init__(self, source: Source) -> None:
         self.source = source

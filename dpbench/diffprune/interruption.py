@@ -1,4 +1,4 @@
-"""A training that is asked to stop: by Ctrl-C or SIGTERM, after its step, or within it where that takes too long."""
+"""Stop a training on Ctrl-C or SIGTERM: after the step at hand, or within it if it takes too long."""
 
 from __future__ import annotations
 
@@ -12,58 +12,63 @@ from types import FrameType
 from dpbench.machine.stopping import TERMINATED
 
 GRACE_S = 3.0
-"""Seconds that a step, or a validation, has to end once the training is asked to stop."""
+"""Seconds that a step, or a validation, has to end once a stop is requested."""
 
 
 class LateError(BaseException):
-    """The step takes too long to be waited for; no Exception, so that nothing takes it for a failure of its own."""
+    """The step takes too long to wait for; a BaseException, so that no `except Exception` swallows it."""
 
 
 class Interruption:
-    """Whether a training is asked to stop, and what it must not be stopped in."""
+    """Whether a stop was requested, and code that a stop must not break into."""
 
     def __init__(self) -> None:
-        self.asked: int | None = None
-        self._whole, self._late = 0, False
+        self.signal: int | None = None
+        self._depth, self._is_late = 0, False
 
-    def ask(self, number: int, _frame: FrameType | None) -> None:
-        """Ask to stop, as a signal does; a second time ends the process at once."""
-        if self.asked is not None:
-            self.leave()
-        self.asked = number
+    @property
+    def is_requested(self) -> bool:
+        """True once a signal has asked the training to stop."""
+        return self.signal is not None
+
+    def request_stop(self, number: int, _frame: FrameType | None) -> None:
+        """Handle a signal: the first one requests a stop, the second one ends the process at once."""
+        if self.is_requested:
+            self.exit()
+        self.signal = number
         signal.setitimer(signal.ITIMER_REAL, GRACE_S)
 
-    def leave(self) -> None:
+    def exit(self) -> None:
         """End the process as its signal would have.
 
         Raises:
             KeyboardInterrupt: after SIGINT.
             SystemExit: after SIGTERM.
         """
-        if self.asked == signal.SIGTERM:
+        if self.signal == signal.SIGTERM:
             sys.exit(TERMINATED)
         raise KeyboardInterrupt
 
-    def ring(self, _number: int, _frame: FrameType | None) -> None:
-        """Leave the step that takes too long, unless it is in what must be whole."""
-        self._late = True
-        if not self._whole:
+    def end_grace(self, _number: int, _frame: FrameType | None) -> None:
+        """Handle the alarm: break off the step, unless it is in an uninterrupted block."""
+        self._is_late = True
+        if not self._depth:
             raise LateError
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
-        """Do what a checkpoint would be wrong in the middle of; a stop that is late waits for its end."""
-        self._whole += 1
+    def uninterrupted(self) -> Iterator[None]:
+        """Run a block to its end before a late stop: a checkpoint saved in the middle of it would be wrong."""
+        self._depth += 1
         try:
             yield
         finally:
-            self._whole -= 1
-        if self._late and not self._whole:
+            self._depth -= 1
+        if self._is_late and not self._depth:
             raise LateError
 
 
-def outlive(_worker: int) -> None:
-    """Let a process that reads ahead live on when the training is asked to stop, which ends its readers itself.
+def ignore_first_signal(_worker: int) -> None:
+    """Keep a process that reads ahead alive when the training is asked to stop; the training ends its readers itself.
 
     Ctrl-C, `timeout` and batch systems signal all processes at once. A second SIGTERM ends a reader.
     """
@@ -73,16 +78,17 @@ def outlive(_worker: int) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """Let signals ask rather than end; outside the main thread there are none."""
-    asked = Interruption()
+    """Let signals request a stop instead of ending the process; outside the main thread none arrive."""
+    interruption = Interruption()
     if current_thread() is not main_thread():
-        yield asked
+        yield interruption
         return
+    stop = interruption.request_stop
     handlers: dict[int, Callable[[int, FrameType | None], None]]
-    handlers = {signal.SIGINT: asked.ask, signal.SIGTERM: asked.ask, signal.SIGALRM: asked.ring}
+    handlers = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGALRM: interruption.end_grace}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield asked
+        yield interruption
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():

@@ -1,4 +1,4 @@
-"""Where a training is seen: a progress bar, JSON lines and TensorBoard."""
+"""Where the numbers of a training go: a progress bar, JSON lines and TensorBoard."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ LOG, BOARD = "log.jsonl", "tensorboard"
 
 
 class Logbook:
-    """One training's numbers, shown and written as they come."""
+    """Shows and writes the numbers of one training as they come."""
 
-    def __init__(self, progress: Bar, log: Any, board: Any, *, title: str, num_steps: int, step: int) -> None:
-        self.progress, self.log, self.board = progress, log, board
-        self.task = progress.add_task(title, total=num_steps, completed=step, numbers="validating")
+    def __init__(self, bar: Bar, log: Any, board: Any, *, title: str, num_steps: int, step: int) -> None:
+        self.bar, self.log, self.board = bar, log, board
+        self.task = bar.add_task(title, total=num_steps, completed=step, numbers="validating")
         self.hard = float("nan")
         self.clock = time.perf_counter()
 
-    def stepped(self, row: Mapping[str, float], num_images: int) -> None:
-        """Show and log a step on so many images."""
+    def log_step(self, row: Mapping[str, float], num_images: int) -> None:
+        """Show and log a step over `num_images` images."""
         now = time.perf_counter()
         speed, self.clock = num_images / (now - self.clock), now
         self._write({**row, "images_per_s": round(speed, 2)})
         numbers = f"loss {row['loss']:.3f} hard {self.hard:.3f} tau {row['tau']:.3f} "
         numbers += f"mass {row['mass_on_top_k']:.0%} {speed:.0f} img/s"
-        self.progress.update(self.task, completed=row["step"], numbers=numbers)
+        self.bar.update(self.task, completed=row["step"], numbers=numbers)
 
-    def validated(self, row: Mapping[str, float]) -> None:
+    def log_validation(self, row: Mapping[str, float]) -> None:
         """Log a validation; its time is not counted in images per second."""
         self.hard = row["hard"]
         self._write(row)
@@ -51,39 +51,39 @@ class Logbook:
 
 
 @contextmanager
-def logbook(
-    folder: Path, console: Console, *, title: str, num_steps: int, step: int, shown: bool = True
+def open_logbook(
+    folder: Path, console: Console, *, title: str, num_steps: int, step: int, enabled: bool = True
 ) -> Iterator[Logbook]:
-    """Open a training's log, board and bar.
+    """Open the log, board and bar of a training.
 
     Args:
         folder: of the log and the board.
         console: where the bar goes.
         title: before the bar.
         num_steps: of the whole training.
-        step: where it goes on; what an earlier sitting logged behind it is forgotten. -1 forgets everything.
-        shown: False in all processes but the main one, which then show and write nothing.
+        step: where the training goes on; rows that were logged after it are removed. -1 removes all rows.
+        enabled: False in all processes but the main one; they show and write nothing.
     """
     columns = (BarColumn(8), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"), TimeRemainingColumn())
     with ExitStack() as stack:
-        path = folder / LOG if shown else Path(os.devnull)
-        if shown:
-            _forget(path, step)
+        path = folder / LOG if enabled else Path(os.devnull)
+        if enabled:
+            _remove_rows_after(step, path)
         log = stack.enter_context(path.open("a", encoding="utf-8"))
-        board = stack.enter_context(_board(folder, console)) if shown else None
-        bar = Bar(TextColumn("{task.description}"), *columns, console=console, disable=not shown)
+        board = stack.enter_context(_open_board(folder, console)) if enabled else None
+        bar = Bar(TextColumn("{task.description}"), *columns, console=console, disable=not enabled)
         yield Logbook(stack.enter_context(bar), log, board, title=title, num_steps=num_steps, step=max(0, step))
 
 
-def _forget(path: Path, step: int) -> None:
-    """Take out of a log what came after the step a training goes on from, and a row that a kill cut off."""
+def _remove_rows_after(step: int, path: Path) -> None:
+    """Remove the rows after the step a training resumes from, and a last row that a kill cut off."""
     if path.is_file():
-        rows = [line for line in path.read_bytes().split(b"\n")[:-1] if _step(line) <= step]
+        rows = [line for line in path.read_bytes().split(b"\n")[:-1] if _step_of(line) <= step]
         files.replace(path, b"".join(row + b"\n" for row in rows))
 
 
-def _step(line: bytes) -> float:
-    """Return the step of a row; one that says none came after all others."""
+def _step_of(line: bytes) -> float:
+    """Return the step of a row; infinity if the row has none."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):
@@ -91,8 +91,8 @@ def _step(line: bytes) -> float:
 
 
 @contextmanager
-def _board(folder: Path, console: Console) -> Iterator[Any]:
-    """Open a TensorBoard log, or say that there is none."""
+def _open_board(folder: Path, console: Console) -> Iterator[Any]:
+    """Open a TensorBoard log; without tensorboardX, say so and give None."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError:

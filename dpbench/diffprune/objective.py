@@ -1,6 +1,6 @@
 """From images and captions to a loss: through the throttler while training, under hard top-k as deployed.
 
-The backbone is frozen; gradients reach scorer and denoiser through it.
+The backbone is frozen, but gradients flow through it to scorer and denoiser.
 
 Shape letters: N visual tokens of an image (all its views), D the LLM's width, R rows (one view each), T caption tokens.
 """
@@ -29,11 +29,11 @@ Budget = int | float
 
 @dataclass(frozen=True, slots=True)
 class KeepRule:
-    """What budgets a scorer is trained for: some counts or shares, or a range of shares.
+    """The budgets a scorer is trained for: some counts or shares, or a range of shares.
 
     Attributes:
-        choices: one is drawn per step; empty where there is a range.
-        span: lowest and highest share, between which one is drawn per step.
+        choices: one is drawn per step; empty if `span` is given.
+        span: lowest and highest share; one between them is drawn per step.
     """
 
     choices: tuple[Budget, ...]
@@ -41,7 +41,7 @@ class KeepRule:
 
     @classmethod
     def parse(cls, text: str) -> KeepRule:
-        """Read "64", "64,128,192", "0.1,0.2" or "0.05-0.4".
+        """Parse "64", "64,128,192", "0.1,0.2" or "0.05-0.4".
 
         Raises:
             ConfigError: it is none of these.
@@ -52,37 +52,38 @@ class KeepRule:
                 rule = cls((), (low, high))
             else:
                 rule = cls(tuple(float(part) if "." in part else int(part) for part in text.split(",")))
-            if all(map(_sound, rule.validated())) and (rule.span is None or 0 < rule.span[0] < rule.span[1] < 1):
+            if all(map(_is_valid, rule.validation_budgets())) and (
+                rule.span is None or 0 < rule.span[0] < rule.span[1] < 1
+            ):
                 return rule
         except ValueError:
             pass
         raise ConfigError(
-            f"--keep: {text!r} is no budget; give counts (64 or 64,128), shares (0.1,0.2) or a range (0.05-0.4)"
+            f"--keep: {text!r} is not a budget; give counts (64 or 64,128), shares (0.1,0.2) or a range (0.05-0.4)"
         )
 
-    def within(self, num_visual: int | None, backbone: str) -> KeepRule:
-        """Return this rule where the backbone has that many visual tokens; None is a number that follows the image.
+    def check(self, num_visual: int | None, backbone: str) -> None:
+        """Refuse counts above the backbone's number of visual tokens, which is None if it depends on the image.
 
         Raises:
             ConfigError: a count is above it.
         """
-        most = max((each for each in self.choices if isinstance(each, int)), default=0)
-        if num_visual is not None and most > num_visual:
-            raise ConfigError(f"--keep: {most} is more than the {num_visual} visual tokens of {backbone}")
-        return self
+        largest = max((budget for budget in self.choices if isinstance(budget, int)), default=0)
+        if num_visual is not None and largest > num_visual:
+            raise ConfigError(f"--keep: {largest} is more than the {num_visual} visual tokens of {backbone}")
 
-    def drawn(self, rng: np.random.Generator) -> Budget:
-        """Return one step's budget."""
+    def draw(self, rng: np.random.Generator) -> Budget:
+        """Draw the budget of one step."""
         if self.span is not None:
             return float(rng.uniform(*self.span))
         return self.choices[int(rng.integers(len(self.choices)))]
 
-    def validated(self) -> tuple[Budget, ...]:
-        """Return the budgets that validation averages over: the choices, or both ends of the range and their mean."""
+    def validation_budgets(self) -> tuple[Budget, ...]:
+        """Return the budgets that validation averages over: the choices, or both ends of the range and its middle."""
         return self.choices if self.span is None else (self.span[0], sum(self.span) / 2, self.span[1])
 
 
-def _sound(budget: Budget) -> bool:
+def _is_valid(budget: Budget) -> bool:
     return budget >= 1 if isinstance(budget, int) else 0 < budget < 1
 
 
@@ -91,9 +92,9 @@ class Batch:
     """Encoded images with their prompts and captions.
 
     Attributes:
-        features: no gradient reaches them.
-        embeds: per image (N, D) in float32 or better: where training happens.
-        views: their layout in rows.
+        features: from the frozen tower; they need no gradient.
+        embeds: per image (N, D), in float32 or better, the type training runs in.
+        views: layout of the images' views in rows.
     """
 
     prompts: tuple[Prompt, ...]
@@ -104,11 +105,11 @@ class Batch:
 
     def rows(self, name: str) -> Tensor:
         """Lay out a per-token field of the features in rows."""
-        return self.views.rows([getattr(each, name) for each in self.features])
+        return self.views.rows([getattr(image, name) for image in self.features])
 
 
 class Objective:
-    """What scorer and denoiser are trained on, and what tells how good they are."""
+    """The losses of scorer and denoiser in front of a frozen backbone."""
 
     def __init__(self, backbone: Backbone, scorer: Scorer, denoiser: Denoiser, variant: str, instruction: str) -> None:
         self.backbone, self.scorer, self.denoiser = backbone, scorer, denoiser
@@ -116,14 +117,14 @@ class Objective:
         self.instruction = instruction
 
     @torch.no_grad()
-    def read(self, examples: Sequence[Example]) -> Batch:
+    def encode(self, examples: Sequence[Example]) -> Batch:
         """Run tower and projector over the images."""
-        prompts = tuple(self.backbone.prompt([each.image], self.instruction) for each in examples)
+        prompts = tuple(self.backbone.prompt([example.image], self.instruction) for example in examples)
         features = tuple(self.backbone.encode([prompt.pixels[0] for prompt in prompts]))
-        embeds = tuple(each.embeds_ND.to(torch.promote_types(each.embeds_ND.dtype, torch.float32)) for each in features)
-        num_views = [int(each.view_N[-1]) + 1 for each in features]
-        views = lay_out([len(each) for each in embeds], num_views, self.backbone.device)
-        return Batch(prompts, features, tuple(each.caption for each in examples), embeds, views)
+        embeds = tuple(_at_least_float32(image.embeds_ND) for image in features)
+        num_views = [int(image.view_N[-1]) + 1 for image in features]
+        views = lay_out([len(embeds_ND) for embeds_ND in embeds], num_views, self.backbone.device)
+        return Batch(prompts, features, tuple(example.caption for example in examples), embeds, views)
 
     def logits(self, batch: Batch) -> Tensor:
         """Score every token, (R, N)."""
@@ -131,7 +132,7 @@ class Objective:
         return self.scorer(*rows, batch.views.padding_mask)  # type: ignore[no-any-return]
 
     def budgets(self, batch: Batch, budget: Budget) -> Tensor:
-        """Return the budget of each row, float64: a count is shared over the most views an image can have."""
+        """Return the budget of each row, (R,) float64: a count is divided by the most views an image can have."""
         sizes = torch.tensor([size for image in batch.views.sizes for size in image], dtype=torch.float64)
         if isinstance(budget, int):
             sizes = torch.full_like(sizes, max(1, budget // self.backbone.max_views))
@@ -140,9 +141,10 @@ class Objective:
         return sizes.to(self.backbone.device)
 
     def gate(self, batch: Batch, budget: Budget, tau: float, generators: Sequence[torch.Generator]) -> Gate:
-        """Draw the noise, each image's from its own generator, so that it does not depend on the batch around it."""
-        normal = [_normal(each, generator) for each, generator in zip(batch.embeds, generators, strict=True)]
-        gumbel = [gumbel_noise((len(each),), g) for each, g in zip(batch.embeds, generators, strict=True)]
+        """Draw the noise of each image from its own generator, so that it does not depend on the rest of the batch."""
+        pairs = list(zip(batch.embeds, generators, strict=True))
+        normal = [_normal_noise(embeds_ND, generator) for embeds_ND, generator in pairs]
+        gumbel = [gumbel_noise((len(embeds_ND),), generator) for embeds_ND, generator in pairs]
         rows = batch.views.rows
         return Gate(
             k_R=self.budgets(batch, budget),
@@ -162,7 +164,7 @@ class Objective:
     def hard_losses(self, batch: Batch, budget: Budget) -> Tensor:
         """Return the loss of every caption token (T,) as deployed: hard top-k, no throttler, no denoiser."""
         kept = hard_topk_mask(self.logits(batch), self.budgets(batch, budget).round(), batch.rows("read_N"))
-        indices = [each.nonzero()[:, 0].cpu() for each in batch.views.images(kept)]
+        indices = [kept_N.nonzero()[:, 0].cpu() for kept_N in batch.views.images(kept)]
         return self._losses(batch, batch.embeds, indices)
 
     @torch.no_grad()
@@ -176,7 +178,7 @@ class Objective:
 
 @torch.no_grad()
 def hardness(logits_RN: Tensor, gate: Gate) -> float:
-    """Return which share of the budget's mass lies on the hard top-k: 1 where training is as hard as deployment."""
+    """Return the share of the budget's mass on the hard top-k; at 1, training is as hard as deployment."""
     weights = soft_topk(logits_RN, gate.k_R, gate.tau, mask=gate.valid_RN)
     kept = hard_topk_mask(logits_RN, gate.k_R.round(), gate.valid_RN)
     return float((weights * kept).sum() / weights.sum())
@@ -188,5 +190,9 @@ def generator_of(device: torch.device, *key: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _normal_noise(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)

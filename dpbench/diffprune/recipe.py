@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dpbench.errors import ConfigError, did_you_mean, shown
+from dpbench.errors import ConfigError, did_you_mean, format_value
 
 Variant = Literal["diffprune", "gumbel-ste", "scale-gate", "global-denoiser"]
 
@@ -86,7 +86,7 @@ class Recipe(BaseModel):
         if min(self.tau) <= 0:
             raise ValueError(f"tau: both temperatures must be above 0, got {self.tau}")
         if self.hidden % self.heads:
-            raise ValueError(f"heads: {self.heads} heads do not divide a hidden width of {self.hidden}")
+            raise ValueError(f"heads: hidden must be a multiple of heads, got {self.hidden} and {self.heads}")
         return self
 
 
@@ -130,4 +130,4 @@ def make_recipe(backbone: str, settings: Mapping[str, Any]) -> Recipe:
         if not first["loc"]:  # settings that do not go together: the sentence names them
             raise ConfigError(f"--param {first['msg'].removeprefix('Value error, ')}") from None
         where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"--param {where}: {first['msg']}, got {shown(first['input'])}") from None
+        raise ConfigError(f"--param {where}: {first['msg']}, got {format_value(first['input'])}") from None

@@ -1,4 +1,4 @@
-"""What a stopped training goes on from: weights, optimiser state and how far it was, in one safetensors file."""
+"""The checkpoint that a training resumes from: weights, optimiser state and progress, in one safetensors file."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from torch.optim import AdamW
 from dpbench.storage import files
 
 STATE = "training.safetensors"
-"""What a training goes on from, in its folder."""
+"""The checkpoint's name in the folder of a training."""
 _ADAM = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass(slots=True)
-class Progressed:
-    """How far a training is.
+class Progress:
+    """How far a training is; the checkpoint stores these fields by name.
 
     Attributes:
         step: steps done.
         micro_batch: images run at once.
         best: the lowest validation loss so far; None before the first.
-        waited: validations since.
-        finished: it ended, by its last step or by patience.
-        seconds: time spent, all sittings together.
+        waited: validations since then.
+        finished: it reached its last step, or validation stopped improving.
+        seconds: time spent, interruptions left out.
         full: validation loss of the unpruned backbone; None before the first.
         num_broken: examples that could not be read.
         validated: the last step that was validated; -1 before the first.
@@ -48,34 +48,36 @@ class Progressed:
 
 
 def write(
-    folder: Path, modules: Mapping[str, nn.Module], optimizer: AdamW, state: Progressed, recipe: Mapping[str, Any]
+    folder: Path, modules: Mapping[str, nn.Module], optimizer: AdamW, progress: Progress, recipe: Mapping[str, Any]
 ) -> None:
     """Write a checkpoint; the file is replaced as a whole.
 
     Raises:
-        StorageError: there is no room for it; the last one stays.
+        StorageError: the disk is full; the last checkpoint stays.
     """
     tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
     for number, parameter in enumerate(_parameters(optimizer)):
         adam = optimizer.state.get(parameter, {})
         tensors |= {f"adam.{number}.{name}": adam[name] for name in _ADAM if name in adam}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    metadata = {"recipe": json.dumps(recipe), "state": json.dumps(asdict(state))}
+    metadata = {"recipe": json.dumps(recipe), "state": json.dumps(asdict(progress))}
     folder.mkdir(parents=True, exist_ok=True)
     files.replace(folder / STATE, save(tensors, metadata))
 
 
-def read(folder: Path, modules: Mapping[str, nn.Module], optimizer: AdamW) -> Progressed:
-    """Load a checkpoint into modules and optimiser, and return how far it was."""
+def read(folder: Path, modules: Mapping[str, nn.Module], optimizer: AdamW) -> Progress:
+    """Load a checkpoint into modules and optimiser, and return its progress."""
     with safe_open(folder / STATE, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        state = Progressed(**json.loads(file.metadata()["state"]))
+        progress = Progress(**json.loads(file.metadata()["state"]))
     for name, module in modules.items():
-        module.load_state_dict(_under(tensors, name))
-    adam = {number: _under(tensors, f"adam.{number}") for number in range(len(_parameters(optimizer)))}
+        module.load_state_dict(_select(tensors, name))
+    adam = {number: _select(tensors, f"adam.{number}") for number in range(len(_parameters(optimizer)))}
     groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": {n: each for n, each in adam.items() if each}, "param_groups": groups})
-    return state
+    # before the first step a parameter has no state, and none must be loaded for it
+    state = {number: tensors for number, tensors in adam.items() if tensors}
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    return progress
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:
@@ -89,5 +91,6 @@ def _parameters(optimizer: AdamW) -> Sequence[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _select(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose name begins with `prefix.`, without it."""
     return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}

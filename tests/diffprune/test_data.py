@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 from dpbench.cli import commands
 from dpbench.diffprune import data
-from dpbench.diffprune.data import Broken, Indices, batches, order, split, step_indices
+from dpbench.diffprune.data import Broken, Indices, order, split, step_indices, training_batches
 from dpbench.diffprune.example import BrokenError, Example, Source
 from dpbench.diffprune.sources import ToySource, open_source
 from dpbench.errors import ConfigError
@@ -391,8 +391,8 @@ def test_split_without_validation_keeps_everything() -> None:
         (100, 1.0, 100, "of 100 examples, 100 to validate with and a fraction of 1.0 leave 0 to train on; give more"),
         (100, 1.0, 200, "of 100 examples, 200 to validate with and a fraction of 1.0 leave 0 to train on; give more"),
         (100, 0.001, 50, "of 100 examples, 50 to validate with and a fraction of 0.001 leave 0 to train on; give more"),
-        (100, 1.5, 50, "the fraction of the data to train on is 1.5; give one above 0 and up to 1"),
-        (100, 0.0, 50, "the fraction of the data to train on is 0.0; give one above 0 and up to 1"),
+        (100, 1.5, 50, "--param fraction must be above 0 and at most 1, got 1.5"),
+        (100, 0.0, 50, "--param fraction must be above 0 and at most 1, got 0.0"),
     ],
 )
 def test_too_few_examples_are_refused(
@@ -422,7 +422,7 @@ def taken(
     source: Source, subset: Indices, *, first: int = 0, num: int = 6, workers: int = 0, rank: int = 0, world: int = 1
 ) -> list[list[str]]:
     """Return the captions of some steps of eight, all of whose images have the shade their caption names."""
-    steps = batches(
+    steps = training_batches(
         source,
         subset,
         seed=2,
@@ -485,7 +485,7 @@ def test_reading_leaves_the_global_random_numbers_alone(tmp_path: Path) -> None:
 def test_broken_examples_are_skipped_counted_and_listed(tmp_path: Path, workers: int) -> None:
     source, broken = image_folder(tmp_path / "a", 12, broken=(3, 8, 9, 10, 11)), Broken()
     how = {"seed": 0, "batch_size": 4, "first_step": 0, "num_workers": workers, "broken": broken}
-    steps = [[named(item) for item in step] for step in batches(source, np.arange(12), num_steps=6, **how)]  # type: ignore[arg-type]
+    steps = [[named(item) for item in step] for step in training_batches(source, np.arange(12), num_steps=6, **how)]  # type: ignore[arg-type]
     chosen = [step_indices(np.arange(12), seed=0, step=step, batch_size=4) for step in range(6)]
     assert steps == [[f"picture {i}" for i in step if i not in (3, 8, 9, 10, 11)] for step in chosen]
     assert (broken.num_read, broken.num_broken) == (24, 10)
@@ -503,7 +503,9 @@ def test_a_step_without_a_good_example_is_empty(tmp_path: Path) -> None:
 
 def test_broken_are_counted_when_their_step_is_yielded(tmp_path: Path) -> None:
     source, broken = image_folder(tmp_path / "a", 8), Broken()
-    steps = batches(source, np.arange(8), seed=0, batch_size=2, first_step=0, num_steps=4, num_workers=1, broken=broken)
+    steps = training_batches(
+        source, np.arange(8), seed=0, batch_size=2, first_step=0, num_steps=4, num_workers=1, broken=broken
+    )
     next(steps)
     assert broken.num_read == 2
     steps.close()  # type: ignore[attr-defined]
@@ -515,8 +517,8 @@ def test_more_than_one_percent_broken_is_refused(refusal: Refusal) -> None:
     broken.check()
     broken.add(1, [])
     assert refusal(broken.check) == (
-        "ConfigError: --data: 5 of 100 examples read are broken, 5.0% where 1% is allowed; mend them or leave them "
-        "out: 0.png: bad; 1.png: bad; 2.png: bad"
+        "ConfigError: --data: 5 of 100 examples read are broken, 5.0% where 1% is allowed; repair or remove "
+        "them: 0.png: bad; 1.png: bad; 2.png: bad"
     )
 
 

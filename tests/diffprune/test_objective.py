@@ -122,7 +122,7 @@ def test_what_is_no_budget_is_refused_in_one_sentence(text: str) -> None:
     with pytest.raises(ConfigError) as raised:
         KeepRule.parse(text)
     assert str(raised.value) == (
-        f"--keep: {text!r} is no budget; give counts (64 or 64,128), shares (0.1,0.2) or a range (0.05-0.4)"
+        f"--keep: {text!r} is not a budget; give counts (64 or 64,128), shares (0.1,0.2) or a range (0.05-0.4)"
     )
 
 
@@ -131,23 +131,23 @@ def test_drawn_budgets_are_the_choices_and_a_function_of_the_seed() -> None:
 
     def drawn(seed: int) -> list[Any]:
         rng = np.random.default_rng(seed)
-        return [rule.drawn(rng) for _ in range(300)]
+        return [rule.draw(rng) for _ in range(300)]
 
     assert all(drawn(1).count(budget) > 60 for budget in (64, 128, 192))
     assert set(drawn(1)) == {64, 128, 192}
     assert all(type(budget) is int for budget in drawn(1))
     assert drawn(1) == drawn(1) != drawn(2)
-    assert rule.validated() == (64, 128, 192)
+    assert rule.validation_budgets() == (64, 128, 192)
 
 
 def test_budgets_drawn_from_a_range_fill_it() -> None:
     rule = KeepRule.parse("0.05-0.4")
-    drawn = [rule.drawn(np.random.default_rng([3, step])) for step in range(300)]
+    drawn = [rule.draw(np.random.default_rng([3, step])) for step in range(300)]
     assert all(0.05 <= budget <= 0.4 for budget in drawn)
     assert min(drawn) < 0.07
     assert max(drawn) > 0.38
-    assert drawn == [rule.drawn(np.random.default_rng([3, step])) for step in range(300)]
-    assert rule.validated() == (0.05, pytest.approx(0.225), 0.4)
+    assert drawn == [rule.draw(np.random.default_rng([3, step])) for step in range(300)]
+    assert rule.validation_budgets() == (0.05, pytest.approx(0.225), 0.4)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_budgets_drawn_from_a_range_fill_it() -> None:
 )
 def test_a_budget_is_shared_over_the_views(family: str, budget: float, per_row: list[float]) -> None:
     made = objective(backbone(family))
-    batch = made.read(examples())
+    batch = made.encode(examples())
     budgets = made.budgets(batch, budget)
     assert budgets.dtype == torch.float64
     close(budgets, torch.tensor(per_row, dtype=torch.float64))
@@ -177,7 +177,7 @@ def test_a_budget_is_shared_over_the_views(family: str, budget: float, per_row: 
 def test_what_is_read_is_the_towers_and_needs_no_gradient(family: str) -> None:
     model = backbone(family)
     given = examples()
-    batch = objective(model).read(given)
+    batch = objective(model).encode(given)
     for example, features, embeds, prompt in zip(given, batch.features, batch.embeds, batch.prompts, strict=True):
         alone = model.encode(model.prompt([example.image], ASKED).pixels)[0]
         close(embeds, alone.embeds_ND)
@@ -201,7 +201,7 @@ def test_hard_losses_are_those_of_the_deployed_method(family: str, budget: float
         else decision.Rule(BudgetRequest(prune_rate=1 - budget))
     )
     wanted = [engine_losses(model, method, each, rule) for each in given]
-    batch = made.read(given)
+    batch = made.encode(given)
     close(made.hard_losses(batch, budget), torch.cat(wanted))
     if budget < 4:  # or everything may be kept
         assert (torch.cat(wanted) - made.full_losses(batch)).abs().mean() > 1e-3
@@ -211,7 +211,7 @@ def test_hard_losses_are_those_of_the_deployed_method(family: str, budget: float
 def test_full_losses_are_those_of_the_unpruned_backbone(family: str) -> None:
     model, given = backbone(family), examples()
     made = objective(model)
-    batch = made.read(given)
+    batch = made.encode(given)
     losses = made.full_losses(batch)
     close(losses, model.caption_losses(batch.prompts, batch.features, batch.embeds, CAPTIONS))
     close(losses, torch.cat([engine_losses(model, Method(), each, decision.Rule()) for each in given]))
@@ -229,7 +229,7 @@ def around(loss: Callable[[Tensor], Tensor], logits: Tensor, num: int = 5) -> tu
 
 def soft_loss(made: Objective, num: int, budget: float, tau: float) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """The summed soft loss as a function of the logits under fixed noise, and the logits."""
-    batch = made.read(examples(num))
+    batch = made.encode(examples(num))
     gate = made.gate(batch, budget, tau, generators(num))
     logits = made.logits(batch).detach()
     return lambda each: made.soft_losses(each, batch, gate).sum(), logits
@@ -263,11 +263,11 @@ def test_the_straight_through_gradient_is_not_that_of_the_loss(name: str) -> Non
 def test_an_image_has_the_losses_it_has_alone(family: str, variant: str) -> None:
     """Its noise is its own, and padding and the images around it leave no trace."""
     made, given = objective(backbone(family), variant), examples()
-    whole = made.read(given)
+    whole = made.encode(given)
     losses = made.soft_losses(made.logits(whole), whole, made.gate(whole, 0.4, 0.5, generators(3)))
     alone = []
     for example, generator in zip(given, generators(3), strict=True):
-        batch = made.read([example])
+        batch = made.encode([example])
         gate = made.gate(batch, 0.4, 0.5, [generator])
         alone.append(made.soft_losses(made.logits(batch), batch, gate))
     close(losses, torch.cat(alone), rtol=1e-8, atol=1e-8)
@@ -279,7 +279,7 @@ def test_an_image_has_the_losses_it_has_alone(family: str, variant: str) -> None
 @pytest.mark.parametrize("family", tinies.FAMILIES)
 def test_every_token_of_a_batch_has_noise_of_its_own(family: str) -> None:
     made = objective(backbone(family))
-    batch = made.read(examples())
+    batch = made.encode(examples())
     gate = made.gate(batch, 0.4, 0.5, generators(3))
     drawn = gate.noise_RND[batch.views.valid_RN]
     assert len(drawn.flatten().unique()) == drawn.numel()
@@ -296,7 +296,7 @@ def test_every_token_of_a_batch_has_noise_of_its_own(family: str) -> None:
 def test_gradients_reach_scorer_and_denoiser_and_nothing_frozen(family: str, variant: str) -> None:
     model = backbone(family)
     made = objective(model, variant)
-    batch = made.read(examples())
+    batch = made.encode(examples())
     losses = made.soft_losses(made.logits(batch), batch, made.gate(batch, 0.4, 0.5, generators(3)))
     losses.sum().backward()
     assert all(parameter.grad is None for parameter in model.model.parameters())
@@ -312,7 +312,7 @@ def test_gradients_reach_scorer_and_denoiser_and_nothing_frozen(family: str, var
 @pytest.mark.parametrize("family", tinies.FAMILIES)
 def test_tokens_that_are_never_read_get_no_gradient_and_no_budget(family: str) -> None:
     made = objective(backbone(family))
-    batch = made.read(examples())
+    batch = made.encode(examples())
     gate = made.gate(batch, 0.4, 0.5, generators(3))
     logits = made.logits(batch).detach().requires_grad_()
     made.soft_losses(logits, batch, gate).sum().backward()
@@ -326,7 +326,7 @@ def test_a_tiny_temperature_without_noise_is_the_hard_choice(family: str) -> Non
     """The scale gate then passes the hard top-k and zeroes the rest, and hardness says so."""
     made = objective(backbone(family), "scale-gate")
     nn.init.zeros_(made.denoiser.up.weight)
-    batch = made.read(examples())
+    batch = made.encode(examples())
     logits = made.logits(batch).detach()
     gate = made.gate(batch, 2, 1e-9, generators(3))
     assert hardness(logits, gate) == pytest.approx(1, abs=1e-6)

@@ -20,16 +20,10 @@ from dpbench.evaluation.sample_timeout import Patience
 from places import PACKAGE, TOY_DATA
 from rich.console import Console
 
-from dpbench.cli import commands
-from dpbench.diffprune import interruption
-from dpbench.diffprune.logbook import Logbook
-from dpbench.diffprune.recipe import Recipe, make_recipe
-from dpbench.diffprune.resume import STATE
-from dpbench.diffprune.train import Training, train
+from dpbench.cli import commands, messages
 from dpbench.engine import pruned_prompt
 from dpbench.errors import ConfigError, StorageError
 from dpbench.evaluation import plan, runner
-from dpbench.machine import stopping
 from dpbench.manifest.reading import make_manifest
 from dpbench.manifest.schema import Manifest
 from dpbench.storage import files, record
@@ -90,13 +84,8 @@ def test_a_run_that_is_asked_to_stop_does_so_at_once_and_says_what_goes_on(
     assert len({each["doc_id"] for each in after}) == len(after) == 120
 
 
-def test_the_command_that_goes_on_is_quoted_and_resumes_a_training(tmp_path: Path) -> None:
-    assert stopping.said(["run", "my grid.yaml"]).endswith("go on with: dpbench run 'my grid.yaml'")
-    arguments = ["train", "--backbone", "toy-llava", f"--out={tmp_path}"]
-    assert not stopping.said(arguments).endswith("--resume"), "there is no checkpoint yet"
-    (tmp_path / STATE).touch()
-    assert stopping.said(arguments).endswith(f"--out={tmp_path} --resume")
-    assert stopping.said([*arguments, "--resume"]).count("--resume") == 1
+def test_the_command_that_goes_on_is_quoted() -> None:
+    assert messages.stopped(["run", "my grid.yaml"]).endswith("go on with: dpbench run 'my grid.yaml'")
 
 
 def limited(size: int) -> Any:
@@ -241,175 +230,6 @@ def test_what_was_given_up_leaves_no_hook_and_no_alarm() -> None:
 def test_without_a_timeout_nothing_is_armed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signal, "setitimer", None)
     assert Patience(None, torch.nn.Identity()).map([1], lambda part: part) == [1]
-
-
-SMALL = {
-    "dtype": "float32",
-    "steps": 4,
-    "batch_size": 4,
-    "num_validation": 4,
-    "validate_every": 2,
-    "keep": "16,32",
-    "hidden": 16,
-}
-
-
-def small() -> Recipe:
-    return make_recipe("toy-llava", SMALL)
-
-
-def left(folder: Path) -> tuple[dict[str, bytes], list[dict[str, float]], dict[str, Any]]:
-    """Return a training's end: state and scorer in bytes, its log without speeds, how far it says it is."""
-    from safetensors import safe_open
-
-    with safe_open(folder / STATE, "pt") as file:
-        tensors = {name: file.get_tensor(name).numpy().tobytes() for name in file.keys()}  # noqa: SIM118
-        state = json.loads(file.metadata()["state"])
-    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    log = [{name: value for name, value in row.items() if name != "images_per_s"} for row in rows]
-    return {**tensors, "scorer": (folder / "scorer.safetensors").read_bytes()}, log, state | {"seconds": 0}
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("scorers") / "whole"
-    train(small(), out, console=QUIET)
-    return out
-
-
-@pytest.mark.parametrize("slow", ["_summed", "_validation_losses"])
-@pytest.mark.parametrize(("number", "leaves"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
-def test_a_training_that_cannot_end_its_step_in_time_stops_within_it_and_goes_on_the_same(
-    trained: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    slow: str,
-    number: signal.Signals,
-    leaves: type[BaseException],
-) -> None:
-    real = getattr(Training, slow)
-
-    def hanging(self: Training, *given: Any) -> Any:
-        if self.state.step == 2:
-            os.kill(os.getpid(), number)
-            time.sleep(60)
-        return real(self, *given)
-
-    monkeypatch.setattr(interruption, "GRACE_S", 0.2)
-    monkeypatch.setattr(Training, slow, hanging)
-    began = time.monotonic()
-    with pytest.raises(leaves):
-        train(small(), tmp_path / "stopped", console=QUIET)
-    assert time.monotonic() - began < 50
-    assert left(tmp_path / "stopped")[2]["step"] == 2
-    monkeypatch.undo()
-    train(small(), tmp_path / "stopped", resume=True, console=QUIET)
-    assert left(tmp_path / "stopped") == left(trained)
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_to_all_processes_of_a_training_leaves_it_its_readers(
-    tmp_path: Path, number: signal.Signals, code: int
-) -> None:
-    settings = SMALL | {"steps": 1000, "validate_every": 1000, "num_workers": 2}
-    words = [word for name, value in settings.items() for word in ("--param", f"{name}={value}")]
-    folder = tmp_path / "stopped"
-    with dpbench("train", "--backbone", "toy-llava", "--out", str(folder), *words, start_new_session=True) as running:
-        log = folder / "log.jsonl"
-        while not log.is_file() or log.read_text().count('"loss"') < 2:
-            assert running.poll() is None
-            time.sleep(0.05)
-        os.killpg(running.pid, number)
-        _, said = running.communicate()
-    assert "Traceback" not in said
-    assert running.returncode == code
-    step = int(re.search(r"stopped after step (\d+); --resume goes on from there", said)[1])
-    assert left(folder)[2]["step"] == step >= 2
-
-
-def test_a_stop_does_not_break_into_what_must_be_whole() -> None:
-    asked, done = interruption.Interruption(), []
-
-    def work() -> None:
-        with asked.whole():
-            asked.ring(signal.SIGALRM, None)
-            with asked.whole():
-                done.append("all of it")
-            done.append("really")
-
-    with pytest.raises(interruption.LateError):
-        work()
-    assert done == ["all of it", "really"]
-
-
-def test_a_disk_that_fills_up_keeps_the_last_checkpoint(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, room = os.fsync, iter([True, True])
-
-    def fsync(number: int) -> None:
-        if not next(room, False):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(number)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(StorageError, match=r"cannot be written \(No space left on device\)"):
-        train(small(), tmp_path / "full", console=QUIET)
-    monkeypatch.undo()
-    assert not list((tmp_path / "full").glob("*.part"))
-    train(small(), tmp_path / "full", resume=True, console=QUIET)
-    assert left(tmp_path / "full") == left(trained)
-
-
-def test_a_training_on_a_full_disk_is_a_sentence(tmp_path: Path) -> None:
-    settings = [word for name, value in SMALL.items() for word in ("--param", f"{name}={value}")]
-    command = ("train", "--backbone", "toy-llava", "--out", str(tmp_path / "out"), *settings)
-    with dpbench(*command, preexec_fn=limited(20_000)) as running:
-        _, said = running.communicate()
-    assert running.returncode == 1
-    assert "Traceback" not in said
-    assert re.search(r"StorageError: \S+: cannot be written \(", said)
-
-
-def test_a_training_killed_with_its_first_scorer_just_written_goes_on(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def killed(*_: object) -> None:
-        raise MemoryError("killed")
-
-    monkeypatch.setattr(Logbook, "validated", killed)
-    with pytest.raises(MemoryError):
-        train(small(), tmp_path / "killed", console=QUIET)
-    assert (tmp_path / "killed" / "scorer.safetensors").is_file()
-    monkeypatch.undo()
-    train(small(), tmp_path / "killed", resume=True, console=QUIET)
-    assert left(tmp_path / "killed") == left(trained)
-
-
-def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
-    code = "import sys\nfrom pathlib import Path\nfrom dpbench import locks\n"
-    code += "lock = locks.take(Path(sys.argv[1]), seconds=1)\nprint('held', flush=True); sys.stdin.read()"
-    command = [sys.executable, "-c", code, str(tmp_path / "train.lock")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline().strip() == b"held"
-        with pytest.raises(ConfigError, match=rf"another dpbench is running there \(process {other.pid}"):
-            train(small(), tmp_path, console=QUIET)
-        other.communicate()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("arguments", [("--limit", "1"), ("--train",)])
-def test_chaos_finds_nothing(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    grid = tmp_path / "grid.yaml"
-    grid.write_text(
-        "name: grid\nbackbone: toy-llava\nmethods: [none, grid]\nbudgets: {keep: [16]}\ntasks: [gqa, mme]\n"
-    )
-    script = PACKAGE.parent / "benchmarks" / "chaos.py"
-    command = [sys.executable, str(script), "--kills", "3", "--manifest", str(grid), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"3 kills, 0 lost, 0 duplicated, (records|weights) identical\n", done.stdout)
 
 
 @pytest.mark.parametrize(

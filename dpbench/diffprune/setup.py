@@ -1,0 +1,113 @@
+"""What a training works with, built once from its recipe: data, frozen backbone, scorer, denoiser and optimiser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+
+from dpbench import backbones
+from dpbench.backbones.base import Backbone
+from dpbench.diffprune.data import Split, split
+from dpbench.diffprune.denoiser import Denoiser
+from dpbench.diffprune.example import Source
+from dpbench.diffprune.objective import KeepRule, Objective
+from dpbench.diffprune.recipe import Recipe
+from dpbench.diffprune.scorer import Scorer, ScorerSize
+from dpbench.diffprune.sources import open_source
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What stays the same from the first step of a training to the last; weights and optimiser state change inside.
+
+    Attributes:
+        recipe: every constant.
+        accelerator: the device of this process, and the other processes of the training.
+        console: where messages go.
+        source: image-caption pairs.
+        split: which of them are trained on and which validate.
+        keep_rule: the budgets to train for.
+        num_steps: optimiser steps of the whole training.
+        objective: holds backbone, scorer and denoiser.
+        optimizer: of scorer and denoiser.
+    """
+
+    recipe: Recipe
+    accelerator: Accelerator
+    console: Console
+    source: Source
+    split: Split
+    keep_rule: KeepRule
+    num_steps: int
+    objective: Objective
+    optimizer: torch.optim.AdamW
+
+    @property
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """What is trained, by the name it has in a checkpoint."""
+        return {"scorer": self.objective.scorer, "denoiser": self.objective.denoiser}
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """All trained parameters."""
+        return [parameter for module in self.modules.values() for parameter in module.parameters()]
+
+    @property
+    def micro_batch(self) -> int:
+        """How many images a training begins to run at once: by default this process's share of a step."""
+        return self.recipe.micro_batch or -(-self.recipe.batch_size // self.accelerator.num_processes)
+
+    def autocast(self) -> torch.autocast:
+        """Run scorer and denoiser, whose weights are float32, in the backbone's type."""
+        enabled = self.recipe.dtype == "bfloat16"
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=enabled)
+
+
+def build_setup(recipe: Recipe, accelerator: Accelerator, console: Console) -> Setup:
+    """Open the data, load the backbone and build what is trained; bad data is refused before the backbone loads.
+
+    Raises:
+        ConfigError: the data cannot be used, or a budget is above the backbone's number of visual tokens.
+        MissingError: weights or data are not there.
+    """
+    source = open_source(recipe.data, seed=recipe.seed)
+    parts = split(len(source), fraction=recipe.fraction, num_validation=recipe.num_validation, seed=recipe.seed)
+    keep_rule = KeepRule.parse(recipe.keep)
+    keep_rule.check(backbones.find(recipe.backbone).num_visual, recipe.backbone)
+    objective = _build_objective(recipe, _load_frozen_backbone(recipe, accelerator.device))
+    parameters = [*objective.scorer.parameters(), *objective.denoiser.parameters()]
+    return Setup(
+        recipe=recipe,
+        accelerator=accelerator,
+        console=console,
+        source=source,
+        split=parts,
+        keep_rule=keep_rule,
+        num_steps=recipe.steps or max(1, len(parts.training) // recipe.batch_size),
+        objective=objective,
+        optimizer=torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay),
+    )
+
+
+def _load_frozen_backbone(recipe: Recipe, device: torch.device) -> Backbone:
+    backbone = backbones.load(
+        recipe.backbone, weights=recipe.weights, revision=recipe.revision, device=str(device), dtype=recipe.dtype
+    )
+    backbone.model.requires_grad_(False)
+    if recipe.gradient_checkpointing:
+        enable = getattr(backbone.decoder, "activation_checkpointing_enable", None)  # the name since transformers 5.2x
+        (enable or backbone.decoder.gradient_checkpointing_enable)({"use_reentrant": False})
+        backbone.decoder.train()  # layers are checkpointed in training mode only; they have no dropout
+    return backbone
+
+
+def _build_objective(recipe: Recipe, backbone: Backbone) -> Objective:
+    width = backbone.decoder.config.hidden_size
+    size = ScorerSize(width=width, hidden=recipe.hidden, heads=recipe.heads, layers=recipe.layers, ffn=recipe.ffn)
+    torch.manual_seed(recipe.seed)
+    scorer = Scorer(size).to(backbone.device)
+    denoiser = Denoiser(size, "global" if recipe.variant == "global-denoiser" else "identity").to(backbone.device)
+    return Objective(backbone, scorer, denoiser, recipe.variant, recipe.instruction)

@@ -1,0 +1,213 @@
+"""Signals and full disks: a training saves after its step, or drops the step that takes too long, and resumes."""
+
+import errno
+import multiprocessing
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import SafetensorError
+from small_training import log_rows, progress_of, result_of, small_command, train_small
+
+from dpbench.cli import messages
+from dpbench.diffprune import checkpoint, interruption, step, validation
+from dpbench.diffprune.data import Broken, read_batches
+from dpbench.diffprune.example import Example
+from dpbench.diffprune.interruption import Interruption, LateError
+from dpbench.diffprune.resume import Progress
+from dpbench.diffprune.setup import Setup
+from dpbench.diffprune.sources import ToySource
+from dpbench.errors import StorageError
+from dpbench.machine.stopping import Stopped
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_after_the_step_and_names_the_flag_that_resumes(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+) -> None:
+    real, out = step.optimizer_step, tmp_path / "stopped"
+
+    def optimizer_step(
+        setup: Setup, progress: Progress, examples: list[Example], interruption: Interruption
+    ) -> dict[str, float]:
+        signal.raise_signal(number)
+        return real(setup, progress, examples, interruption)
+
+    monkeypatch.setattr(step, "optimizer_step", optimizer_step)
+    monkeypatch.setattr(interruption, "GRACE_S", 3600)  # however slow the machine is
+    with pytest.raises(Stopped) as stopped:
+        train_small(out)
+    monkeypatch.undo()
+    assert (stopped.value.code, stopped.value.flags) == (code, ("--resume",))
+    assert [row["step"] for row in log_rows(out) if "loss" in row] == [1]
+    command = messages.stopped(small_command(out), stopped.value.flags)
+    assert command.endswith(" --resume")
+    assert messages.stopped([*small_command(out), "--resume"], stopped.value.flags).count("--resume") == 1
+    train_small(out, resume=True)
+    assert result_of(out) == result_of(trained)
+
+
+def test_a_training_stopped_before_its_first_checkpoint_has_nothing_to_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dpbench.diffprune.train.Training.save", interrupt)
+    with pytest.raises(Stopped) as stopped:
+        train_small(tmp_path / "early")
+    assert (stopped.value.code, stopped.value.flags) == (130, ())
+    assert not messages.stopped(small_command(tmp_path), stopped.value.flags).endswith("--resume")
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "number", "code"),
+    [(step, "sum_gradients", signal.SIGINT, 130), (validation, "measure_losses", signal.SIGTERM, 143)],
+)
+def test_work_that_does_not_end_in_its_grace_is_dropped_and_done_again_on_resume(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: Any,
+    name: str,
+    number: signal.Signals,
+    code: int,
+) -> None:
+    real, out = getattr(module, name), tmp_path / "stopped"
+
+    def hang(setup: Setup, progress: Progress, *rest: Any) -> Any:
+        if progress.step == 2:
+            signal.raise_signal(number)
+            signal.raise_signal(signal.SIGALRM)  # the grace is over
+            raise AssertionError("the work went on")
+        return real(setup, progress, *rest)
+
+    monkeypatch.setattr(module, name, hang)
+    with pytest.raises(Stopped) as stopped:
+        train_small(out)
+    assert stopped.value.code == code
+    assert progress_of(out)["step"] == 2
+    monkeypatch.undo()
+    train_small(out, resume=True)
+    assert result_of(out) == result_of(trained)
+
+
+def test_the_first_signal_starts_the_grace_and_the_second_ends_the_process() -> None:
+    for number, error in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)):
+        with interruption.interruptible() as interrupted:
+            assert not interrupted.is_requested
+            signal.raise_signal(number)
+            assert interrupted.is_requested
+            assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= interruption.GRACE_S
+            with pytest.raises(error):
+                signal.raise_signal(number)
+        assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_handlers_are_restored() -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = [signal.getsignal(number) for number in numbers]
+    with interruption.interruptible():
+        assert [signal.getsignal(number) for number in numbers] != before
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_the_end_of_the_grace_waits_for_uninterrupted_blocks() -> None:
+    interrupted, done = Interruption(), []
+
+    def work() -> None:
+        with interrupted.uninterrupted():
+            interrupted.end_grace(signal.SIGALRM, None)
+            with interrupted.uninterrupted():
+                done.append("inner block")
+            done.append("outer block")
+
+    with pytest.raises(LateError):
+        work()
+    assert done == ["inner block", "outer block"]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one core
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_reader_process_survives_the_signal_that_stops_the_training(number: signal.Signals) -> None:
+    batches = [np.array([index]) for index in range(12)]
+    examples = read_batches(ToySource(0), batches, num_workers=1, broken=Broken())
+    assert len(next(examples)) == 1
+    (reader,) = multiprocessing.active_children()
+    assert reader.pid is not None
+    os.kill(reader.pid, number)
+    assert [len(batch) for batch in examples] == [1] * 11
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_all_processes_of_a_training_stops_it_after_its_step(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    folder = tmp_path / "stopped"
+    arguments = small_command(folder, steps=1000, validate_every=1000, num_workers=2)
+    command = [sys.executable, "-m", "dpbench", *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
+        log = folder / "log.jsonl"
+        while not log.is_file() or log.read_text().count('"loss"') < 2:
+            assert running.poll() is None
+            time.sleep(0.05)
+        os.killpg(running.pid, number)
+        _, output = running.communicate()
+    assert "Traceback" not in output
+    assert running.returncode == code
+    saved = re.search(r"stopped after step (\d+); --resume goes on from there", output)
+    assert saved is not None
+    assert progress_of(folder)["step"] == int(saved[1]) >= 2
+
+
+def test_a_disk_that_fills_up_keeps_the_last_checkpoint(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, succeeds = os.fsync, iter([True, True])
+
+    def fsync(number: int) -> None:
+        if not next(succeeds, False):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(number)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(StorageError, match=r"cannot be written \(No space left on device\)"):
+        train_small(tmp_path / "full")
+    monkeypatch.undo()
+    assert not list((tmp_path / "full").glob("*.part"))
+    train_small(tmp_path / "full", resume=True)
+    assert result_of(tmp_path / "full") == result_of(trained)
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """Let no file grow beyond 20,000 bytes, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("small_disk")
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"training\.safetensors.*: cannot be written \(File too large\)"):
+        train_small(tmp_path / "full")
+
+
+def test_a_scorer_that_does_not_fit_on_the_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise SafetensorError("I/O error: File too large")
+
+    monkeypatch.setattr(checkpoint, "save_file", refuse)
+    with pytest.raises(StorageError, match=r"scorer\.safetensors: cannot be written \(I/O error: File too large\)"):
+        train_small(tmp_path / "full")
