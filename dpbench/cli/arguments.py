@@ -52,8 +52,8 @@ class CellFlags:
         Raises:
             ConfigError: a count and a rate were given, or one is out of range.
         """
-        for keep, rate in zip_longest(self.keep[:1], self.prune_rate[:1]):
-            BudgetRequest(keep, rate)  # refuses both forms at once
+        for keep, rate in zip_longest(self.keep, self.prune_rate):
+            BudgetRequest(keep, rate)  # raises if one is out of range, or if both are given
         given = {"keep": list(self.keep), "prune_rate": list(self.prune_rate)}
         budgets: dict[str, Any] = {name: values for name, values in given.items() if values}
         return budgets | ({"kind": self.budget_kind} if budgets and self.budget_kind else {})
@@ -141,7 +141,7 @@ def _on_backbone(backbone: str, loaded: Manifest) -> dict[str, Any]:
 
     Budgets that are counts become the same share of the other's visual tokens, where both have a fixed number of them;
     scorers belong to a backbone, so the one that ships for the other is taken; of weights, the default ones. A method
-    that the other backbone cannot serve is named on stderr and left out.
+    that the other backbone cannot serve is named on stderr and skipped.
     """
     old, new = backbones.find(loaded.backbone.name).num_visual, backbones.find(backbone).num_visual
     methods = [
@@ -160,7 +160,7 @@ def _is_served(entry: Mapping[str, Any], backbone: str) -> bool:
     try:
         registry.load(entry["name"], entry["params"]).files(backbone)
     except UnsupportedError as error:
-        print(f"left out: {error}", file=sys.stderr)
+        print(f"skipped: {error}", file=sys.stderr)
         return False
     return True
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dpbench.cli import doctor
-from dpbench.cli.arguments import toy_data_root
+from dpbench.tasks.data.root import toy_data_root
 
 
 def test_the_embedded_weights_are_found_and_the_others_come_with_a_command(monkeypatch: pytest.MonkeyPatch) -> None:

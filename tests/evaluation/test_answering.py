@@ -1,8 +1,7 @@
-"""Answering: an image is read once for all, batched answers are those of batch 1, what fails is told and counted."""
+"""Answering: an image is read once for all cells, batched answers equal those of batch 1, failures are recorded."""
 
 import threading
-import time
-from concurrent.futures import wait
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,12 @@ from rich.console import Console
 from dpbench import backbones
 from dpbench.backbones import miniatures
 from dpbench.backbones.base import Backbone
-from dpbench.engine import pruned_prompt
+from dpbench.engine import encoding, pruned_prompt
+from dpbench.engine.answers import split_into_batches
 from dpbench.engine.encoding import Encoder
 from dpbench.engine.feature_cache import FeatureCache
 from dpbench.evaluation import answering
-from dpbench.evaluation.failed_cells import Faults
+from dpbench.evaluation.failed_cells import FailedCells
 from dpbench.manifest.cell import Cell, cells
 from dpbench.manifest.reading import make_manifest
 from dpbench.storage.journal import Answer
@@ -44,12 +44,14 @@ def answered(
 ) -> dict[str, list[Answer]]:
     """Answer a task under several methods and return their journals, in the order of the requests."""
     kept = FeatureCache(cache)
-    running = [answering.start(cell(name, keep, built.name), backbone, folder, kept) for name, keep in methods.items()]
-    encoder = Encoder(backbone, built, kept, answering.needs_of(backbone, running))
-    for _ in answering.answer(backbone, running, built, built.requests, batch_size, encoder):
-        pass
-    order = [(each.task, each.doc_id, each.prompt_hash) for each in built.requests]
-    return {each.cell.method: [each.journal.answers[key] for key in order] for each in running}
+    active = [
+        answering.open_cell(cell(name, keep, built.name), backbone, folder, kept) for name, keep in methods.items()
+    ]
+    with closing(Encoder(backbone, built, kept, answering.needs_of(backbone, active))) as encoder:
+        for _ in answering.answer(backbone, active, built, built.requests, batch_size, encoder):
+            pass
+    order = [(request.task, request.doc_id, request.prompt_hash) for request in built.requests]
+    return {run.cell.method: [run.journal.answers[key] for key in order] for run in active}
 
 
 @pytest.fixture(scope="module")
@@ -146,15 +148,6 @@ def test_without_a_cache_the_answers_are_the_same(tiny: Backbone, gqa: BuiltTask
     assert all(sum(each.encoded for each in answers) == images_of(gqa) for answers in without.values())
 
 
-def test_a_batch_holds_questions_about_one_image_side_by_side(asked: BuiltTask) -> None:
-    batches = list(answering.batches(asked, asked.requests, 4))
-    assert sorted(each.doc_id for batch in batches for each in batch) == [each.doc_id for each in asked.requests]
-    for batch in batches:
-        assert len({each.max_new_tokens for each in batch}) == 1
-        groups = [asked.image_group(each) for each in batch]
-        assert groups == sorted(groups, key=groups.index)
-
-
 @pytest.mark.parametrize("name", ["gqa", "pope", "seedbench"])
 def test_grouping_decodes_nothing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     built = lmms_eval_adapter.build(name, TOY_DATA, limit=12)
@@ -189,92 +182,96 @@ def test_a_prompt_is_what_the_processor_makes_of_images_and_text_at_once(family:
         assert torch.equal(mine, theirs[: len(mine)])
 
 
-@pytest.mark.parametrize("ahead", [True, False])
-def test_images_of_the_next_batch_are_made_ready_while_this_one_is_answered(
-    tiny: Backbone, gqa: BuiltTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: bool
+class Preprocessing:
+    """Records which thread preprocesses each image at its own size; can hold it there, or make it fail."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, backbone: Backbone) -> None:
+        self.threads: list[threading.Thread] = []
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+        self.has_begun = threading.Event()
+        self.failure: Exception | None = None
+        real = type(backbone).preprocess
+
+        def preprocess(model: Any, images: Any, grids: Any = None) -> Any:
+            if grids is None:
+                self.threads.append(threading.current_thread())
+                self.has_begun.set()
+                assert self.may_go_on.wait(60)
+                if self.failure:
+                    raise self.failure
+            return real(model, images, grids)
+
+        monkeypatch.setattr(type(backbone), "preprocess", preprocess)
+
+
+@pytest.fixture
+def preprocessing(monkeypatch: pytest.MonkeyPatch, tiny: Backbone) -> Preprocessing:
+    return Preprocessing(monkeypatch, tiny)
+
+
+def test_images_of_the_next_batch_are_preprocessed_before_this_one_is_answered(
+    tiny: Backbone, gqa: BuiltTask, tmp_path: Path, preprocessing: Preprocessing
 ) -> None:
-    threads, real = [], type(tiny).preprocess
-
-    def preprocess(self: Any, images: Any, grids: Any = None) -> Any:
-        threads.append(threading.current_thread())
-        return real(self, images, grids)
-
-    monkeypatch.setattr(type(tiny), "preprocess", preprocess)
     kept = FeatureCache(1 << 30)
-    running = [answering.start(cell("none", None, "gqa"), tiny, tmp_path, kept)]
-    encoder = Encoder(tiny, gqa, kept, frozenset(), ahead=ahead)
-    answers = answering.answer(tiny, running, gqa, gqa.requests, 3, encoder)
-    next(answers)
-    following = [list(each) for each in answering.batches(gqa, gqa.requests, 3)][1]
-    own = {gqa.image_group(each) for each in following}
-    wait(encoder._next.pixels.values())
-    assert {key[0] for key in encoder._next.pixels} == (own if ahead else set())
-    assert list(answers)
-    assert len(threads) == images_of(gqa)
-    assert all((each is threading.main_thread()) != ahead for each in threads)
+    active = [answering.open_cell(cell("none", None, "gqa"), tiny, tmp_path, kept)]
+    first, second, *_ = split_into_batches(gqa, gqa.requests, 3)
+    with closing(Encoder(tiny, gqa, kept, frozenset())) as encoder:
+        answers = answering.answer(tiny, active, gqa, gqa.requests, 3, encoder)
+        next(answers)
+        encoder.start_batch(second, [])  # waits for what was begun for the second batch
+        assert len(preprocessing.threads) == len({gqa.image_group(request) for request in (*first, *second)})
+        assert not active[0].journal.answers, "the first batch is not answered yet"
+    assert threading.main_thread() not in preprocessing.threads
 
 
-def test_what_goes_wrong_in_another_thread_is_the_fault_of_the_cells_that_read_it(
-    tiny: Backbone, gqa: BuiltTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_error_in_another_thread_fails_the_cells_that_read_the_image(
+    tiny: Backbone, gqa: BuiltTask, tmp_path: Path, preprocessing: Preprocessing
 ) -> None:
-    threads, real = [], type(tiny).preprocess
-
-    def preprocess(self: Any, images: Any, grids: Any = None) -> Any:
-        if grids is None:
-            threads.append(threading.current_thread())
-            raise ZeroDivisionError("in a processor")
-        return real(self, images, grids)
-
-    monkeypatch.setattr(type(tiny), "preprocess", preprocess)
-    kept, faults = FeatureCache(1 << 30), Faults(Console(quiet=True))
-    running = [
-        answering.start(cell(*each, "gqa"), tiny, tmp_path, kept) for each in (("none", None), ("downsample", 16))
+    preprocessing.failure = ZeroDivisionError("in a processor")
+    kept, failed = FeatureCache(1 << 30), FailedCells(Console(quiet=True))
+    active = [
+        answering.open_cell(cell(method, keep, "gqa"), tiny, tmp_path, kept)
+        for method, keep in (("none", None), ("downsample", 16))
     ]
-    encoder = Encoder(tiny, gqa, kept, frozenset())
-    assert list(answering.answer(tiny, running, gqa, gqa.requests, 3, encoder, faults))
-    assert [(each.cell.method, each.reason) for each in faults.found] == [("none", "ZeroDivisionError: in a processor")]
-    assert [len(each.journal.answers) for each in running] == [0, len(gqa.requests)]
-    assert threads
-    assert threading.main_thread() not in threads
+    with closing(Encoder(tiny, gqa, kept, frozenset())) as encoder:
+        assert list(answering.answer(tiny, active, gqa, gqa.requests, 3, encoder, failed))
+    assert [(failure.cell.method, failure.reason) for failure in failed.all] == [
+        ("none", "ZeroDivisionError: in a processor")
+    ]
+    assert [len(run.journal.answers) for run in active] == [0, len(gqa.requests)]
+    assert preprocessing.threads
+    assert threading.main_thread() not in preprocessing.threads
 
 
 @pytest.mark.parametrize("capacity", [0, 1 << 30])
-def test_pixels_are_kept_until_the_cache_has_their_features(
-    tiny: Backbone, gqa: BuiltTask, tmp_path: Path, capacity: int
+def test_an_image_is_preprocessed_once_for_a_batch_whether_or_not_the_cache_keeps_it(
+    tiny: Backbone, gqa: BuiltTask, tmp_path: Path, capacity: int, preprocessing: Preprocessing
 ) -> None:
     kept = FeatureCache(capacity)
-    running = answering.start(cell("none", None, "gqa"), tiny, tmp_path, kept)
-    encoder = Encoder(tiny, gqa, kept, frozenset())
-    first, second, *_ = answering.batches(gqa, gqa.requests, 3)
-    encoder.start_batch(first, second)
-    encoder.samples(first, running.method, running.rule)
-    assert bool(encoder._batch.pixels) == (capacity == 0)
-    encoder.start_batch(second, [])
-    assert {key[0] for key in encoder._batch.pixels} >= {gqa.image_group(each) for each in second} - {
-        gqa.image_group(each) for each in first
-    }
+    active = answering.open_cell(cell("none", None, "gqa"), tiny, tmp_path, kept)
+    first = next(iter(split_into_batches(gqa, gqa.requests, 3)))
+    with closing(Encoder(tiny, gqa, kept, frozenset())) as encoder:
+        encoder.start_batch(first, [])
+        for _ in range(2):
+            encoder.samples(first, active.method, active.rule)
+    assert len(preprocessing.threads) == len({gqa.image_group(request) for request in first})
 
 
 def test_a_closed_encoder_begins_with_no_further_image(
-    tiny: Backbone, gqa: BuiltTask, monkeypatch: pytest.MonkeyPatch
+    tiny: Backbone, gqa: BuiltTask, monkeypatch: pytest.MonkeyPatch, preprocessing: Preprocessing
 ) -> None:
-    started = []
-
-    def preprocess(*_: Any) -> Any:
-        started.append(1)
-        time.sleep(0.2)
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(type(tiny), "preprocess", preprocess)
-    monkeypatch.setattr("dpbench.encoding.THREADS", 1)
+    monkeypatch.setattr(encoding, "THREADS", 1)
+    preprocessing.may_go_on.clear()
     encoder = Encoder(tiny, gqa, FeatureCache(0), frozenset())
     encoder.start_batch([], gqa.requests)
-    futures = list(encoder._next.pixels.values())
+    assert preprocessing.has_begun.wait(60)
     encoder.close()
-    assert encoder._pool is not None
-    encoder._pool.shutdown(wait=True)
-    assert len(started) <= 1 < len(futures)
-    assert all(each.done() for each in futures)
+    preprocessing.may_go_on.set()
+    for thread in preprocessing.threads:
+        thread.join(60)
+    assert images_of(gqa) > 1
+    assert len(preprocessing.threads) == 1
 
 
 def test_a_broken_image_fails_its_questions_only(

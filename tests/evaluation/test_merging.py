@@ -65,7 +65,7 @@ def test_merged_shards_leave_what_one_process_leaves(wanted: Manifest, tmp_path:
     folder = tmp_path / "many" / "trial"
     for number in range(3):
         outcome = run(wanted, tmp_path / "many", Shard(number, 3))
-        assert (outcome.added, outcome.failed) == ((), False)
+        assert (outcome.added, outcome.failed, outcome.is_complete) == ((), (), True)
     assert not (folder / "records.jsonl").exists()
     assert len(list((folder / "samples").glob("*.*-of-3.jsonl"))) == 12
     merged = merging.merge(folder, TOY_DATA)
@@ -109,7 +109,7 @@ def test_an_incomplete_merge_says_what_is_missing_and_keeps_what_is_there(wanted
     run(wanted, tmp_path, Shard(0, 2))
     folder = tmp_path / "trial"
     outcome = merging.merge(folder, TOY_DATA)
-    assert outcome.failed
+    assert not outcome.is_complete
     assert {label for label, _, _ in outcome.unfinished} >= {"none @ all on gqa", "random @ 5 on gqa"}
     assert all(done < total for _, done, total in outcome.unfinished)
     run(wanted, tmp_path, Shard(1, 2))
@@ -168,20 +168,20 @@ def test_a_journal_that_is_being_written_is_read_and_not_mended(wanted: Manifest
 
 @pytest.mark.parametrize(
     ("num_shards", "shard", "message"),
-    [(4, None, "go together"), (None, 1, "go together"), (4, 4, "no shard 4 of 4; they count from 0 to 3")],
+    [(4, None, "go together"), (None, 1, "go together"), (4, 4, "--shard: must be from 0 to 3, got 4")],
 )
 def test_shard_flags_that_mean_nothing(num_shards: int | None, shard: int | None, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        sharding.chosen(num_shards, shard)
+        sharding.requested_shard(num_shards, shard)
 
 
 def test_a_launcher_gives_the_shard(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sharding.chosen(None, None) == WHOLE
+    assert sharding.requested_shard(None, None) == WHOLE
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "2")
-    assert sharding.chosen(None, None) == Shard(2, 4)
+    assert sharding.requested_shard(None, None) == Shard(2, 4)
     with pytest.raises(ConfigError, match="the launcher splits the samples already"):
-        sharding.chosen(2, 0)
+        sharding.requested_shard(2, 0)
 
 
 def test_a_folder_that_is_no_run_is_one_sentence(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from dpbench.cli import arguments
 from dpbench.errors import ConfigError, RecordError
 from dpbench.evaluation import runner, submission
-from dpbench.evaluation.answering import plain
+from dpbench.evaluation.answering import to_plain
 from dpbench.manifest.reading import make_manifest
 from dpbench.storage.journal import Answer, Journal
 from dpbench.tasks import lmms_eval_adapter
@@ -32,7 +32,7 @@ def journal(built: lmms_eval_adapter.BuiltTask, path: Path) -> Path:
     rest |= dict.fromkeys(("seed", "shard", "cache_hits", "encoded", "ms"), 0)
     rest |= {"visual_tokens": (), "kept": (), "failure": None}
     for at, request in enumerate(built.requests):
-        scores = plain(built.scores(request, f"word {at}"))
+        scores = to_plain(built.scores(request, f"word {at}"))
         found = {"task": built.name, "doc_id": request.doc_id, "prompt_hash": request.prompt_hash, "scores": scores}
         Journal(path).append([Answer(**rest | found)])
     return path
@@ -74,7 +74,7 @@ def test_a_run_leaves_the_file_and_no_record(built: lmms_eval_adapter.BuiltTask,
     manifest = make_manifest(wanted | {"protocol": {"limit": 3}}, source="a test")
     for _ in range(2):
         outcome = runner.run(manifest, tmp_path / "results", tmp_path, device="cpu", console=Console(quiet=True))
-        assert outcome.added == outcome.found == ()
+        assert outcome.added == outcome.existing == ()
         assert not outcome.failed
         (path,) = (tmp_path / "results" / "server" / "submissions").iterdir()
         rows = json.loads(path.read_text())

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from dpbench.errors import ConfigError
 from dpbench.machine import device
 
 GRADIENT = """
@@ -74,3 +75,10 @@ def test_freed_memory_is_kept() -> None:
     done = subprocess.run([sys.executable, "-c", PAGES_FAULTED], capture_output=True, check=True, text=True)
     touched = 10 * 150 * 1024
     assert int(done.stdout) < touched / 100
+
+
+def test_a_missing_gpu_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match="torch sees no GPU"):
+        device.pick_device("cuda")
+    assert device.pick_device("auto") == "cpu"

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from dpbench.budget import BudgetRequest
 from dpbench.errors import ConfigError
 from dpbench.manifest import reading
 from dpbench.manifest.cell import cells
-from dpbench.method import num_kept
 
 GOOD = """\
 name: trial
@@ -29,11 +29,11 @@ def written(tmp_path: Path, text: str) -> Path:
 
 
 def test_cells_are_methods_by_budget_by_task_by_seed(tmp_path: Path) -> None:
-    found = list(cells(reading.load_manifest(written(tmp_path, GOOD))))
-    assert len(cells) == 2 * 2 * (1 + 2)
-    assert {cell.keep for cell in cells if cell.method == "none"} == {None}
-    assert {cell.keep for cell in cells if cell.method == "random"} == {16, 32}
-    assert len({cell.id for cell in cells}) == len(cells)
+    grid = list(cells(reading.load_manifest(written(tmp_path, GOOD))))
+    assert len(grid) == 2 * 2 * (1 + 2)
+    assert {cell.budget.keep for cell in grid if cell.method == "none"} == {None}
+    assert {cell.budget.keep for cell in grid if cell.method == "random"} == {16, 32}
+    assert len({cell.id for cell in grid}) == len(grid)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,12 @@ def test_cells_are_methods_by_budget_by_task_by_seed(tmp_path: Path) -> None:
         ("budgets", "budget", 4, "unknown key 'budget'; did you mean 'budgets'"),
         ("limit: 4", "limit: 0", 7, "greater than or equal to 1"),
         ("keep: [16, 32]", "keep: [16], prune_rate: [.5]", 4, "either keep .* or prune_rate"),
+        ("keep: [16, 32]", "keep: [16, 0]", 4, "budgets.keep.1: must be at least 1, got 0$"),
+        ("keep: [16, 32]", "keep: [-1]", 4, "budgets.keep.0: must be at least 1, got -1$"),
+        ("keep: [16, 32]", "keep: [1.5]", 4, "budgets.keep.0: Input should be a valid integer"),
+        ("keep: [16, 32]", "prune_rate: [1]", 4, "budgets.prune_rate.0: must be at least 0 and below 1, got 1.0$"),
+        ("keep: [16, 32]", "prune_rate: [-.5]", 4, "budgets.prune_rate.0: must be at least 0 and below 1, got -0.5$"),
+        ("keep: [16, 32]", "prune_rate: [.nan]", 4, "budgets.prune_rate.0: must be at least 0 and below 1, got nan$"),
         ("limit: 4", "limit: [", None, "not YAML"),
     ],
 )
@@ -87,38 +93,35 @@ def test_every_shipped_manifest_loads() -> None:
         assert list(cells(loaded))
 
 
-@pytest.mark.parametrize(
-    ("num_visual", "keep", "rate", "wanted"),
-    [
-        (576, 64, None, 64),
-        (576, 600, None, 576),
-        (576, None, None, 576),
-        (576, None, 0.889, 64),
-        (576, None, 0.778, 128),
-        (576, None, 0.667, 192),
-        (25, None, 0.5, 12),
-        (27, None, 0.5, 14),
-        (3, None, 0.99, 1),
-    ],
-)
-def test_budget_arithmetic(num_visual: int, keep: int | None, rate: float | None, wanted: int) -> None:
-    assert num_kept(num_visual, keep, rate) == wanted
-
-
 def test_the_cell_id_follows_everything_that_can_change_an_answer(tmp_path: Path) -> None:
     cell = next(cells(reading.load_manifest(written(tmp_path, GOOD))))
     changed = [
         replace(cell, **change)
         for change in (
-            {"method": "grid"}, {"params": {"positions": "original"}}, {"keep": 3}, {"prune_rate": 0.5},
-            {"budget_kind": "final"}, {"task": "mme"}, {"prompt": "vicuna_v1"}, {"ocr": True}, {"dtype": "float16"},
-            {"attention": "eager"}, {"anyres": "global"}, {"newline": "keep"}, {"seed": 7}, {"limit": 5},
-            {"subset": "hard"},
-            {"weights": "elsewhere"}, {"revision": "abc"}, {"backbone": "llava-1.5"},
+            {"method": "grid"}, {"params": {"positions": "original"}}, {"budget_kind": "final"}, {"task": "mme"},
+            {"budget": BudgetRequest(keep=3)}, {"budget": BudgetRequest(prune_rate=0.5)}, {"seed": 7},
             {"fingerprints": {"source": "1"}}, {"fingerprints": {"source": "2"}},
         )
     ]  # fmt: skip
-    assert len({cell.id, *(each.id for each in changed)}) == len(changed) + 1
+    changed += [
+        replace(cell, protocol=cell.protocol.model_copy(update=update))
+        for update in (
+            {"prompt": "vicuna_v1"}, {"ocr": True}, {"dtype": "float16"}, {"attention": "eager"},
+            {"anyres": "global"}, {"newline": "keep"}, {"limit": 5}, {"min_pixels": 7}, {"max_pixels": 7},
+        )
+    ]  # fmt: skip
+    changed += [
+        replace(cell, entry=cell.entry.model_copy(update=update))
+        for update in ({"weights": "elsewhere"}, {"revision": "abc"}, {"name": "llava-1.5"}, {"quantize": "4bit"})
+    ]
+    assert len({cell.id, *(other.id for other in changed)}) == len(changed) + 1
+
+
+def test_what_cannot_change_an_answer_is_not_part_of_the_cell_id(tmp_path: Path) -> None:
+    cell = next(cells(reading.load_manifest(written(tmp_path, GOOD))))
+    placed = replace(cell, entry=cell.entry.model_copy(update={"device_map": "auto"}))
+    batched = replace(cell, protocol=cell.protocol.model_copy(update={"batch_size": 7, "seeds": [0, 1, 2]}))
+    assert placed.id == batched.id == cell.id
 
 
 def test_a_wrong_name_from_the_command_line_has_its_flag_alone() -> None:

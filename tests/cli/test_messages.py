@@ -1,0 +1,85 @@
+"""What `dpbench run` prints at the end, and its exit code."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from dpbench.cli import messages
+from dpbench.cli.commands import app
+from dpbench.evaluation import merging
+from dpbench.evaluation.plan import Outcome
+from dpbench.evaluation.sharding import Shard
+from dpbench.manifest.schema import Manifest
+from dpbench.storage.record import Record
+
+COMMAND = ("run", "--method", "grid", "--keep", "16", "--backbone", "toy-llava", "--tasks", "pope")
+RECORD = Record(
+    cell_id="abc",
+    cell={"method": "grid", "task": "pope"},
+    metrics={},
+    score=50.0,
+    num_samples=200,
+    num_failed=0,
+    visual_tokens_per_layer=(16.0,),
+    feature_cache={"hits": 150, "encoded": 50},
+    wall_s=1.0,
+    finished="2026-11-26T00:00:00+00:00",
+    versions={},
+    environment={},
+)
+
+
+@pytest.mark.parametrize(("num_failed", "exit_code"), [(0, 0), (2, 0), (3, 1)])
+def test_more_than_one_percent_without_an_answer_fails_the_run(
+    monkeypatch: pytest.MonkeyPatch, num_failed: int, exit_code: int
+) -> None:
+    outcome = Outcome((replace(RECORD, num_failed=num_failed),))
+    assert outcome.is_complete == (exit_code == 0)
+    monkeypatch.setattr(merging, "run", lambda *_, **__: outcome)
+    done = CliRunner().invoke(app, COMMAND)
+    assert done.exit_code == exit_code
+    assert (f"{num_failed} of 200 samples failed: grid on pope" in done.output) == bool(num_failed)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "ocr"), [((), False), (("--protocol", "lmms-eval"), False), (("--protocol", "llava"), True)]
+)
+def test_the_protocol_decides_on_ocr_tokens(
+    monkeypatch: pytest.MonkeyPatch, protocol: tuple[str, ...], ocr: bool
+) -> None:
+    manifests: list[Manifest] = []
+
+    def run(manifest: Manifest, *_: Any, **__: Any) -> Outcome:
+        manifests.append(manifest)
+        return Outcome()
+
+    monkeypatch.setattr(merging, "run", run)
+    assert CliRunner().invoke(app, [*COMMAND, *protocol]).exit_code == 0
+    assert [manifest.protocol.ocr for manifest in manifests] == [ocr]
+
+
+def test_one_bad_cell_is_not_hidden_by_many_good_ones() -> None:
+    good = tuple(replace(RECORD, cell_id=str(number)) for number in range(50))
+    assert not Outcome(good, (replace(RECORD, num_failed=3),)).is_complete
+
+
+def test_the_outcome_says_what_the_cache_saved_and_what_comes_next() -> None:
+    counted = Outcome((RECORD,), feature_cache={"hits": 150, "encoded": 50})
+    text = messages.outcome(counted, Path("results/x"))
+    assert "feature cache: 50 images encoded, 150 reused" in text
+    assert text.endswith("1 records added; see: dpbench report --run results/x")
+    shard = messages.outcome(Outcome(), Path("results/x"), Shard(1, 4))
+    assert shard == "shard 1-of-4 is done; after the last one: dpbench merge results/x"
+    missing = Outcome(unfinished=(("grid @ 16 on pope", 3, 9),))
+    assert not missing.is_complete
+    assert "not finished: grid @ 16 on pope, 3 of 9 answered" in messages.outcome(missing, Path("x"))
+
+
+def test_the_command_that_goes_on_is_quoted_and_gets_each_flag_once() -> None:
+    assert messages.stopped(["run", "my grid.yaml"]).endswith(": dpbench run 'my grid.yaml'")
+    train = ["train", "--backbone", "toy-llava"]
+    assert messages.stopped(train, ["--resume"]).endswith(": dpbench train --backbone toy-llava --resume")
+    assert messages.stopped([*train, "--resume"], ["--resume"]).count("--resume") == 1
