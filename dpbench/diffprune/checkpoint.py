@@ -1,4 +1,4 @@
-"""A trained scorer on disk: `scorer.safetensors` and `card.json`, which says what it was trained for and how."""
+"""A trained scorer on disk: `scorer.safetensors`, and `card.json`, which records how it was trained."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ WEIGHTS, CARD = "scorer.safetensors", "card.json"
 
 
 class Card(BaseModel):
-    """What there is to know about a scorer.
+    """How a scorer was trained.
 
     Attributes:
-        backbone: as on the command line; a scorer serves no other.
+        backbone: as on the command line; the scorer works with this one only.
         backbone_weights: hash of the backbone's weights it was trained on.
         size: shape of the scorer.
         variant: throttler and denoiser it was trained with.
         keep: budgets it was trained for.
         tau: temperature at the first and the last step.
         data: image-caption pairs it was trained on.
-        seed: of weights, order of data and noise.
+        seed: of weights, data order and noise.
         step: training step of these weights.
         losses: validation losses per caption token, of the unpruned backbone ("full") and under hard top-k ("hard").
         hours: training time up to these weights.
@@ -57,23 +57,23 @@ class Card(BaseModel):
 
 
 def save(folder: Path, scorer: Scorer, card: Card) -> None:
-    """Write a scorer; each file is replaced as a whole, and the card, written last, knows the weights' hash."""
+    """Write a scorer. Each file is replaced as a whole; the card is written last and holds the weights' hash."""
     folder.mkdir(parents=True, exist_ok=True)
-    half = folder / f"{WEIGHTS}.part"
+    partial = folder / f"{WEIGHTS}.part"
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in scorer.state_dict().items()}
-    save_file(tensors, half, {"size": json.dumps(asdict(scorer.size))})
-    card = card.model_copy(update={"sha256": sha256(half.read_bytes()).hexdigest()})
-    half.replace(folder / WEIGHTS)
-    half_card = folder / f"{CARD}.part"
-    half_card.write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    half_card.replace(folder / CARD)
+    save_file(tensors, partial, {"size": json.dumps(asdict(scorer.size))})
+    card = card.model_copy(update={"sha256": sha256(partial.read_bytes()).hexdigest()})
+    partial.replace(folder / WEIGHTS)
+    partial_card = folder / f"{CARD}.part"
+    partial_card.write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    partial_card.replace(folder / CARD)
 
 
 def find(checkpoint: str | None, backbone: str) -> Path:
-    """Return the folder of a scorer: the one that is named, or the one that ships for a backbone.
+    """Return the folder of a scorer: the one the user named, or the one that ships with dpbench for a backbone.
 
     Raises:
-        MissingError: there is none.
+        MissingError: there is no scorer.
     """
     if checkpoint is None:
         shipped = Path(str(files("dpbench"))) / "diffprune" / "scorers" / backbone
@@ -84,10 +84,10 @@ def find(checkpoint: str | None, backbone: str) -> Path:
             )
         return shipped
     folder = Path(checkpoint).expanduser()
-    absent = [name for name in (WEIGHTS, CARD) if not (folder / name).is_file()]
-    if absent:
+    missing = [name for name in (WEIGHTS, CARD) if not (folder / name).is_file()]
+    if missing:
         raise MissingError(
-            f"--param checkpoint={checkpoint}: {folder} lacks {' and '.join(absent)}; give a folder that "
+            f"--param checkpoint={checkpoint}: {folder} lacks {' and '.join(missing)}; give a folder that "
             f"`dpbench train --backbone {backbone} --out` wrote"
         )
     return folder
@@ -103,7 +103,7 @@ def read_card(folder: Path, backbone: str) -> Card:
         card = Card.model_validate_json((folder / CARD).read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "it is not UTF-8 text"
-        raise ConfigError(f"{folder / CARD} is no card of a scorer ({reason}); copy it again, or train again") from None
+        raise ConfigError(f"{folder / CARD} is not a scorer's card ({reason}); copy it again, or train again") from None
     if card.backbone != backbone:
         raise ConfigError(
             f"{folder}: this scorer was trained for {card.backbone}, not for {backbone}; train one with: "
@@ -113,22 +113,22 @@ def read_card(folder: Path, backbone: str) -> Card:
 
 
 def check_pair(folder: Path, card: Card) -> None:
-    """Refuse weights that are not those of their card.
+    """Refuse weights that do not belong to the card.
 
     Raises:
-        ConfigError: their hash is another.
+        ConfigError: the hash differs.
     """
     if sha256((folder / WEIGHTS).read_bytes()).hexdigest() != card.sha256:
         raise ConfigError(f"{folder}: {WEIGHTS} is not the file that {CARD} describes; copy both again, or train again")
 
 
 def load(folder: Path, backbone: str, width: int) -> Scorer:
-    """Return a trained scorer on the CPU, in float32.
+    """Load a trained scorer on the CPU, in float32.
 
     Args:
         folder: from `find`.
         backbone: the name of the backbone it will serve.
-        width: that backbone's D.
+        width: D of that backbone.
 
     Raises:
         ConfigError: the scorer is for another backbone or width, or its files do not belong together.
@@ -143,7 +143,7 @@ def load(folder: Path, backbone: str, width: int) -> Scorer:
     path = folder / WEIGHTS
     try:
         if _stored_size(path) != asdict(card.size):
-            raise ConfigError(f"{path} does not hold the scorer of its card: its size is another; train again")
+            raise ConfigError(f"{path} does not hold the scorer of its card: the size differs; train again")
         scorer = Scorer(card.size)
         scorer.load_state_dict(load_file(path))
     except (RuntimeError, SafetensorError) as error:
@@ -153,7 +153,7 @@ def load(folder: Path, backbone: str, width: int) -> Scorer:
 
 
 def _stored_size(path: Path) -> dict[str, int]:
-    """Return the shape of the scorer whose weights a file holds, as its header says; the file's hash covers it."""
+    """Return the scorer's shape from the header of a weights file; the hash in the card covers the header."""
     with safe_open(path, "pt") as file:
         size: dict[str, int] = json.loads((file.metadata() or {}).get("size", "{}"))
     return size

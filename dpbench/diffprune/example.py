@@ -1,4 +1,4 @@
-"""A picture with its caption, as every source of training data gives it, and what is said of one that is broken."""
+"""An image with its caption, as every source of training data returns it, and the error for a broken one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ class BrokenError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A picture, RGB and fully decoded, and the text that describes it."""
+    """An image, RGB and fully decoded, and the text that describes it."""
 
     image: Image.Image
     caption: str
@@ -31,28 +31,28 @@ class Source(Protocol):
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Name the example in whatever goes wrong: PIL's decoders raise errors of many kinds on broken bytes."""
+    """Turn any error into a BrokenError that names the example; PIL's decoders raise many kinds on broken bytes."""
     try:
         yield
     except Exception as error:
         raise BrokenError(f"{name}: {first_line(error)}") from None
 
 
-def decoded(data: bytes, text: object) -> Example:
-    """Return an image file's picture with its caption.
+def decode(data: bytes, text: object) -> Example:
+    """Decode the bytes of an image file.
 
     Raises:
-        ValueError: there is no caption, or no image that PIL knows; PIL's own errors where it is broken.
+        ValueError: the caption is missing, or PIL does not know the format; PIL's own errors if the image is broken.
     """
     if not isinstance(text, str) or not text.strip():
         raise ValueError("there is no caption")
     try:
         with Image.open(BytesIO(data)) as image:
             return Example(image.convert("RGB"), text.strip())
-    except UnidentifiedImageError:  # its own text has an address in memory
-        raise ValueError(f"its {len(data)} bytes are no image PIL knows") from None
+    except UnidentifiedImageError:  # its own message holds a memory address
+        raise ValueError(f"PIL does not know the format of its {len(data)} bytes") from None
 
 
 def first_line(error: BaseException) -> str:
-    """Return how an error's text begins, to be quoted within a sentence."""
+    """Return the first line of an error's message, to quote in a sentence."""
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,18 +1,18 @@
-"""Image-caption pairs in JSON lines beside the images' files."""
+"""Image-caption pairs in JSON lines next to the image files."""
 
 import json
 from collections.abc import Iterator
 from os.path import join
 from pathlib import Path
 
-from dpbench.diffprune.example import Example, decoded, reading
+from dpbench.diffprune.example import Example, decode, reading
 from dpbench.errors import ConfigError
 
 
 class FolderSource:
     """Images named by *.jsonl files, a line each: {"image": path from the file's folder, "caption": text}.
 
-    The keys "file_name" and "text", as in an imagefolder's metadata.jsonl, do as well.
+    The keys "file_name" and "text" work too, as in the metadata.jsonl of an imagefolder.
 
     Args:
         files: *.jsonl.
@@ -30,7 +30,7 @@ class FolderSource:
     def __getitem__(self, index: int) -> Example:
         path, text = self._pairs[index]
         with reading(path):
-            return decoded(Path(path).read_bytes(), text)
+            return decode(Path(path).read_bytes(), text)
 
 
 def _jsonl_pairs(file: Path) -> Iterator[tuple[str, str]]:
@@ -42,14 +42,16 @@ def _jsonl_pairs(file: Path) -> Iterator[tuple[str, str]]:
 
 
 def _jsonl_pair(line: bytes, where: str) -> tuple[str, str]:
-    wanted = 'write {"image": path, "caption": text}'
+    remedy = 'write {"image": path, "caption": text}'
     try:
         entry = json.loads(line)
     except ValueError as error:
-        raise ConfigError(f"{where} is no JSON ({error}); {wanted}") from None
+        raise ConfigError(f"{where} is not JSON ({error}); {remedy}") from None
     if not isinstance(entry, dict):
-        raise ConfigError(f"{where} is no object but {type(entry).__name__}; {wanted}")
+        raise ConfigError(f"{where} must be an object, got {type(entry).__name__}; {remedy}")
     image, text = entry.get("image", entry.get("file_name")), entry.get("caption", entry.get("text"))
     if not isinstance(image, str) or not isinstance(text, str):
-        raise ConfigError(f"{where} has {', '.join(entry) or 'no keys'}, not an image's path and a text; {wanted}")
+        raise ConfigError(
+            f"{where} has the keys {', '.join(entry) or 'none'}, not an image's path and a text; {remedy}"
+        )
     return image, text

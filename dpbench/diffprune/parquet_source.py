@@ -1,10 +1,10 @@
-"""Image-caption pairs in parquet files, or in a data set of the hub."""
+"""Image-caption pairs in parquet files, or in a dataset of the hub."""
 
 from glob import escape
 from pathlib import Path
 from typing import Any
 
-from dpbench.diffprune.example import Example, decoded, first_line, reading
+from dpbench.diffprune.example import Example, decode, first_line, reading
 from dpbench.errors import ConfigError, MissingError
 
 CAPTION_COLUMNS = ("caption_enriched", "caption")  # the first is that of visual-layer/imagenet-1k-vl-enriched
@@ -19,13 +19,13 @@ class ParquetSource:
 
     Raises:
         ConfigError: a column is missing, a file cannot be read, or `datasets` is not installed.
-        MissingError: the hub has or gives no such dataset.
+        MissingError: the hub does not have the dataset, or refuses it.
     """
 
     def __init__(self, data: str, files: list[Path]) -> None:
         rows = _file_rows(data, files) if files else _hub_rows(data)
         self._data, self._caption = data, _caption_column(rows.column_names, data)
-        self._rows = _undecoded(rows.select_columns(["image", self._caption]))
+        self._rows = _without_decoding(rows.select_columns(["image", self._caption]))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -33,10 +33,10 @@ class ParquetSource:
     def __getitem__(self, index: int) -> Example:
         row = self._rows[int(index)]
         with reading(f"{self._data} row {index}"):
-            return decoded(_image_bytes(row["image"]), row[self._caption])
+            return decode(_image_bytes(row["image"]), row[self._caption])
 
 
-def _datasets() -> Any:
+def _import_datasets() -> Any:
     try:
         import datasets
     except ImportError:
@@ -45,16 +45,16 @@ def _datasets() -> Any:
 
 
 def _file_rows(data: str, files: list[Path]) -> Any:
-    """Load local files that have rows; all columns are looked at first, as loading converts every file to Arrow."""
-    datasets = _datasets()
+    """Load the local files that have rows; columns are checked first, because loading converts every file to Arrow."""
+    datasets = _import_datasets()
     footers = {str(file): _footer(file) for file in files}
     columns = [_caption_column(footer.schema.to_arrow_schema().names, file) for file, footer in footers.items()]
-    filled = [file for file, footer in footers.items() if footer.num_rows]
-    if not filled:
+    not_empty = [file for file, footer in footers.items() if footer.num_rows]
+    if not not_empty:
         return datasets.Dataset.from_dict({"image": [], columns[0]: []})
     try:
         return datasets.load_dataset(
-            "parquet", data_files=[escape(file) for file in filled], split="train", columns=["image", columns[0]]
+            "parquet", data_files=[escape(file) for file in not_empty], split="train", columns=["image", columns[0]]
         )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ConfigError(
@@ -69,23 +69,26 @@ def _footer(file: Path) -> Any:
     try:
         return read_metadata(file)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--data: {file} is no whole parquet file ({first_line(error)}); fetch it again") from None
+        raise ConfigError(
+            f"--data: {file} is not a complete parquet file ({first_line(error)}); fetch it again"
+        ) from None
 
 
 def _hub_rows(repository: str) -> Any:
-    datasets = _datasets()
+    datasets = _import_datasets()
     try:
         return datasets.load_dataset(repository, split="train")
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise MissingError(
-            f"--data {repository}: it is no file or folder here, and the hub gave no split 'train' of such a dataset "
-            f"({first_line(error)}); check the name, log in with hf auth login if it is gated, or fetch it where "
-            f"there is a network (hf download --repo-type dataset {repository} --local-dir FOLDER) and give the folder"
+            f"--data {repository}: it is neither a file nor a folder here, and the hub gave no split 'train' of such a "
+            f"dataset ({first_line(error)}); check the name, log in with hf auth login if it is gated, or fetch it "
+            f"where there is a network (hf download --repo-type dataset {repository} --local-dir FOLDER) "
+            "and give the folder"
         ) from None
 
 
 def _caption_column(names: list[str], where: str) -> str:
-    """Return the first of CAPTION_COLUMNS there is; without it or `image` there is nothing to train on."""
+    """Return the first of CAPTION_COLUMNS that exists; refuse data without one, or without an image."""
     present = [name for name in CAPTION_COLUMNS if name in names]
     if "image" not in names or not present:
         raise ConfigError(
@@ -95,16 +98,16 @@ def _caption_column(names: list[str], where: str) -> str:
     return present[0]
 
 
-def _undecoded(rows: Any) -> Any:
-    """Leave decoding to `decoded`, which tells which row is broken."""
-    datasets = _datasets()
+def _without_decoding(rows: Any) -> Any:
+    """Make `datasets` return encoded images: `decode` then says which row is broken."""
+    datasets = _import_datasets()
     if isinstance(rows.features["image"], datasets.Image):
         return rows.cast_column("image", datasets.Image(decode=False))
     return rows
 
 
 def _image_bytes(cell: Any) -> bytes:
-    """Return an encoded image from a cell: the bytes, or {"bytes": them or None, "path": a file}."""
+    """Return the encoded image of a cell, which holds bytes or {"bytes": bytes or None, "path": file}."""
     if isinstance(cell, bytes):
         return cell
     if not isinstance(cell, dict) or not (cell.get("bytes") or cell.get("path")):

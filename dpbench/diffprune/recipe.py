@@ -1,4 +1,4 @@
-"""What a training is made of: every constant, with its default. No torch."""
+"""Every constant of a training, with its default. No torch."""
 
 from __future__ import annotations
 
@@ -15,70 +15,41 @@ Variant = Literal["diffprune", "gumbel-ste", "scale-gate", "global-denoiser"]
 class Recipe(BaseModel):
     """One training of a scorer. The paper's text lost its constants: all defaults are ours.
 
-    A field with a description is also a flag of `dpbench train`.
-
-    Attributes:
-        backbone: as on the command line.
-        weights: folder or hub repository in place of the default one, or "random" for timing.
-        revision: commit, tag or branch of a hub repository.
-        dtype: of the frozen backbone; scorer and denoiser are float32, under autocast with bfloat16.
-        variant: throttler and denoiser: the paper's, or one of its Table 5's.
-        keep: budgets, as `KeepRule.parse` reads them.
-        data: "toy", a folder, files, shards, or a hub repository of image-caption pairs.
-        fraction: share of the data to train on, a seeded subset.
-        instruction: what the frozen backbone is asked of each image.
-        num_validation: images held out for the validation loss.
-        steps: optimiser steps; None is one epoch over the subset.
-        batch_size: images a step, over all processes.
-        micro_batch: images run at once, halved when memory runs out; None begins with the whole batch.
-        lr: peak learning rate of AdamW.
-        warmup: share of the steps in which the rate rises.
-        weight_decay: of AdamW.
-        clip: largest norm of the gradient.
-        tau: temperature of the soft top-k at the first and the last step, cosine between.
-        hidden: width of scorer and denoiser.
-        heads: their attention heads.
-        layers: Transformer blocks of the scorer.
-        ffn: feed-forward width over hidden width.
-        gradient_checkpointing: run decoder layers again in the backward pass instead of keeping their insides.
-        validate_every: steps between validation losses.
-        patience: validations without an improvement after which training ends.
-        save_minutes: minutes between checkpoints to resume from.
-        num_workers: processes that read and decode images.
-        seed: of weights, order of data, budgets and noise.
+    A field with a description is also a flag of `dpbench train`; the others are set by `--param name=value`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    backbone: str
+    backbone: str  # as on the command line
     weights: str | None = Field(
         default=None, description="Folder or hub repository in place of the default; or random."
     )
     revision: str | None = Field(default=None, description="Commit, tag or branch of a hub repository.")
+    # scorer and denoiser are float32, with bfloat16 under autocast
     dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="Type of the frozen backbone.")
     variant: Variant = Field(default="diffprune", description="DiffPrune, or a control of its ablations.")
     keep: str = Field(default="64,128,192", description="Budgets: 64, or 64,128,192, or shares as 0.05-0.4.")
     data: str = Field(description="Image-caption pairs: toy, folder, *.parquet, *.tar, hub.")
-    fraction: float = Field(default=1.0, gt=0, le=1)
-    instruction: str = "Describe the image."
-    num_validation: int = Field(default=256, ge=1)
+    fraction: float = Field(default=1.0, gt=0, le=1)  # share of the data to train on, a seeded subset
+    instruction: str = "Describe the image."  # what the frozen backbone is asked about each image
+    num_validation: int = Field(default=256, ge=1)  # images held out for the validation loss
     steps: int | None = Field(default=None, ge=1, description="Optimiser steps; one epoch by default.")
-    batch_size: int = Field(default=16, ge=1, description="Images a step.")
-    micro_batch: int | None = Field(default=None, ge=1)
-    lr: float = Field(default=2e-4, gt=0)
-    warmup: float = Field(default=0.03, ge=0, lt=1)
-    weight_decay: float = Field(default=0.01, ge=0)
-    clip: float = Field(default=1.0, gt=0)
-    tau: tuple[float, float] = (0.03, 0.003)
-    hidden: int = Field(default=512, ge=4, multiple_of=4)
-    heads: int = Field(default=8, ge=1)
-    layers: int = Field(default=2, ge=1)
-    ffn: int = Field(default=4, ge=1)
-    gradient_checkpointing: bool = True
-    validate_every: int = Field(default=500, ge=1)
-    patience: int = Field(default=5, ge=1)
-    save_minutes: float = Field(default=10.0, ge=0)
-    num_workers: int = Field(default=4, ge=0)
+    batch_size: int = Field(default=16, ge=1, description="Images a step, over all processes.")
+    micro_batch: int | None = Field(default=None, ge=1)  # images run at once; the whole batch by default
+    lr: float = Field(default=2e-4, gt=0)  # peak learning rate of AdamW
+    warmup: float = Field(default=0.03, ge=0, lt=1)  # share of the steps in which the rate rises
+    weight_decay: float = Field(default=0.01, ge=0)  # of AdamW
+    clip: float = Field(default=1.0, gt=0)  # largest norm of the gradient
+    tau: tuple[float, float] = (0.03, 0.003)  # temperature of the soft top-k at the first and last step, cosine between
+    hidden: int = Field(default=512, ge=4, multiple_of=4)  # width of scorer and denoiser
+    heads: int = Field(default=8, ge=1)  # their attention heads
+    layers: int = Field(default=2, ge=1)  # Transformer blocks of the scorer
+    ffn: int = Field(default=4, ge=1)  # feed-forward width over hidden width
+    gradient_checkpointing: bool = True  # run decoder layers again in the backward pass instead of storing activations
+    validate_every: int = Field(default=500, ge=1)  # steps between validation losses
+    patience: int = Field(default=5, ge=1)  # validations without an improvement after which training ends
+    save_minutes: float = Field(default=10.0, ge=0)  # between checkpoints to resume from
+    num_workers: int = Field(default=4, ge=0)  # processes that read and decode images
     seed: int = Field(default=0, ge=0, description="Seed of weights, data order and noise.")
 
     @model_validator(mode="after")
@@ -105,14 +76,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "num_workers": 0,
     },
 }
-"""What a backbone changes of the defaults above."""
+"""Defaults that differ for a backbone."""
 
 
 def make_recipe(backbone: str, settings: Mapping[str, Any]) -> Recipe:
-    """Return the recipe for a backbone, with what the user set.
+    """Build the recipe for a backbone from its defaults and the user's settings.
 
     Raises:
-        ConfigError: an unknown setting, or a value it cannot take.
+        ConfigError: a setting is unknown or has an invalid value.
     """
     for name in settings:
         if name not in Recipe.model_fields:
@@ -120,14 +91,14 @@ def make_recipe(backbone: str, settings: Mapping[str, Any]) -> Recipe:
     merged = {**DEFAULTS.get(backbone, {}), **settings, "backbone": backbone}
     if "data" not in merged:
         raise ConfigError(
-            f"--data: {backbone} trains on image-caption pairs of yours; give a folder, *.parquet, *.tar, or a hub "
+            f"--data: {backbone} needs image-caption pairs to train on; give a folder, *.parquet, *.tar, or a hub "
             "repository such as visual-layer/imagenet-1k-vl-enriched"
         )
     try:
         return Recipe.model_validate(merged)
     except ValidationError as error:
         first = error.errors()[0]
-        if not first["loc"]:  # settings that do not go together: the sentence names them
+        if not first["loc"]:  # a check of several settings, whose message names them
             raise ConfigError(f"--param {first['msg'].removeprefix('Value error, ')}") from None
         where = ".".join(map(str, first["loc"]))
         raise ConfigError(f"--param {where}: {first['msg']}, got {format_value(first['input'])}") from None

@@ -1,4 +1,4 @@
-"""Image-caption pairs that train the scorer: toy scenes, parquet, JSON lines with images, WebDataset tars, the hub.
+"""Sources of image-caption pairs: toy scenes, parquet, JSON lines with images, WebDataset tars, the hub.
 
 A source maps an index to an example; `dpbench.diffprune.data` decides their order.
 """
@@ -22,80 +22,82 @@ from dpbench.toy.scenes import draw, training_scene
 TOY = "toy"
 TOY_LENGTH = 1 << 20
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_ELSEWHERE = ("val", "test")  # how the files of a hub repository's other splits begin
-_WANTED = (
+_OTHER_SPLITS = ("val", "test")  # prefixes of the files of a hub repository's other splits
+_REMEDY = (
     "give 'toy', a file, folder or pattern of *.parquet, *.jsonl or uncompressed *.tar, or a hub dataset as owner/name"
 )
 
 
 def open_source(data: str, *, seed: int) -> Source:
-    """Open what `--data` names.
+    """Open the data that `--data` names.
 
     Args:
         data: "toy"; a file, folder or pattern whose files' suffix decides (parquet, jsonl, tar); or a hub dataset.
         seed: of the toy scenes.
 
     Raises:
-        ConfigError: it is none of these, is empty, mixes forms, or has a file that cannot be used.
-        MissingError: the hub has or gives no such dataset.
+        ConfigError: it is none of these, is empty, mixes formats, or has a file that cannot be used.
+        MissingError: the hub does not have the dataset, or refuses it.
     """
     if data == TOY:
         return ToySource(seed)
-    files = found_files(data)
-    source = _SOURCES[_form_of(data, files)](data, files)
+    files = find_files(data)
+    source = _SOURCES[_format_of(data, files)](data, files)
     if not len(source):
-        raise ConfigError(f"--data {data}: there is not one example in it; {_WANTED}")
+        raise ConfigError(f"--data {data}: it has no examples; {_REMEDY}")
     return source
 
 
-def _form_of(data: str, files: list[Path]) -> str:
-    """Return the one suffix of the files; that of parquet for a hub dataset."""
-    forms = sorted({file.suffix for file in files})
-    if len(forms) > 1:
-        raise ConfigError(f"--data {data}: it has files of several forms ({', '.join(forms)}); give a pattern for one")
-    if forms:
-        return forms[0]
+def _format_of(data: str, files: list[Path]) -> str:
+    """Return the suffix that all files share; for a hub dataset that of parquet."""
+    formats = sorted({file.suffix for file in files})
+    if len(formats) > 1:
+        raise ConfigError(
+            f"--data {data}: it has files of several formats ({', '.join(formats)}); give a pattern for one"
+        )
+    if formats:
+        return formats[0]
     path = Path(data)
     if path.exists():
-        what = "folder has" if path.is_dir() else "file is"
-        raise ConfigError(f"--data {data}: this {what} no *.parquet, *.jsonl or *.tar; {_WANTED}")
+        what = "the folder has no" if path.is_dir() else "the file is not a"
+        raise ConfigError(f"--data {data}: {what} *.parquet, *.jsonl or *.tar file; {_REMEDY}")
     if _HUB_ID.fullmatch(data) and path.suffix not in _SOURCES:
         return ".parquet"
-    raise ConfigError(f"--data {data}: there is no such file or folder; {_WANTED}")
+    raise ConfigError(f"--data {data}: there is no such file or folder; {_REMEDY}")
 
 
-def _known(file: Path) -> bool:
+def _is_data_file(file: Path) -> bool:
     return file.suffix in _SOURCES and file.is_file()
 
 
-def found_files(data: str) -> list[Path]:
-    """Return the data files a file, folder or pattern names, sorted; none for what is not there.
+def find_files(data: str) -> list[Path]:
+    """Return the data files that a file, folder or pattern names, sorted; none if nothing is there.
 
-    A folder's files lie in it or, where there are none, in its sub-folders; those of a validation or test split
-    (val*, test*) are left out beside others. A pattern has wildcards or one range as in shard-{0000..0003}.tar.
+    In a folder these are its files, or if it has none those of its sub-folders. Files of a validation or test split
+    (val*, test*) are skipped if there are others. A pattern has wildcards or one range as in shard-{0000..0003}.tar.
 
     Raises:
-        ConfigError: a part of a range is not there.
+        ConfigError: a file of a range is missing.
     """
     path = Path(data)
     if path.is_dir():
-        return _in_folder(path)
+        return _files_in(path)
     if path.is_file():
-        return list(filter(_known, [path]))
-    matches = {part: [Path(name) for name in glob(part, recursive=True)] for part in _in_range(data)}
-    absent = [part for part, files in matches.items() if not files]
-    if len(absent) < len(matches) and absent:
-        raise ConfigError(f"--data {data}: there is no {absent[0]}; fetch it or give a range without it")
-    return sorted(file for files in matches.values() for file in files if _known(file))
+        return list(filter(_is_data_file, [path]))
+    matches = {part: [Path(name) for name in glob(part, recursive=True)] for part in _expand_range(data)}
+    missing = [part for part, files in matches.items() if not files]
+    if len(missing) < len(matches) and missing:
+        raise ConfigError(f"--data {data}: {missing[0]} is missing; fetch it or give a range without it")
+    return sorted(file for files in matches.values() for file in files if _is_data_file(file))
 
 
-def _in_folder(folder: Path) -> list[Path]:
-    files = sorted(filter(_known, folder.glob("*"))) or sorted(filter(_known, folder.glob("*/*")))
-    return [file for file in files if not file.name.startswith(_ELSEWHERE)] or files
+def _files_in(folder: Path) -> list[Path]:
+    files = sorted(filter(_is_data_file, folder.glob("*"))) or sorted(filter(_is_data_file, folder.glob("*/*")))
+    return [file for file in files if not file.name.startswith(_OTHER_SPLITS)] or files
 
 
-def _in_range(pattern: str) -> list[str]:
-    """Write out a pattern's {first..last}, the numbers as wide as the first."""
+def _expand_range(pattern: str) -> list[str]:
+    """Expand {first..last} in a pattern, the numbers as wide as the first."""
     parts = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", pattern)
     if not parts:
         return [pattern]
@@ -104,7 +106,7 @@ def _in_range(pattern: str) -> list[str]:
 
 
 class ToySource:
-    """Scenes that no toy benchmark has, each a function of (seed, index)."""
+    """Toy scenes that no toy benchmark contains; a scene is a function of (seed, index)."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed

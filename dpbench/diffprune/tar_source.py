@@ -7,7 +7,7 @@ from os.path import splitext
 from pathlib import Path
 from typing import Any
 
-from dpbench.diffprune.example import Example, decoded, reading
+from dpbench.diffprune.example import Example, decode, reading
 from dpbench.errors import ConfigError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -16,7 +16,7 @@ _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, b
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """Where a file lies in a shard; `start` and `size` in bytes."""
+    """Position of a file in a shard; `start` and `size` in bytes."""
 
     shard: Path
     name: str
@@ -24,7 +24,7 @@ class _Member:
     size: int
 
     def read(self) -> bytes:
-        """Return the file; the shard is opened anew, as workers must not share a place in it."""
+        """Read the file; the shard is opened each time, because workers must not share a file position."""
         with self.shard.open("rb") as file:
             file.seek(self.start)
             return file.read(self.size)
@@ -33,14 +33,14 @@ class _Member:
 class TarSource:
     """Pairs in WebDataset shards: members that differ in suffix only, an image and a .txt or .json with "caption".
 
-    All headers are read at the start. Of two members with one name the last counts, as in tar; an image without a
-    caption is a broken example, and other members are left alone.
+    All headers are read at the start. Of two members with the same name the last one counts, as in tar. An image
+    without a caption is a broken example; other members are ignored.
 
     Args:
         shards: *.tar, uncompressed.
 
     Raises:
-        ConfigError: a shard is compressed, truncated or no tar.
+        ConfigError: a shard is compressed, truncated or not a tar file.
     """
 
     def __init__(self, shards: list[Path]) -> None:
@@ -52,11 +52,11 @@ class TarSource:
     def __getitem__(self, index: int) -> Example:
         image, text = self._pairs[index]
         with reading(f"{image.shard} member {image.name}"):
-            return decoded(image.read(), _member_text(text) if text else None)
+            return decode(image.read(), _member_text(text) if text else None)
 
 
 def _tar_pairs(shard: Path) -> list[tuple[_Member, _Member | None]]:
-    """Pair a shard's members by what comes before the suffix; a .txt goes before a .json."""
+    """Pair the members of a shard by their name without suffix; a .txt wins over a .json."""
     images: dict[str, _Member] = {}
     texts: dict[str, _Member] = {}
     for member in _members(shard):
@@ -69,22 +69,23 @@ def _tar_pairs(shard: Path) -> list[tuple[_Member, _Member | None]]:
 
 
 def _members(shard: Path) -> list[_Member]:
-    """Read a shard's headers; tarfile takes one that ends between members for whole, the zeros at the end tell."""
+    """Read the headers of a shard."""
     try:
         with tarfile.open(shard, "r:") as tar:
             members = [_Member(shard, item.name, item.offset_data, item.size) for item in tar if item.isfile()]
             end = _Member(shard, "", tar.offset, tarfile.BLOCKSIZE).read()
+        # tarfile accepts a file that was cut between two members; a complete one ends in a block of zeros
         if end != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("no end mark after the last member")
     except tarfile.TarError as error:
-        raise ConfigError(f"--data: {shard} {_why_no_tar(shard, error)}") from None
+        raise ConfigError(f"--data: {shard} {_describe_bad_tar(shard, error)}") from None
     return members
 
 
-def _why_no_tar(shard: Path, error: tarfile.TarError) -> str:
+def _describe_bad_tar(shard: Path, error: tarfile.TarError) -> str:
     if _Member(shard, "", 0, 8).read().startswith(_COMPRESSED):
-        return "is compressed, and examples are read from any place in it; decompress it (gunzip, unzstd, ...)"
-    return f"is truncated or no tar ({error}); fetch it again"
+        return "is compressed, but examples are read in random order; decompress it (gunzip, unzstd, ...)"
+    return f"is truncated or not a tar file ({error}); fetch it again"
 
 
 def _member_text(member: _Member) -> Any:

@@ -165,7 +165,7 @@ def test_another_width_is_refused(folder: Path) -> None:
 def test_a_card_of_another_form_is_refused(folder: Path, changes: dict[str, object]) -> None:
     rewrite(folder, **changes)
     said = refused(lambda: checkpoint.read_card(folder, "llava"))
-    assert said.startswith(f"{folder / 'card.json'} is no card of a scorer (")
+    assert said.startswith(f"{folder / 'card.json'} is not a scorer's card (")
     assert said.endswith("); copy it again, or train again")
     assert refused(load(folder)) == said
 
@@ -173,7 +173,7 @@ def test_a_card_of_another_form_is_refused(folder: Path, changes: dict[str, obje
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe{}"])
 def test_a_card_that_is_none_is_refused(folder: Path, content: bytes) -> None:
     (folder / "card.json").write_bytes(content)
-    assert refused(load(folder)).startswith(f"{folder / 'card.json'} is no card of a scorer (")
+    assert refused(load(folder)).startswith(f"{folder / 'card.json'} is not a scorer's card (")
 
 
 @pytest.mark.parametrize(

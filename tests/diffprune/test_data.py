@@ -162,7 +162,7 @@ def test_a_broken_row_is_named(tmp_path: Path) -> None:
     source = open_source(str(tmp_path), seed=0)
     assert shade(source[0]) == 5
     assert told(source) == [
-        f"{tmp_path} row 1: its 24 bytes are no image PIL knows",
+        f"{tmp_path} row 1: PIL does not know the format of its 24 bytes",
         f"{tmp_path} row 2: there is no image",
         f"{tmp_path} row 3: there is no caption",
         f"{tmp_path} row 4: Truncated File Read",
@@ -193,7 +193,7 @@ def test_a_hub_dataset_is_its_train_split(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: {(HUB, "train"): rows}[name, split])
     source = open_source(HUB, seed=0)
     assert (shade(source[0]), source[0].caption) == (8, "eight")
-    assert told(source) == [f"{HUB} row 1: its 24 bytes are no image PIL knows"]
+    assert told(source) == [f"{HUB} row 1: PIL does not know the format of its 24 bytes"]
 
 
 @pytest.mark.parametrize(("image", "text"), [("image", "caption"), ("file_name", "text")])
@@ -214,7 +214,7 @@ def test_a_broken_image_or_caption_of_a_folder_is_named(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "all.jsonl", [{"image": name, "caption": text} for name, text in names.items()])
     absent, bad, empty = told(open_source(str(tmp_path), seed=0))
     assert absent.startswith(f"{tmp_path / 'absent.png'}: [Errno 2] No such file")
-    assert bad == f"{tmp_path / 'bad.png'}: its 24 bytes are no image PIL knows"
+    assert bad == f"{tmp_path / 'bad.png'}: PIL does not know the format of its 24 bytes"
     assert empty == f"{tmp_path / 'good.png'}: there is no caption"
 
 
@@ -242,7 +242,7 @@ def test_a_broken_member_of_a_tar_is_named(tmp_path: Path) -> None:
     shard = write_tar(tmp_path / "a.tar", members)
     texts = told(open_source(str(shard), seed=0))
     assert [text.removeprefix(f"{shard} member ") for text in texts] == [
-        "1.png: its 24 bytes are no image PIL knows",
+        "1.png: PIL does not know the format of its 24 bytes",
         "2.png: there is no caption",
         "3.png: there is no caption",
         "4.png: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
@@ -256,7 +256,7 @@ def test_a_truncated_tar_is_refused(tmp_path: Path, refusal: Refusal, cut: int) 
     whole = write_tar(tmp_path / "a.tar", {"1.txt": b"one", "1.png": encoded(1), "2.png": encoded(2), "2.txt": b"two"})
     whole.write_bytes(whole.read_bytes()[:cut])
     said = refusal(lambda: open_source(str(whole), seed=0))
-    assert said.startswith(f"ConfigError: --data: {whole} is truncated or no tar (")
+    assert said.startswith(f"ConfigError: --data: {whole} is truncated or not a tar file (")
     assert said.endswith("; fetch it again")
 
 
@@ -271,12 +271,12 @@ def test_a_compressed_tar_is_refused(tmp_path: Path, refusal: Refusal) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (b'{"image": "a.png"', "is no JSON (Expecting"),
-        (b'{"image": "a.png", "caption": "\xff"}', "is no JSON ('utf-8' codec"),
-        (b'["a.png", "text"]', "is no object but list;"),
-        (b'{"image": "a.png", "title": "a"}', "has image, title, not an image's path and a text;"),
-        (b'{"image": 3, "caption": "a"}', "has image, caption, not an image's path and a text;"),
-        (b"{}", "has no keys, not"),
+        (b'{"image": "a.png"', "is not JSON (Expecting"),
+        (b'{"image": "a.png", "caption": "\xff"}', "is not JSON ('utf-8' codec"),
+        (b'["a.png", "text"]', "must be an object, got list;"),
+        (b'{"image": "a.png", "title": "a"}', "has the keys image, title, not an image's path and a text;"),
+        (b'{"image": 3, "caption": "a"}', "has the keys image, caption, not an image's path and a text;"),
+        (b"{}", "has the keys none, not"),
     ],
 )
 def test_a_malformed_line_is_refused(tmp_path: Path, refusal: Refusal, line: bytes, said: str) -> None:
@@ -304,7 +304,7 @@ def test_parquet_files_that_cannot_be_read_are_refused(tmp_path: Path, refusal: 
 
     cut = write("cut.parquet", image=[encoded(1)], caption=["a"])
     cut.write_bytes(cut.read_bytes()[:-20])
-    assert f"{cut} is no whole parquet file (" in refusal(lambda: open_source(str(cut), seed=0))
+    assert f"{cut} is not a complete parquet file (" in refusal(lambda: open_source(str(cut), seed=0))
     damaged = write("damaged.parquet", image=[encoded(1)], caption=["a"])
     damaged.write_bytes(b"PAR1" + bytes(50) + damaged.read_bytes()[54:])
     assert "do not load as one dataset (" in refusal(lambda: open_source(str(damaged), seed=0))
@@ -321,7 +321,9 @@ def test_the_hub_offline_is_one_sentence(refusal: Refusal, monkeypatch: pytest.M
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     said = refusal(lambda: open_source(HUB, seed=0))
-    assert said.startswith(f"MissingError: --data {HUB}: it is no file or folder here, and the hub gave no split")
+    assert said.startswith(
+        f"MissingError: --data {HUB}: it is neither a file nor a folder here, and the hub gave no split"
+    )
     assert f"hf download --repo-type dataset {HUB} --local-dir FOLDER" in said
 
 
@@ -342,13 +344,13 @@ def test_what_is_no_data_is_refused(tmp_path: Path, refusal: Refusal) -> None:
     assert said(tmp_path / "absent").startswith("there is no such file or folder; ")
     assert said("shards/train.tar").startswith("there is no such file or folder; ")
     assert said(tmp_path / "*.tar").startswith("there is no such file or folder; ")
-    assert said(tmp_path / "a.zip").startswith(f"this file is no *.parquet, *.jsonl or *.tar; {FORMS}")
-    assert said(tmp_path / "empty").startswith(f"this folder has no *.parquet, *.jsonl or *.tar; {FORMS}")
+    assert said(tmp_path / "a.zip").startswith(f"the file is not a *.parquet, *.jsonl or *.tar file; {FORMS}")
+    assert said(tmp_path / "empty").startswith(f"the folder has no *.parquet, *.jsonl or *.tar file; {FORMS}")
     write_tar(tmp_path / "s-1.tar", {"1.txt": b"a", "1.png": encoded(1)})
     absent = tmp_path / "s-2.tar"
-    assert said(tmp_path / "s-{1..2}.tar") == f"there is no {absent}; fetch it or give a range without it"
+    assert said(tmp_path / "s-{1..2}.tar") == f"{absent} is missing; fetch it or give a range without it"
     (tmp_path / "b.jsonl").touch()
-    assert said(tmp_path) == "it has files of several forms (.jsonl, .tar); give a pattern for one"
+    assert said(tmp_path) == "it has files of several formats (.jsonl, .tar); give a pattern for one"
 
 
 def test_an_empty_source_is_refused(tmp_path: Path, refusal: Refusal) -> None:
@@ -357,7 +359,7 @@ def test_an_empty_source_is_refused(tmp_path: Path, refusal: Refusal) -> None:
     write_jsonl(tmp_path / "a.jsonl", [])
     for name in ("a.parquet", "a.tar", "a.jsonl"):
         said = refusal(lambda name=name: open_source(str(tmp_path / name), seed=0))  # type: ignore[misc]
-        assert said.startswith(f"ConfigError: --data {tmp_path / name}: there is not one example in it; {FORMS}")
+        assert said.startswith(f"ConfigError: --data {tmp_path / name}: it has no examples; {FORMS}")
 
 
 def test_empty_parquet_files_are_passed_over(tmp_path: Path) -> None:
@@ -490,7 +492,7 @@ def test_broken_examples_are_skipped_counted_and_listed(tmp_path: Path, workers:
     assert steps == [[f"picture {i}" for i in step if i not in (3, 8, 9, 10, 11)] for step in chosen]
     assert (broken.num_read, broken.num_broken) == (24, 10)
     met = [i for i in np.concatenate(chosen[:3]) if i in (3, 8, 9, 10, 11)]
-    assert broken.texts == [f"{tmp_path / 'a' / f'{i}.png'}: its 24 bytes are no image PIL knows" for i in met]
+    assert broken.texts == [f"{tmp_path / 'a' / f'{i}.png'}: PIL does not know the format of its 24 bytes" for i in met]
     broken.write(tmp_path / "broken.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "broken.jsonl").read_text(encoding="utf-8").splitlines()]
     assert lines == [{"broken": text, "times": 2} for text in broken.texts]

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from places import TOY_DATA
 
-from dpbench.cli import commands as cli
+from dpbench.cli import commands
 
 GRID = "run --backbone toy-llava --tasks pope --method grid"
 FASTV = "run --backbone toy-llava --tasks pope --keep 16 --method fastv"
@@ -52,13 +52,13 @@ MANIFESTS = {
     "twice": "twice.yaml:6: tasks: this key is there twice",
     "inner_twice": "inner_twice.yaml:3: a: this key is there twice",
     "no_name": "name: it is missing; add it",
-    "keep_0": "keep_0.yaml:4: budgets.keep.0: Input should be greater than or equal to 1, got 0",
-    "keep_negative": "budgets.keep.0: Input should be greater than or equal to 1, got -3",
+    "keep_0": "keep_0.yaml:4: budgets.keep.0: must be at least 1, got 0",
+    "keep_negative": "budgets.keep.0: must be at least 1, got -3",
     "keep_float": "budgets.keep.0: Input should be a valid integer, got 1.5",
     "keep_bool": "budgets.keep.0: Input should be a valid integer, got True",
     "keep_above": "keep_above.yaml:4: budgets.keep: 145 is more than the 144 visual tokens of toy-llava",
-    "rate_1": "rate_1.yaml:4: budgets.prune_rate.0: Input should be less than 1, got 1.0",
-    "rate_nan": "budgets.prune_rate.0: Input should be less than 1, got nan",
+    "rate_1": "rate_1.yaml:4: budgets.prune_rate.0: must be at least 0 and below 1, got 1.0",
+    "rate_nan": "budgets.prune_rate.0: must be at least 0 and below 1, got nan",
     "both": "both.yaml:4: budgets: give either keep (counts) or prune_rate (shares removed)",
     "neither": "neither.yaml:4: budgets: give either keep",
     "outside": "outside.yaml:1: name: String should match pattern",
@@ -68,19 +68,19 @@ MANIFESTS = {
     "backbone": "backbone.yaml:2: backbone.name: there is no backbone 'toy-lava'; did you mean 'toy-llava'?",
     "param": "method 'grid' has no parameter 'position'; did you mean 'positions'?",
     "param_list": "param_list.yaml:3: methods.1.params: Input should be a valid dictionary",
-    "batch": "batch.yaml:6: protocol.batch_size: give a whole number from 1, or auto, got 0",
+    "batch": "batch.yaml:6: protocol.batch_size: must be auto or a whole number, at least 1, got 0",
 }
 
 LINES = {
     # run: budgets
-    f"{GRID} --keep -4": "budgets.keep.0: Input should be greater than or equal to 1, got -4",
-    f"{GRID} --keep 0": "greater than or equal to 1, got 0",
+    f"{GRID} --keep -4": "--keep: must be at least 1, got -4",
+    f"{GRID} --keep 0": "--keep: must be at least 1, got 0",
     f"{GRID} --keep 145": "145 is more than the 144 visual tokens",
     f"{GRID} --keep 99999999999999999999999": "is more than the 144 visual tokens",
-    f"{GRID} --prune-rate 1": "Input should be less than 1, got 1.0",
-    f"{GRID} --prune-rate 1.5": "Input should be less than 1, got 1.5",
-    f"{GRID} --prune-rate -0.5": "greater than or equal to 0, got -0.5",
-    f"{GRID} --prune-rate nan": "got nan",
+    f"{GRID} --prune-rate 1": "--prune-rate: must be at least 0 and below 1, got 1.0",
+    f"{GRID} --prune-rate 1.5": "--prune-rate: must be at least 0 and below 1, got 1.5",
+    f"{GRID} --prune-rate -0.5": "--prune-rate: must be at least 0 and below 1, got -0.5",
+    f"{GRID} --prune-rate nan": "--prune-rate: must be at least 0 and below 1, got nan",
     f"{GRID} --keep 16 --prune-rate 0.5": "--keep and --prune-rate both set the budget; give one of them",
     GRID: "--method grid needs a budget; give --keep K or --prune-rate R",
     # run: names and parameters
@@ -93,12 +93,12 @@ LINES = {
     f"{FASTV} --param layer=-1": "fastv needs layer >= 1",
     f"{FASTV} --param layer=2024-99-99": "the value of 'layer' is not YAML",
     f"{FASTV} --param =3": "'=3' is not of the form name=value",
-    f"{GRID} --keep 16 --batch-size ²": "protocol.batch_size: give a whole number from 1, or auto, got '²'",
-    f"{GRID} --keep 16 --feature-cache lots": "--feature-cache: 'lots' is no size",
+    f"{GRID} --keep 16 --batch-size ²": "protocol.batch_size: must be auto or a whole number, at least 1, got '²'",
+    f"{GRID} --keep 16 --feature-cache lots": "--feature-cache: 'lots' is not a size",
     f"{GRID} --keep 16 --num-shards 2": "--num-shards and --shard go together",
     "run {s}/good.yaml --keep 16": "--keep describes one cell and cannot be combined with the manifest",
     # run: device, weights, data, output
-    f"{GRID} --keep 16 --device cuda": "cuda was asked for, but torch sees no GPU here; use --device cpu",
+    f"{GRID} --keep 16 --device cuda": "cuda was requested, but torch sees no GPU here; use --device cpu",
     f"{GRID} --keep 16 --weights random": "answers of random weights mean nothing",
     f"{GRID} --keep 16 --weights ./nowhere": "nowhere lacks config.json, tokenizer.json",
     f"{GRID} --keep 16 --weights ''": "lacks config.json",
@@ -116,45 +116,45 @@ LINES = {
     "run {s}/good.yaml --out {s}/out": "records.jsonl:1: this line is not a record but a list",
     f"{SCORER}{{s}}/scorers/noise": "scorer.safetensors is not the file that card.json describes",
     f"{SCORER}{{s}}/scorers/other": "this scorer was trained for llava-1.5, not for toy-llava",
-    f"{SCORER}{{s}}/scorers/card": "card.json is no card of a scorer",
+    f"{SCORER}{{s}}/scorers/card": "card.json is not a scorer's card",
     f"{SCORER}{{s}}/nothere": "lacks scorer.safetensors and card.json",
     f"{SCORER}{{s}}/a_file": "lacks scorer.safetensors and card.json",
     f"{SCORER}3": "diffprune.checkpoint: Input should be a valid string, got 3",
     # train
     "train --backbone toy-lava": "there is no backbone 'toy-lava'; did you mean 'toy-llava'?",
     "train --backbone llava-1.5": "--data: llava-1.5 trains on image-caption pairs of yours",
-    f"{TRAIN} --keep abc": "--keep: 'abc' is no budget",
-    f"{TRAIN} --keep 0": "--keep: '0' is no budget",
-    f"{TRAIN} --keep 1.5": "--keep: '1.5' is no budget",
+    f"{TRAIN} --keep abc": "--keep: 'abc' is not a budget",
+    f"{TRAIN} --keep 0": "--keep: '0' is not a budget",
+    f"{TRAIN} --keep 1.5": "--keep: '1.5' is not a budget",
     f"{TRAIN} --keep 500": "--keep: 500 is more than the 144 visual tokens of toy-llava",
     f"{TRAIN} --steps 0": "--param steps: Input should be greater than or equal to 1, got 0",
     f"{TRAIN} --param lrr=1": "training has no setting 'lrr'; did you mean 'lr'?",
     f"{TRAIN} --param lr=abc": "--param lr: Input should be a valid number",
-    f"{TRAIN} --param heads=5": "--param heads: 5 heads do not divide a hidden width of 96",
+    f"{TRAIN} --param heads=5": "--param heads: hidden must be a multiple of heads, got 96 and 5",
     f"{TRAIN} --data nowhere": "--data nowhere: there is no such file or folder",
-    f"{TRAIN} --data {{s}}/images": "this folder has no *.parquet, *.jsonl or *.tar",
-    f"{TRAIN} --data {{s}}/line.jsonl": "line.jsonl line 1 is no JSON",
-    f"{TRAIN} --data {{s}}/array.jsonl": "array.jsonl line 1 is no object but list",
-    f"{TRAIN} --data {{s}}/none.jsonl": "there is not one example in it",
-    f"{TRAIN} --data {{s}}/data.tar": "data.tar is truncated or no tar",
-    f"{TRAIN} --data {{s}}/data.parquet": "data.parquet is no whole parquet file",
+    f"{TRAIN} --data {{s}}/images": "the folder has no *.parquet, *.jsonl or *.tar file",
+    f"{TRAIN} --data {{s}}/line.jsonl": "line.jsonl line 1 is not JSON",
+    f"{TRAIN} --data {{s}}/array.jsonl": "array.jsonl line 1 must be an object, got list",
+    f"{TRAIN} --data {{s}}/none.jsonl": "it has no examples",
+    f"{TRAIN} --data {{s}}/data.tar": "data.tar is truncated or not a tar file",
+    f"{TRAIN} --data {{s}}/data.parquet": "data.parquet is not a complete parquet file",
     f"{TRAIN} --device cuda": "--device cuda: torch sees no GPU here",
     f"{TRAIN} --resume": "--resume: scorers/toy-llava holds no training",
     f"{TRAIN} --out {{s}}/a_file/x": "--out: cannot write to {s}/a_file/x",
     f"{TRAIN} --weights {{s}}/weights/noise": "model.safetensors is damaged",
     # profile
-    "profile --keep abc": "--keep: 'abc' is no whole number",
-    "profile --keep 1.5": "--keep: '1.5' is no whole number",
-    "profile --keep 0": "Input should be greater than or equal to 1, got 0",
+    "profile --keep abc": "--keep: 'abc' is not a whole number",
+    "profile --keep 1.5": "--keep: '1.5' is not a whole number",
+    "profile --keep 0": "--keep: must be at least 1, got 0",
     "profile --keep 145": "145 is more than the 144 visual tokens",
-    "profile --prune-rate abc": "--prune-rate: 'abc' is no number",
-    "profile --prune-rate 1": "Input should be less than 1",
+    "profile --prune-rate abc": "--prune-rate: 'abc' is not a number",
+    "profile --prune-rate 1": "--prune-rate: must be at least 0 and below 1, got 1.0",
     "profile --keep 16 --prune-rate 0.5": "give one of them",
     "profile --backbone lava": "there is no backbone 'lava'; did you mean",
     "profile --method gird": "there is no method 'gird'",
     "profile --method grid,none --param positions=original": "--param belongs to one method",
-    "profile --image-size ²": "--image-size: '²' is no size in pixels",
-    "profile --batch-size 0": "--batch-size: 0 is none; give 1 or more",
+    "profile --image-size ²": "--image-size: '²' is not a size in pixels",
+    "profile --batch-size 0": "--batch-size: must be at least 1, got 0",
     "profile --device cuda": "torch sees no GPU here",
     "profile --weights {s}/weights/cut": "model.safetensors is damaged",
     "profile --method none --out {s}/a_file": "--out: cannot write to {s}/a_file",
@@ -179,8 +179,8 @@ LINES = {
     # visualize
     "visualize {s}/images/plain.png --method gird --keep 16": "there is no method 'gird'; did you mean 'grid'?",
     DRAW: "give --keep K or --prune-rate R",
-    f"{DRAW} --keep 0": "--keep: 0 is not within 1 and the 144 visual tokens",
-    f"{DRAW} --prune-rate nan": "--prune-rate: nan is not a share",
+    f"{DRAW} --keep 0": "--keep: must be at least 1, got 0",
+    f"{DRAW} --prune-rate nan": "--prune-rate: must be at least 0 and below 1, got nan",
     f"{DRAW} --keep 16 --out x.txt": "--out: x.txt is no picture's name",
     f"{DRAW} --keep 16 --out {{s}}/a_file/x.png": "--out: cannot write to {s}/a_file",
     f"{DRAW} --keep 16 --show kpet": "--show: there is no row 'kpet'; did you mean 'kept'?",
@@ -213,7 +213,7 @@ LINES = {
     "toy data --out {s}/a_file": "--out: cannot write to {s}/a_file",
     "toy build --out {s}/a_file": "--out: cannot write to {s}/a_file",
     "toy build --device cuda": "torch sees no GPU here",
-} | {f"run '{{s}}/{name}.yaml' --dry-run": said for name, said in MANIFESTS.items()}
+} | {f"run '{{s}}/{name}.yaml' --dry-run": message for name, message in MANIFESTS.items()}
 
 USAGES = {
     f"{GRID} --keep abc": "Invalid value for '--keep'",
@@ -293,26 +293,26 @@ def sentence(stderr: str) -> str:
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_one_sentence_exit_code_two_and_no_file_changed(
+def test_a_mistake_is_one_sentence_with_exit_code_two_and_changes_no_file(
     line: str, shelf: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["dpbench", *words(line, shelf)])
     with pytest.raises(SystemExit) as left:
-        cli.main()
+        commands.main()
     printed = capsys.readouterr()
     assert (left.value.code, printed.out) == (2, "")
     assert LINES[line].replace("{s}", str(shelf)) in sentence(printed.err)
 
 
 @pytest.mark.parametrize("line", USAGES)
-def test_what_the_option_parser_refuses_is_clear(
+def test_what_the_option_parser_refuses_comes_with_its_reason(
     line: str, shelf: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["dpbench", *words(line, shelf)])
     with pytest.raises(SystemExit) as left:
-        cli.main()
+        commands.main()
     printed = capsys.readouterr()
-    inside = [each.strip("│ ") for each in printed.err.splitlines() if each.startswith("│")]
+    inside = [row.strip("│ ") for row in printed.err.splitlines() if row.startswith("│")]
     assert (left.value.code, printed.out) == (2, "")
     assert re.match(r"\s*Usage: .*dpbench[ \n]", printed.err)
     assert USAGES[line] in " ".join(inside)
@@ -338,7 +338,7 @@ def test_a_file_that_may_not_be_read_is_named(
     command = ["run", str(path)] if path.suffix == ".yaml" else ["report", str(path.parent)]
     monkeypatch.setattr(sys, "argv", ["dpbench", *command])
     with pytest.raises(SystemExit) as left:
-        cli.main()
+        commands.main()
     assert left.value.code == 2
     assert sentence(capsys.readouterr().err).startswith(f"{path}: Permission denied")
 
@@ -352,15 +352,15 @@ def test_permission_errors_are_sentences_for_root_too(
     monkeypatch.setattr(Path, "read_text", refuse)
     monkeypatch.setattr(sys, "argv", ["dpbench", "run", str(shelf / "good.yaml")])
     with pytest.raises(SystemExit) as left:
-        cli.main()
+        commands.main()
     assert left.value.code == 2
     assert sentence(capsys.readouterr().err).startswith(f"{shelf}/good.yaml: Permission denied; give another path")
 
 
 def test_the_table_is_long_enough() -> None:
     assert len(LINES) + len(USAGES) >= 80
-    commands = {line.split()[0] for line in (*LINES, *USAGES)}
-    assert commands >= {"run", "train", "profile", "report", "visualize", "check", "list", "data", "doctor", "merge"}
+    names = {line.split()[0] for line in (*LINES, *USAGES)}
+    assert names >= {"run", "train", "profile", "report", "visualize", "check", "list", "data", "doctor", "merge"}
     assert set(EXECUTABLE) <= set(LINES)
 
 
@@ -374,7 +374,7 @@ def test_unicode_and_spaces_in_paths_work(
     where = ["--data-root", str(root), "--out", str(tmp_path / "aus gabe ü"), "--limit", "2"]
     monkeypatch.setattr(sys, "argv", ["dpbench", "run", str(manifest), *where])
     with pytest.raises(SystemExit) as left:
-        cli.main()
+        commands.main()
     assert left.value.code == 0, capsys.readouterr().err
     assert (tmp_path / "aus gabe ü" / "m" / "records.jsonl").is_file()
 
@@ -390,6 +390,6 @@ def test_odd_images_are_drawn(
     out = tmp_path / "aus gabe ü.png"
     line = ["visualize", str(shelf / "images" / name), "--method", "grid", "--keep", "16", "--show", "kept"]
     monkeypatch.setattr(sys, "argv", ["dpbench", *line, "--out", str(out)])
-    cli.app(standalone_mode=False)
+    commands.app(standalone_mode=False)
     with Image.open(out) as drawn:
         assert min(drawn.size) > 50
