@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -53,8 +53,8 @@ class Intervals:
     def corrected(self, reference: str, *, of_retention: bool) -> dict[Key, float]:
         """Return Holm-corrected p-values: one family per table, retention apart from the benchmarks."""
         family = {
-            key: each.p
-            for key, each in self.differences.items()
+            key: difference.p
+            for key, difference in self.differences.items()
             if key[1] == reference and (key[2] == RETENTION) == of_retention
         }
         return statistics.holm(family)
@@ -64,94 +64,116 @@ class Intervals:
         return frozenset(key[0] for key, p in self.corrected("random", of_retention=True).items() if p >= SIGNIFICANT)
 
 
-def of(comparison: Comparison, resamples: int = statistics.RESAMPLES) -> Intervals:
+def load_or_compute(comparison: Comparison, resamples: int = statistics.RESAMPLES) -> Intervals:
     """Return a comparison's intervals, from the cache where the same records were computed before.
 
     Raises:
         RecordError: a journal or packed file cannot be read.
     """
     path = _cache() / f"{_hash(comparison, resamples)}.json"
-    found = _cached(path)
-    if found is None:
-        found = compute(comparison, resamples)
-        if found.differences:
-            _write_cache(path, found)
-    return found
+    result = _cached(path)
+    if result is None:
+        result = compute(comparison, resamples)
+        if result.differences:
+            _write_cache(path, result)
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """What differences are computed from, by benchmark; R resamples.
+
+    Attributes:
+        plain: every row's score on the samples themselves, mean over seeds.
+        resampled: every row's score on each resample, (R,), mean over seeds.
+        num_images: images that the benchmark's samples ask about.
+    """
+
+    plain: Mapping[str, Mapping[RowKey, float]]
+    resampled: Mapping[str, Mapping[RowKey, NDArray[np.float64]]]
+    num_images: Mapping[str, int]
 
 
 def compute(comparison: Comparison, resamples: int = statistics.RESAMPLES) -> Intervals:
     """Return a comparison's intervals, resampled anew."""
     cells, notes = usable(comparison)
-    scores = scores_by_task(comparison, cells, resamples)
-    plain = {
-        task: {key: float(np.mean([_score(cells[e.cell_id]) for e in comparison.of(key, task)])) for key in rows}
-        for task, rows in scores.items()
-    }
-    images = {
-        task: int(max(cells[e.cell_id].layout.cluster_U.max() for key in rows for e in comparison.of(key, task))) + 1
-        for task, rows in scores.items()
-    }
-    found: dict[Key, Difference] = {}
+    scores = _scores(comparison, cells, resamples)
+    differences: dict[Key, Difference] = {}
     for key in comparison.rows:
         for reference in REFERENCES:
             other = comparison.find(reference, None if reference == "none" else key.budget)
-            if other is None or other == key or (key.method == "none"):
-                continue
-            common = [task for task, rows in scores.items() if key in rows and other in rows]
-            for task in common:
-                delta_R = scores[task][key] - scores[task][other]
-                each = statistics.difference(plain[task][key] - plain[task][other], delta_R, images[task])
-                found |= {(key, reference, task): each} if each else {}
-            each = _retention(comparison, key, other, common, plain, scores, images)
-            found |= {(key, reference, RETENTION): each} if each else {}
-    return Intervals(found, notes)
+            if other is not None and other != key and key.method != "none":
+                columns = _differences(scores, key, other, comparison.find("none"))
+                differences |= {(key, reference, column): difference for column, difference in columns.items()}
+    return Intervals(differences, notes)
 
 
-def _retention(
-    comparison: Comparison,
-    key: RowKey,
-    other: RowKey,
-    common: list[str],
-    plain: Mapping[str, Mapping[RowKey, float]],
-    scores: Mapping[str, Mapping[RowKey, NDArray[np.float64]]],
-    images: Mapping[str, int],
-) -> Difference | None:
+def _scores(comparison: Comparison, cells: Mapping[str, Contribution], resamples: int) -> _Scores:
+    plain: dict[str, dict[RowKey, float]] = {}
+    num_images: dict[str, int] = {}
+    resampled = scores_by_task(comparison, cells, resamples)
+    for task, rows in resampled.items():
+        seeds = {key: [cells[record.cell_id] for record in comparison.of(key, task)] for key in rows}
+        plain[task] = {key: float(np.mean([_score(cell) for cell in row])) for key, row in seeds.items()}
+        num_images[task] = int(max(cell.layout.cluster_U.max() for row in seeds.values() for cell in row)) + 1
+    return _Scores(plain, resampled, num_images)
+
+
+def _differences(scores: _Scores, key: RowKey, other: RowKey, none: RowKey | None) -> dict[str, Difference]:
+    """Return a row's score minus another's, on the benchmarks that both have, and of their average retention."""
+    common = [task for task, rows in scores.resampled.items() if key in rows and other in rows]
+    columns: dict[str, Difference | None] = {}
+    for task in common:
+        # Both rows were scored on the same draws, so the subtraction is paired: what an image's difficulty adds to
+        # both cancels out.
+        delta_R = scores.resampled[task][key] - scores.resampled[task][other]
+        value = scores.plain[task][key] - scores.plain[task][other]
+        columns[task] = statistics.difference(value, delta_R, scores.num_images[task])
+    if none is not None:
+        columns[RETENTION] = _retention(scores, key, other, none, common)
+    return {column: difference for column, difference in columns.items() if difference}
+
+
+def _retention(scores: _Scores, key: RowKey, other: RowKey, none: RowKey, common: Sequence[str]) -> Difference | None:
     """Return the difference of average retention over the benchmarks that both rows and the unpruned model have."""
-    none = comparison.find("none")
-    used = [task for task in common if none and none in scores[task] and plain[task][none] > 0]
-    if none is None or not used:
+    plain, resampled = scores.plain, scores.resampled
+    used = [task for task in common if none in resampled[task] and plain[task][none] > 0]
+    if not used:
         return None
     value = float(np.mean([100 * (plain[task][key] - plain[task][other]) / plain[task][none] for task in used]))
-    points_TR = np.stack([100 * (scores[task][key] - scores[task][other]) for task in used])
-    unpruned_TR = np.stack([scores[task][none] for task in used])
-    counts_TR = unpruned_TR > 0  # as `retention`: a benchmark that the unpruned model fails entirely has no share
+    points_TR = np.stack([100 * (resampled[task][key] - resampled[task][other]) for task in used])
+    unpruned_TR = np.stack([resampled[task][none] for task in used])
+    # The unpruned score is resampled with the others: a share's denominator is as uncertain as its numerator. On a
+    # resample that the unpruned model fails entirely a benchmark has no share and, as in `retention`, does not count.
+    counts_TR = unpruned_TR > 0
     shares_TR = np.divide(points_TR, unpruned_TR, out=np.zeros_like(points_TR), where=counts_TR)
     num_R = counts_TR.sum(0)
     mean_R = np.divide(shares_TR.sum(0), num_R, out=np.full(len(num_R), np.nan), where=num_R > 0)
-    return statistics.difference(value, mean_R, sum(images[task] for task in used))
+    return statistics.difference(value, mean_R, sum(scores.num_images[task] for task in used))
 
 
 def scores_by_task(
     comparison: Comparison, cells: Mapping[str, Contribution], resamples: int
 ) -> dict[str, dict[RowKey, NDArray[np.float64]]]:
     """Return every row's score on the resamples of each benchmark, (R,), mean over seeds."""
-    found: dict[str, dict[RowKey, NDArray[np.float64]]] = {}
+    scores: dict[str, dict[RowKey, NDArray[np.float64]]] = {}
     for task in comparison.tasks:
         members = {
-            each.cell_id: (key, cells[each.cell_id])
+            record.cell_id: (key, cells[record.cell_id])
             for key in comparison.rows
-            for each in comparison.of(key, task)
-            if each.cell_id in cells
+            for record in comparison.of(key, task)
+            if record.cell_id in cells
         }
         if not members:
             continue
+        # Seeded by the images, not by the benchmark: benchmarks on the same images draw the same ones.
         seed = next(iter(members.values()))[1].layout.images
         drawn = statistics.resampled({name: cell.sums() for name, (_, cell) in members.items()}, seed, resamples)
         rows: dict[RowKey, list[NDArray[np.float64]]] = defaultdict(list)
         for name, scores_R in drawn.items():
             rows[members[name][0]].append(scores_R)
-        found[task] = {key: np.mean(parts, axis=0) for key, parts in rows.items()}
-    return found
+        scores[task] = {key: np.mean(parts, axis=0) for key, parts in rows.items()}
+    return scores
 
 
 def _score(cell: Contribution) -> float:
@@ -160,36 +182,37 @@ def _score(cell: Contribution) -> float:
 
 def usable(comparison: Comparison) -> tuple[dict[str, Contribution], tuple[str, ...]]:
     """Return the contributions that fit their record and the other cells of their benchmark, and notes on the rest."""
-    found: dict[str, Contribution] = {}
+    cells: dict[str, Contribution] = {}
     for folder in comparison.folders:
-        found |= contributions.load(folder, comparison.records)
+        cells |= contributions.load(folder, comparison.records)
     good = {
-        each.cell_id: found[each.cell_id]
-        for each in comparison.records
-        if each.cell_id in found and abs(_score(found[each.cell_id]) - each.score) <= TOLERANCE
+        record.cell_id: cells[record.cell_id]
+        for record in comparison.records
+        if record.cell_id in cells and abs(_score(cells[record.cell_id]) - record.score) <= TOLERANCE
     }
     paired = _paired(comparison, good)
-    paired = {  # a row's seeds count together or not at all
-        each.cell_id: paired[each.cell_id]
+    # A row's seeds count together or not at all: a mean over some of them would be another row.
+    paired = {
+        record.cell_id: paired[record.cell_id]
         for key, rows in comparison.rows.items()
-        for each in rows
-        if all(other.cell_id in paired for other in comparison.of(key, each.cell["task"]))
+        for record in rows
+        if all(other.cell_id in paired for other in comparison.of(key, record.cell["task"]))
     }
     total = len(comparison.records)
-    return paired, tuple(_complaints(total, len(found), len(good), len(paired)))
+    return paired, tuple(_complaints(total, len(cells), len(good), len(paired)))
 
 
 def _paired(comparison: Comparison, cells: Mapping[str, Contribution]) -> dict[str, Contribution]:
     """Keep, per benchmark, the cells that answered the samples most cells answered."""
-    found: dict[str, Contribution] = {}
+    paired: dict[str, Contribution] = {}
     for task in comparison.tasks:
         by_layout: dict[str, list[str]] = defaultdict(list)
-        for each in comparison.records:
-            if each.cell["task"] == task and each.cell_id in cells:
-                by_layout[cells[each.cell_id].layout.id].append(each.cell_id)
+        for record in comparison.records:
+            if record.cell["task"] == task and record.cell_id in cells:
+                by_layout[cells[record.cell_id].layout.id].append(record.cell_id)
         most: list[str] = max(by_layout.values(), key=len, default=[])
-        found |= {name: cells[name] for name in most}
-    return found
+        paired |= {name: cells[name] for name in most}
+    return paired
 
 
 def _complaints(total: int, num_found: int, num_good: int, num_paired: int) -> Iterable[str]:
@@ -210,7 +233,7 @@ def _complaints(total: int, num_found: int, num_good: int, num_paired: int) -> I
 
 
 def _hash(comparison: Comparison, resamples: int) -> str:
-    rows = [(e.cell_id, e.score, e.num_samples, e.finished) for e in comparison.records]
+    rows = [(record.cell_id, record.score, record.num_samples, record.finished) for record in comparison.records]
     sources = [
         (path.name, path.stat().st_size, path.stat().st_mtime_ns)
         for folder in comparison.folders
@@ -247,10 +270,13 @@ def _row(fields: Mapping[str, Any]) -> RowKey:
     return RowKey(BudgetRequest(**fields["budget"]), fields["method"], fields["params"])
 
 
-def _write_cache(path: Path, found: Intervals) -> None:
-    rows = [(asdict(row), reference, name, asdict(each)) for (row, reference, name), each in found.differences.items()]
+def _write_cache(path: Path, result: Intervals) -> None:
+    rows = [
+        (asdict(row), reference, name, asdict(difference))
+        for (row, reference, name), difference in result.differences.items()
+    ]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.replace(path, json.dumps({"differences": rows, "notes": found.notes}).encode())
+        files.replace(path, json.dumps({"differences": rows, "notes": result.notes}).encode())
     except (OSError, StorageError) as error:
         _log.warning("intervals are not cached: %s", error)

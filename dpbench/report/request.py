@@ -7,13 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dpbench.errors import ConfigError
-from dpbench.report import intervals, runs
-from dpbench.report import zip_file as bundle
+from dpbench.report import intervals, runs, zip_file
 from dpbench.report.runs import Comparison, Run, runs_under
-from dpbench.report.tables import ablation, efficiency, ours_beside_published, significance, two_runs
-from dpbench.report.tables import hard_subset as hard
-from dpbench.report.tables import published as paper
-from dpbench.report.tables import scores as comparison
+from dpbench.report.tables import (
+    ablation,
+    efficiency,
+    hard_subset,
+    ours_beside_published,
+    published,
+    scores,
+    significance,
+    two_runs,
+)
 from dpbench.report.tables.render import render, render_all
 from dpbench.report.tables.scores import retention
 from dpbench.report.tables.table import Section
@@ -70,10 +75,10 @@ def write(request: Request) -> tuple[str, list[str]]:
     """
     text, notes = report(request), []
     if request.figures is not None:
-        from dpbench.report.figures import files as drawing
+        from dpbench.report.figures.files import write as write_figures
 
-        drawn = drawing.write(request.folders or runs_under(RESULTS), request.figures)
-        notes.append(f"{request.figures}: {len(drawn)} files")
+        paths = write_figures(request.folders or runs_under(RESULTS), request.figures)
+        notes.append(f"{request.figures}: {len(paths)} files")
     if request.out is None:
         return text, notes
     files.write_output("--out", request.out, f"{text}\n".encode())
@@ -92,7 +97,7 @@ def report(request: Request) -> str:
         return render_all(_paper(request), request.form) + _verdict(request)
     folders = request.folders or tuple(runs_under(RESULTS))
     if request.bundle:
-        return f"written: {bundle.write(request.bundle, folders, lambda copies: _parts(request, copies))}"
+        return f"written: {zip_file.write(request.bundle, folders, lambda copies: _parts(request, copies))}"
     if request.form == "html":
         return _page(request, folders)
     return render_all(sections(request, folders), request.form)
@@ -100,7 +105,7 @@ def report(request: Request) -> str:
 
 def _check(request: Request) -> None:
     if request.bundle and request.out:
-        raise ConfigError("--bundle names its own file; leave --out out")
+        raise ConfigError("--bundle names its own file; remove --out")
     if request.diff and len(request.folders) != 2:
         raise ConfigError(f"--diff compares two runs, got {len(request.folders)}; give RUN_A RUN_B")
     modes = [name for name in ("paper", "diff", "bundle") if getattr(request, name)]
@@ -110,25 +115,25 @@ def _check(request: Request) -> None:
         raise ConfigError("--paper prints the paper's tables alone; for yours beside them give --compare paper")
     if request.form == "html" and modes and modes != ["bundle"]:
         raise ConfigError(f"--{modes[0]} has no page; give --format markdown, latex, csv or json")
-    _without_effect(request)
+    _check_effects(request)
 
 
-def _without_effect(request: Request) -> None:
+def _check_effects(request: Request) -> None:
     """Refuse a choice of tables where it would be ignored.
 
     Raises:
         ConfigError: names both options.
     """
     given = {"table": request.table, "compare": request.compare, "subset": request.hard}
-    whole = {
+    complete_reports = {
         "--paper": (request.paper, ("compare", "subset")),
         "--diff": (request.diff, ("table", "compare", "subset")),
         "--format html": (request.form == "html" and not request.bundle, ("table", "compare", "subset")),
     }
-    for option, (asked, ignored) in whole.items():
+    for option, (is_requested, ignored) in complete_reports.items():
         for name in ignored:
-            if asked and given[name]:
-                raise ConfigError(f"--{name} has no effect on {option}, which shows all there is; leave it out")
+            if is_requested and given[name]:
+                raise ConfigError(f"--{name} has no effect on {option}, which shows all there is; remove it")
 
 
 def sections(request: Request, folders: Sequence[Path]) -> list[Section]:
@@ -141,43 +146,44 @@ def sections(request: Request, folders: Sequence[Path]) -> list[Section]:
     if request.diff:
         return two_runs.sections(folders[0], folders[1])
     loaded = [runs.load(folder) for folder in folders]
-    found = [each for one in runs.comparisons(loaded) for each in _comparison(one, request)]
-    found += _efficiency(loaded, request)
-    if not found:
+    tables = [table for comparison in runs.comparisons(loaded) for table in _comparison(comparison, request)]
+    tables += _efficiency(loaded, request)
+    if not tables:
         where = ", ".join(map(str, folders))
         raise ConfigError(
-            f"--table: {where} hold nothing of Table {request.table}; leave --table out to see what they hold"
+            f"--table: {where} hold nothing of Table {request.table}; remove --table to see what they hold"
         )
-    return found
+    return tables
 
 
 def _wants(request: Request, table: int) -> bool:
     return request.table in (None, table)
 
 
-def _comparison(one: Comparison, request: Request) -> Iterable[Section]:
-    is_ablation = ablation.is_ablation(one)
+def _comparison(comparison: Comparison, request: Request) -> Iterable[Section]:
+    is_ablation = ablation.is_ablation(comparison)
     if is_ablation and _wants(request, 5):
-        yield ablation.section(one)
+        yield ablation.section(comparison)
         if request.compare:
-            yield ours_beside_published.variants(one)
-    if _wants(request, ours_beside_published.table_of(one.cell["backbone"])) and not (is_ablation and request.table):
-        yield from _scores(one, request, with_paper=request.compare and not is_ablation)
+            yield ours_beside_published.variants(comparison)
+    number = ours_beside_published.table_of(comparison.cell["backbone"])
+    if _wants(request, number) and not (is_ablation and request.table):
+        yield from _scores(comparison, request, with_paper=request.compare and not is_ablation)
 
 
-def _scores(one: Comparison, request: Request, *, with_paper: bool) -> Iterable[Section]:
-    found = intervals.of(one)
-    scores = comparison.section(one, found.like_random())
-    yield replace(scores, notes=(*scores.notes, *found.notes))
+def _scores(comparison: Comparison, request: Request, *, with_paper: bool) -> Iterable[Section]:
+    bootstrap = intervals.load_or_compute(comparison)
+    table = scores.section(comparison, bootstrap.like_random())
+    yield replace(table, notes=(*table.notes, *bootstrap.notes))
     if with_paper:
-        yield ours_beside_published.scores(one)
-    yield from significance.sections(one, found)
+        yield ours_beside_published.scores(comparison)
+    yield from significance.sections(comparison, bootstrap)
     if request.hard:
-        yield hard.section(one)
+        yield hard_subset.section(comparison)
 
 
 def _efficiency(loaded: Sequence[Run], request: Request) -> Iterable[Section]:
-    profiles = [each for run in loaded for each in run.profiles]
+    profiles = [profile for run in loaded for profile in run.profiles]
     if not _wants(request, 4) or not profiles:
         return
     for group in efficiency.groups(profiles):
@@ -188,12 +194,12 @@ def _efficiency(loaded: Sequence[Run], request: Request) -> Iterable[Section]:
 
 
 def _paper(request: Request) -> list[Section]:
-    return paper.sections((request.table,) if request.table else paper.TABLES)
+    return published.sections((request.table,) if request.table else published.TABLES)
 
 
 def _verdict(request: Request) -> str:
     """Return what recomputing the averages gives; CSV and JSON have it as a column."""
-    return f"\n\n{paper.verdict()}" if request.form in ("markdown", "latex") and not request.table else ""
+    return f"\n\n{published.verdict()}" if request.form in ("markdown", "latex") and not request.table else ""
 
 
 def _page(request: Request, folders: Sequence[Path]) -> str:
@@ -206,5 +212,5 @@ def _parts(request: Request, copies: Sequence[Path]) -> dict[str, str]:
     """Return a bundle's tables and its page."""
     tables = sections(request, copies)
     endings = {"markdown": "md", "latex": "tex", "csv": "csv", "json": "json"}
-    files = {f"tables.{ending}": render_all(tables, form) + "\n" for form, ending in endings.items()}
-    return {**files, "report.html": _page(request, copies)}
+    texts = {f"tables.{ending}": render_all(tables, form) + "\n" for form, ending in endings.items()}
+    return {**texts, "report.html": _page(request, copies)}

@@ -60,6 +60,7 @@ def weights(num_clusters: int, resamples: int, seed: str) -> Iterator[NDArray[np
     for start in range(0, resamples, size):
         rows = min(size, resamples - start)
         drawn = generator.integers(num_clusters, size=(rows, num_clusters), dtype=np.int32)
+        # Offset every row's numbers, so that one bincount counts all rows at once.
         drawn += np.arange(rows, dtype=np.int32)[:, None] * np.int32(num_clusters)
         counts = np.bincount(drawn.ravel(), minlength=rows * num_clusters)
         yield counts.reshape(rows, num_clusters).astype(np.float64)
@@ -99,8 +100,11 @@ def difference(value: float, resampled_R: NDArray[np.float64], num_clusters: int
     tail = 50 * (1 - LEVEL)
     low, high = np.percentile(resampled_R, [tail, 100 - tail])
     error = float(resampled_R.std(ddof=1))
+    # A share of resamples cannot get below 1 / R, and Holm's correction multiplies it: the normal tail can. The share
+    # is kept as a floor, so that no p-value contradicts its interval.
     normal = erfc(abs(value) / error / sqrt(2)) if error > 0 else float(value == 0)
     tails = 2 * min(float((resampled_R <= 0).mean()), float((resampled_R >= 0).mean()))
+    # With n images a sign test's smallest two-sided p-value is 2 ** (1 - n): few images cannot prove more.
     p = min(1.0, max(normal, tails, 2.0 ** (1 - num_clusters)))
     return Difference(float(value), float(low), float(high), p)
 

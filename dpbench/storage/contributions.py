@@ -106,12 +106,12 @@ def of_answers(task: str, answers: Sequence[Answer]) -> Contribution:
 
 def unit(task: str, answer: Answer) -> str:
     """Name what a sample is scored together with."""
-    known = tasks.find(task)
-    found = answer.scores.get(known.metric or "") or {}
-    if known.group == "circle":
-        return f"circle {found['index'] % aggregators.ROTATION}"
-    if known.group == "question_id" and found:
-        return f"{found['category']} {found['question_id']}"
+    benchmark = tasks.find(task)
+    scores = answer.scores.get(benchmark.metric or "") or {}
+    if benchmark.group == "circle":
+        return f"circle {scores['index'] % aggregators.ROTATION}"
+    if benchmark.group == "question_id" and scores:
+        return f"{scores['category']} {scores['question_id']}"
     return str(answer.doc_id)
 
 
@@ -122,10 +122,10 @@ def pack(folder: Path) -> Path:
         RecordError: a journal cannot be read.
     """
     records = record.read(folder / "records.jsonl", Record)
-    known = dict(load(folder, records, journals=True))
+    cells = dict(load(folder, records, journals=True))
     path = folder / NAME
-    if known:
-        _write(path, known)
+    if cells:
+        _write(path, cells)
     return path
 
 
@@ -152,14 +152,14 @@ def load(folder: Path, records: Iterable[Record], *, journals: bool = True) -> d
         RecordError: the packed file or a journal cannot be read.
     """
     path = folder / NAME
-    found = _read(path) if path.is_file() else {}
-    wanted = {each.cell_id: each for each in records}
-    found = {name: cell for name, cell in found.items() if name in wanted}
-    for name, each in wanted.items():
+    cells = _read(path) if path.is_file() else {}
+    by_id = {row.cell_id: row for row in records}
+    cells = {name: cell for name, cell in cells.items() if name in by_id}
+    for name, row in by_id.items():
         lines = folder / "samples" / f"{name}.jsonl"
-        if journals and name not in found and lines.is_file():
-            found[name] = of_answers(each.cell["task"], list(journal.Journal(lines).answers.values()))
-    return found
+        if journals and name not in cells and lines.is_file():
+            cells[name] = of_answers(row.cell["task"], list(journal.Journal(lines).answers.values()))
+    return cells
 
 
 def _read(path: Path) -> dict[str, Contribution]:

@@ -25,8 +25,7 @@ from dpbench.errors import ConfigError
 from dpbench.machine.device import pick_device
 from dpbench.method import Method, Reduction
 from dpbench.tasks.data.images import refuse_truncated_images
-from dpbench.visualize import picture as kept_figure
-from dpbench.visualize.picture import Kept, Sheet
+from dpbench.visualize.picture import Kept, Sheet, check_out, parse_rows, write
 
 SAMPLE = "picture"
 """Names the sample that a method's randomness is seeded by."""
@@ -36,7 +35,7 @@ def read_image(path: Path) -> Image.Image:
     """Return an image file as RGB, upright where EXIF says it is not: as benchmarks' images are read.
 
     Raises:
-        ConfigError: it is not there, no file, empty, cut off or no image.
+        ConfigError: it does not exist, or is a folder, empty, cut off or not an image.
     """
     if not path.exists():
         raise ConfigError(f"IMAGE: there is no file {path}; give an image file")
@@ -48,12 +47,14 @@ def read_image(path: Path) -> Image.Image:
         with refuse_truncated_images(), Image.open(path) as opened:
             return ImageOps.exif_transpose(opened).convert("RGB")
     except UnidentifiedImageError:
-        raise ConfigError(f"IMAGE: {path} is no image that Pillow can read; give a PNG, JPEG or WebP file") from None
+        raise ConfigError(
+            f"IMAGE: {path} is not an image that Pillow can read; give a PNG, JPEG or WebP file"
+        ) from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ConfigError(f"IMAGE: {path} cannot be read ({error}); give a whole image file") from None
 
 
-def kept(
+def decide(
     backbone: Backbone, image: Image.Image, names: Sequence[str], rule: decision.Rule, question: str
 ) -> list[Kept]:
     """Return what each method keeps: one entry for a decision before the LLM, one for each cut inside it.
@@ -69,12 +70,14 @@ def kept(
         ConfigError: an unknown method, or a budget out of its reach.
         UnsupportedError: the backbone lacks what a method reads.
     """
-    return [each for name in names for each in _kept(backbone, image, name, rule, question)]
+    return [entry for name in names for entry in _decide_one(backbone, image, name, rule, question)]
 
 
 @torch.inference_mode()
-def _kept(backbone: Backbone, image: Image.Image, name: str, rule: decision.Rule, question: str) -> Iterator[Kept]:
-    method, decided = recorded(registry.load(name).bind(backbone))
+def _decide_one(
+    backbone: Backbone, image: Image.Image, name: str, rule: decision.Rule, question: str
+) -> Iterator[Kept]:
+    method, selected = record_selections(registry.load(name).bind(backbone))
     prompt = decision.build_prompt(backbone, method, [image], question, rule)
     (features,) = backbone.encode(prompt.pixels, method.needs(backbone.provides))
     generators = [decision.image_generator(0, SAMPLE, 0)]
@@ -82,30 +85,32 @@ def _kept(backbone: Backbone, image: Image.Image, name: str, rule: decision.Rule
     sheet = sheet_of(backbone, image, prompt, features)
     (before,) = spliced.kept
     if not spliced.cuts:
-        whole = torch.arange(len(features.embeds_ND))
-        yield _decision(f"{name}\n", sheet, features, before, whole, num_mixed(backbone, features, before))
+        all_tokens = torch.arange(len(features.embeds_ND))
+        yield _decision(f"{name}\n", sheet, features, before, all_tokens, num_mixed(backbone, features, before))
         return
     (rows,) = spliced.tokens
     with forward.prune(backbone, method, [spliced]):
         batch = forward.collate([spliced])
         backbone.logits(batch.embeds_BLD, None, batch.positions_PBL, last=True)
-    for cut, reduction in zip(spliced.cuts, decided, strict=True):
+    for cut, reduction in zip(spliced.cuts, selected, strict=True):
         chosen = reduction.indices_K.cpu()
         merged = int((chosen < 0).sum())
         yield _decision(f"{name}\nbefore layer {cut.layer}: ", sheet, features, reduction, rows, merged)
         rows = torch.where(chosen < 0, -1, rows[chosen.clamp(min=0)])
 
 
-def recorded(method: Method) -> tuple[Method, list[Reduction]]:
-    """Return a copy of a bound method and the list that what it selects inside the LLM is added to."""
-    copied, decided = copy.copy(method), list[Reduction]()
+def record_selections(method: Method) -> tuple[Method, list[Reduction]]:
+    """Return a copy of a bound method, and a list to which the copy adds what it selects inside the LLM."""
+    copied, selected = copy.copy(method), list[Reduction]()
 
     def select(view: Any) -> Reduction:
-        decided.append(method.select(view))
-        return decided[-1]
+        selected.append(method.select(view))
+        return selected[-1]
 
+    # A subclass or a wrapper could not stand in: the engine and a method's own functions read fields and class
+    # attributes of the method itself. The copy is ours alone, so the frozen original stays as it was.
     object.__setattr__(copied, "select", select)
-    return copied, decided
+    return copied, selected
 
 
 def num_mixed(backbone: Backbone, features: Features, reduction: Reduction) -> int:
@@ -135,8 +140,8 @@ def _decision(title: str, sheet: Sheet, features: Features, reduction: Reduction
     if reduction.scores_N is not None and len(reduction.scores_N) == len(alive):
         scores_N[alive.numpy()] = reduction.scores_N.double().cpu().numpy()
     unit = torch.nn.functional.normalize(features.embeds_ND.float(), dim=-1).cpu().numpy()
-    shown = f"{title}{len(chosen)} of {len(features.embeds_ND)}{f', {mixed} mixed' if mixed else ''}"
-    return Kept(shown, sheet, tokens[tokens >= 0].numpy(), scores_N, unit)
+    heading = f"{title}{len(chosen)} of {len(features.embeds_ND)}{f', {mixed} mixed' if mixed else ''}"
+    return Kept(heading, sheet, tokens[tokens >= 0].numpy(), scores_N, unit)
 
 
 def sheet_of(backbone: Backbone, image: Image.Image, prompt: Prompt, features: Features) -> Sheet:
@@ -167,9 +172,9 @@ def _views(backbone: Backbone, image: Image.Image, pixels: Pixels, rows: int, co
     if values.ndim == 2:
         step = max(image.height // rows, 1)
         return [np.asarray(image.resize((cols * step, rows * step)))]
-    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (processor.image_mean, processor.image_std))
+    mean, std = (torch.tensor(part).view(3, 1, 1) for part in (processor.image_mean, processor.image_std))
     seen = ((values * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
-    return [each.permute(1, 2, 0).numpy() for each in (seen if seen.ndim == 4 else seen[None])]
+    return [part.permute(1, 2, 0).numpy() for part in (seen if seen.ndim == 4 else seen[None])]
 
 
 def _map_places(features: Features, places: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -197,7 +202,7 @@ class Request:
         backbone: its name.
         budget: as requested.
         question: what methods that read it are asked.
-        show: rows of the picture, of `picture.SHOWN`; empty for all.
+        show: rows of the picture, of `picture.ROWS`; empty for all.
         weights: folder or hub repository in place of the default.
         revision: of a hub repository.
         device: "auto", "cpu" or "cuda".
@@ -243,12 +248,12 @@ def draw(request: Request) -> str:
         UnsupportedError: the backbone lacks what a method reads.
     """
     _check(request)
-    opened, shown = read_image(request.image), kept_figure.shown(request.show or None)
-    kept_figure.check_out(request.out)
+    image, rows = read_image(request.image), parse_rows(request.show)
+    check_out(request.out)
     name, weights, revision = request.backbone, request.weights, request.revision
     backbones.locate(name, weights, revision)
     device = pick_device(request.device)
     loaded = backbones.load(name, weights=weights, revision=revision, device=device, dtype=request.dtype)
     rule = decision.Rule(request.budget)
-    kept_figure.write(kept(loaded, opened, request.methods, rule, request.question), shown, request.out)
+    write(decide(loaded, image, request.methods, rule, request.question), rows, request.out)
     return f"{request.out}: {', '.join(request.methods)} on {request.image.name}, {request.backbone}"

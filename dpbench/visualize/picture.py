@@ -24,7 +24,7 @@ from dpbench.errors import ConfigError, did_you_mean
 from dpbench.report.figures.files import FORMATS, style
 from dpbench.storage import files
 
-SHOWN = ("kept", "lowest", "scores", "similarity")
+ROWS = ("kept", "lowest", "scores", "similarity")
 """The rows of the picture."""
 _LABELS = {"kept": "kept", "lowest": "lowest scores", "scores": "scores", "similarity": "cosine similarity"}
 _DARK = 0.18
@@ -74,8 +74,8 @@ class Kept:
     unit_ND: NDArray[np.float32]
 
     @property
-    def scored(self) -> bool:
-        """Tell whether the method ranks tokens."""
+    def has_scores(self) -> bool:
+        """Return True if the method ranks tokens."""
         return bool(np.isfinite(self.scores_N).any())
 
     @cached_property
@@ -83,7 +83,7 @@ class Kept:
         """Return at most K dropped tokens: those with the lowest scores, lowest last; else evenly spaced ones."""
         rest = np.setdiff1d(np.arange(len(self.scores_N)), self.tokens_K)
         count = min(len(self.tokens_K), len(rest))
-        if self.scored:
+        if self.has_scores:
             rest = rest[np.isfinite(self.scores_N[rest])]
             return rest[np.argsort(self.scores_N[rest], kind="stable")][:count][::-1]
         return rest[np.linspace(0, len(rest) - 1, count).astype(int)] if count else rest[:0]
@@ -92,30 +92,30 @@ class Kept:
     def similarity(self) -> NDArray[np.float32]:
         """Return cosines between the kept and then the dropped tokens, best score first, both ways."""
         top = self.tokens_K
-        if self.scored and np.isfinite(self.scores_N[top]).all():
+        if self.has_scores and np.isfinite(self.scores_N[top]).all():
             top = top[np.argsort(-self.scores_N[top], kind="stable")]
         unit = self.unit_ND[np.concatenate([top, self.dropped_K])]
         return np.asarray(unit @ unit.T, dtype=np.float32)
 
 
-def shown(given: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the rows that `--show` names, in the picture's order.
+def parse_rows(requested: Sequence[str]) -> tuple[str, ...]:
+    """Return the rows that `--show` names, in the picture's order; all by default.
 
     Raises:
-        ConfigError: one that there is not.
+        ConfigError: a row is unknown.
     """
-    names = [name.strip() for entry in given or SHOWN for name in entry.split(",") if name.strip()]
+    names = [name.strip() for entry in requested or ROWS for name in entry.split(",") if name.strip()]
     for name in names:
-        if name not in SHOWN:
-            raise ConfigError(f"--show: there is no row {name!r}; {did_you_mean(name, SHOWN)}")
-    return tuple(name for name in SHOWN if name in names)
+        if name not in ROWS:
+            raise ConfigError(f"--show: there is no row {name!r}; {did_you_mean(name, ROWS)}")
+    return tuple(name for name in ROWS if name in names)
 
 
 def write(decisions: Sequence[Kept], rows: Sequence[str], out: Path) -> None:
     """Draw decisions side by side and write them as out's suffix says.
 
     Raises:
-        ConfigError: a suffix that is no picture's, or a place that cannot be written to.
+        ConfigError: the suffix is not a picture's, or the file cannot be written.
     """
     check_out(out)
     with style():
@@ -126,43 +126,43 @@ def write(decisions: Sequence[Kept], rows: Sequence[str], out: Path) -> None:
 
 
 def check_out(out: Path) -> None:
-    """Refuse a file that no picture can be written to.
+    """Refuse a file that a picture cannot be written to, before a model is loaded.
 
     Raises:
-        ConfigError: its suffix is no picture's, it is a folder, or nothing can be written there.
+        ConfigError: its suffix is not a picture's, it is a folder, or its folder cannot be written to.
     """
     if out.suffix[1:].lower() not in FORMATS or out.is_dir():
-        raise ConfigError(f"--out: {out} is no picture's name; give one that ends in .png, .pdf or .svg")
+        raise ConfigError(f"--out: {out} is not the name of a picture; give one that ends in .png, .pdf or .svg")
     files.check_writable(out.parent)
 
 
 def draw(decisions: Sequence[Kept], rows: Sequence[str]) -> Figure:
     """Return the picture: a column per decision, a row per kind; rows that no method can fill are left out."""
-    rows = [row for row in rows if row in ("kept", "similarity") or any(each.scored for each in decisions)]
+    rows = [row for row in rows if row in ("kept", "similarity") or any(decision.has_scores for decision in decisions)]
     height, width, _ = decisions[0].sheet.picture.shape
     aspect = {row: 1.0 if row == "similarity" else height / width for row in rows}
     wide = _WIDTH * max(1.0, width / height)
-    figure = Figure(figsize=(0.5 + wide * len(decisions), 0.5 + sum(wide * each for each in aspect.values())))
+    figure = Figure(figsize=(0.5 + wide * len(decisions), 0.5 + sum(wide * ratio for ratio in aspect.values())))
     grid = figure.subplots(len(rows), len(decisions), squeeze=False, height_ratios=list(aspect.values()))
     for row, panels in zip(rows, grid, strict=True):
         _row(figure, row, list(panels), decisions)
         panels[0].set_ylabel(_LABELS[row])
-    for each, axes in zip(decisions, grid[0], strict=True):
-        axes.set_title(each.title)
+    for decision, axes in zip(decisions, grid[0], strict=True):
+        axes.set_title(decision.title)
     return figure
 
 
 def _row(figure: Figure, row: str, panels: list[Axes], decisions: Sequence[Kept]) -> None:
-    least = min((float(each.similarity.min(initial=1.0)) for each in decisions), default=0.0)
-    for axes, each in zip(panels, decisions, strict=True):
+    least = min((float(decision.similarity.min(initial=1.0)) for decision in decisions), default=0.0)
+    for axes, decision in zip(panels, decisions, strict=True):
         axes.set(xticks=[], yticks=[])
         axes.grid(visible=False)
         for spine in axes.spines.values():
             spine.set_visible(False)
         if row == "similarity":
-            _similarity(axes, each, least)
-        elif row == "kept" or each.scored:
-            axes.imshow(_picture(row, each), interpolation="nearest")
+            _similarity(axes, decision, least)
+        elif row == "kept" or decision.has_scores:
+            axes.imshow(_picture(row, decision), interpolation="nearest")
         else:
             axes.text(0.5, 0.5, "no scores", ha="center", va="center", transform=axes.transAxes, color="#777777")
     if row == "scores":
@@ -172,16 +172,16 @@ def _row(figure: Figure, row: str, panels: list[Axes], decisions: Sequence[Kept]
         figure.colorbar(ScalarMappable(Normalize(least, 1), "magma"), ax=panels, fraction=0.02, pad=0.01)
 
 
-def _picture(row: str, each: Kept) -> NDArray[np.uint8]:
+def _picture(row: str, decision: Kept) -> NDArray[np.uint8]:
     """Return the image with what is not shown darkened, or under its scores."""
-    picture, alive = each.sheet.picture.astype(float), np.zeros(len(each.scores_N))
+    picture, alive = decision.sheet.picture.astype(float), np.zeros(len(decision.scores_N))
     if row == "scores":
-        heat = colormaps["viridis"](each.sheet.paint(_ranks(each.scores_N), np.nan))[..., :3] * 255
-        known = np.isfinite(each.sheet.paint(each.scores_N, np.nan))[..., None]
+        heat = colormaps["viridis"](decision.sheet.paint(_ranks(decision.scores_N), np.nan))[..., :3] * 255
+        is_scored = np.isfinite(decision.sheet.paint(decision.scores_N, np.nan))[..., None]
         grey = picture.mean(-1, keepdims=True)
-        return np.where(known, 0.75 * heat + 0.25 * grey, _shade(each.sheet, picture)).astype(np.uint8)
-    alive[each.tokens_K if row == "kept" else each.dropped_K] = 1
-    return (picture * each.sheet.paint(_DARK + (1 - _DARK) * alive, 1.0)[..., None]).astype(np.uint8)
+        return np.where(is_scored, 0.75 * heat + 0.25 * grey, _shade(decision.sheet, picture)).astype(np.uint8)
+    alive[decision.tokens_K if row == "kept" else decision.dropped_K] = 1
+    return (picture * decision.sheet.paint(_DARK + (1 - _DARK) * alive, 1.0)[..., None]).astype(np.uint8)
 
 
 def _shade(sheet: Sheet, picture: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -191,14 +191,14 @@ def _shade(sheet: Sheet, picture: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _ranks(scores_N: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the share of scored tokens that each one beats, 0-1: scores of all methods on one scale."""
-    ranks, known = np.full(len(scores_N), np.nan), np.flatnonzero(np.isfinite(scores_N))
-    ranks[known[np.argsort(scores_N[known], kind="stable")]] = np.linspace(0, 1, len(known))
+    ranks, scored = np.full(len(scores_N), np.nan), np.flatnonzero(np.isfinite(scores_N))
+    ranks[scored[np.argsort(scores_N[scored], kind="stable")]] = np.linspace(0, 1, len(scored))
     return ranks
 
 
-def _similarity(axes: Axes, each: Kept, least: float) -> None:
+def _similarity(axes: Axes, decision: Kept, least: float) -> None:
     """Draw the matrix, its border between kept and dropped, and the mean cosine inside either block."""
-    count, matrix = len(each.tokens_K), each.similarity
+    count, matrix = len(decision.tokens_K), decision.similarity
     if not len(matrix):
         axes.text(
             0.5, 0.5, "nothing kept to compare", ha="center", va="center", transform=axes.transAxes, color="#777777"
@@ -207,7 +207,10 @@ def _similarity(axes: Axes, each: Kept, least: float) -> None:
     axes.imshow(matrix, cmap="magma", vmin=least, vmax=1, interpolation="nearest")
     axes.axhline(count - 0.5, color="white", linewidth=1)
     axes.axvline(count - 0.5, color="white", linewidth=1)
-    blocks = (("kept", matrix[:count, :count]), ("lowest" if each.scored else "dropped", matrix[count:, count:]))
+    blocks = (
+        ("kept", matrix[:count, :count]),
+        ("lowest" if decision.has_scores else "dropped", matrix[count:, count:]),
+    )
     parts = [f"{name} {_mean_beside_diagonal(block):.2f}" for name, block in blocks if len(block) > 1]
     axes.set_xlabel("  |  ".join(parts), fontsize=7.5)
 

@@ -181,7 +181,7 @@ LINES = {
     DRAW: "give --keep K or --prune-rate R",
     f"{DRAW} --keep 0": "--keep: must be at least 1, got 0",
     f"{DRAW} --prune-rate nan": "--prune-rate: must be at least 0 and below 1, got nan",
-    f"{DRAW} --keep 16 --out x.txt": "--out: x.txt is no picture's name",
+    f"{DRAW} --keep 16 --out x.txt": "--out: x.txt is not the name of a picture",
     f"{DRAW} --keep 16 --out {{s}}/a_file/x.png": "--out: cannot write to {s}/a_file",
     f"{DRAW} --keep 16 --show kpet": "--show: there is no row 'kpet'; did you mean 'kept'?",
     f"{DRAW} --keep 16 --weights {{s}}/weights/cut": "model.safetensors is damaged",
@@ -190,7 +190,7 @@ LINES = {
     "visualize {s}/images/cut.png --method grid --keep 16": "cannot be read (",
     "visualize {s}/images/cut.jpg --method grid --keep 16": "cannot be read (image file is truncated",
     "visualize {s}/images/zero.png --method grid --keep 16": "zero.png is empty (0 bytes)",
-    "visualize {s}/images/text.png --method grid --keep 16": "text.png is no image that Pillow can read",
+    "visualize {s}/images/text.png --method grid --keep 16": "text.png is not an image that Pillow can read",
     "visualize {s}/images/bomb.png --method grid --keep 16": "exceeds limit of",
     # check, list, doctor, data, merge, toy
     "check gird": "there is no method 'gird'; did you mean 'grid'?",

@@ -59,7 +59,7 @@ GRID, HOLOV, RANDOM = (RowKey(BudgetRequest(keep=16), name, "{}") for name in ("
 
 
 def test_a_better_method_wins_and_its_like_cannot_be_told_from_random(tmp_path: Path) -> None:
-    found = intervals.of(loaded(run(tmp_path, ROWS)))
+    found = intervals.load_or_compute(loaded(run(tmp_path, ROWS)))
     assert found.like_random() == {GRID}
     assert significance.tally(found, HOLOV, "random") == {"win": 2, "tie": 0, "loss": 0}
     assert significance.tally(found, GRID, "random") == {"win": 0, "tie": 2, "loss": 0}
@@ -69,7 +69,7 @@ def test_a_better_method_wins_and_its_like_cannot_be_told_from_random(tmp_path: 
 
 def test_values_are_the_tables_own(tmp_path: Path) -> None:
     one = loaded(run(tmp_path, ROWS))
-    found = intervals.of(one)
+    found = intervals.load_or_compute(one)
     scores = {key: comparison.scores_of(records) for key, records in one.rows.items()}
     none = one.find("none")
     assert none is not None
@@ -97,7 +97,7 @@ def test_retention_is_recomputed_on_every_resample(tmp_path: Path) -> None:
 def test_seeds_are_pooled(tmp_path: Path) -> None:
     rows = {**ROWS, ("random", 16, 1): 0.8}
     one = loaded(run(tmp_path, rows))
-    found = intervals.of(one)
+    found = intervals.load_or_compute(one)
     scores = {key: comparison.scores_of(records) for key, records in one.rows.items()}
     assert len(one.of(RANDOM, "gqa")) == 2
     value = found.differences[GRID, "random", "gqa"].value
@@ -127,20 +127,20 @@ def test_pairing_narrows_the_interval(tmp_path: Path) -> None:
 
 def test_the_second_report_reads_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
     one = loaded(run(tmp_path, ROWS))
-    first = intervals.of(one, 200)
+    first = intervals.load_or_compute(one, 200)
     assert len(list((own_cache / "dpbench" / "intervals").glob("*.json"))) == 1
     monkeypatch.setattr(intervals, "compute", None)
-    assert intervals.of(one, 200) == first
+    assert intervals.load_or_compute(one, 200) == first
 
 
 def test_a_damaged_cache_is_computed_anew(tmp_path: Path, own_cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     one = loaded(run(tmp_path, ROWS))
-    first = intervals.of(one, 200)
+    first = intervals.load_or_compute(one, 200)
     (path,) = (own_cache / "dpbench" / "intervals").glob("*.json")
     for text in ("{", "[]", '{"differences": [[1]], "notes": []}'):
         path.write_text(text)
         with caplog.at_level(logging.WARNING):
-            assert intervals.of(one, 200) == first
+            assert intervals.load_or_compute(one, 200) == first
         assert "is damaged" in caplog.text
         caplog.clear()
 
@@ -151,13 +151,13 @@ def test_a_cache_that_cannot_be_written_does_no_harm(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with caplog.at_level(logging.WARNING):
-        assert intervals.of(loaded(run(tmp_path / "run", ROWS)), 50).differences
+        assert intervals.load_or_compute(loaded(run(tmp_path / "run", ROWS)), 50).differences
     assert "not cached" in caplog.text
 
 
 def test_a_new_record_is_not_answered_from_the_cache(tmp_path: Path) -> None:
     one = loaded(run(tmp_path, ROWS))
-    before = intervals.of(one, 200)
+    before = intervals.load_or_compute(one, 200)
     rows = {key: tuple(replace(each, finished="2027") for each in row) for key, row in one.rows.items()}
     assert intervals._hash(replace(one, rows=rows), 200) != intervals._hash(one, 200)
     assert before.differences
@@ -165,7 +165,7 @@ def test_a_new_record_is_not_answered_from_the_cache(tmp_path: Path) -> None:
 
 def test_without_samples_there_are_no_intervals_and_a_note(tmp_path: Path) -> None:
     one = loaded(write_run(tmp_path, [make_record("none", None, "gqa", 50.0), make_record("random", 16, "gqa", 40.0)]))
-    found = intervals.of(one)
+    found = intervals.load_or_compute(one)
     assert not found.differences
     assert found.notes == (
         "No intervals: there is no contributions.npz and no samples/ in the run folder; copy them from where it ran.",
@@ -202,7 +202,7 @@ def test_a_journal_of_another_schema_is_one_sentence(tmp_path: Path) -> None:
     path = next((folder / "samples").iterdir())
     path.write_text('{"schema": 99}\n')
     with pytest.raises(RecordError, match="journal schema 99"):
-        intervals.of(loaded(folder), 50)
+        intervals.load_or_compute(loaded(folder), 50)
 
 
 def test_a_benchmark_the_unpruned_model_fails_drops_out_of_a_resample(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_a_benchmark_the_unpruned_model_fails_drops_out_of_a_resample(tmp_path: 
 
 def test_differences_are_shown_with_their_intervals(tmp_path: Path) -> None:
     one = loaded(run(tmp_path, ROWS))
-    averages, against_none, against_random = significance.sections(one, intervals.of(one))
+    averages, against_none, against_random = significance.sections(one, intervals.load_or_compute(one))
     assert averages.columns[:3] == ("Method", "Minus none [95 %]", "p")
     line = next(row for row in against_random.rows if row.cells[0].text == "holov")
     assert line.cells[1].refs == ("*",)

@@ -21,15 +21,14 @@ from dpbench.engine.decision import Rule
 from dpbench.errors import ConfigError
 from dpbench.storage import files
 from dpbench.visualize import decisions
-from dpbench.visualize import picture as kept_figure
-from dpbench.visualize.picture import Kept, Sheet
+from dpbench.visualize.picture import ROWS, Kept, Sheet, draw, write
 
 Picture = Callable[[int], Image.Image]
 
 
 def test_the_sheet_is_the_image_and_kept_is_what_the_method_keeps(tiny: Llava, picture: Picture) -> None:
     image = picture(0)
-    (found,) = decisions.kept(tiny, image, ["cls-attention"], Rule(BudgetRequest(keep=16)), "")
+    (found,) = decisions.decide(tiny, image, ["cls-attention"], Rule(BudgetRequest(keep=16)), "")
     method = registry.load("cls-attention").bind(tiny)
     (features,) = tiny.encode(tiny.prompt([image], "").pixels, method.needs(tiny.provides))
     visual = decision.visual_tokens(features, "", decision.image_generator(0, decisions.SAMPLE, 0))
@@ -40,7 +39,7 @@ def test_the_sheet_is_the_image_and_kept_is_what_the_method_keeps(tiny: Llava, p
 
 
 def test_top_and_bottom_are_the_ends_of_one_ranking(tiny: Llava, picture: Picture) -> None:
-    (found,) = decisions.kept(tiny, picture(1), ["cls-attention"], Rule(BudgetRequest(keep=20)), "")
+    (found,) = decisions.decide(tiny, picture(1), ["cls-attention"], Rule(BudgetRequest(keep=20)), "")
     order = np.argsort(-found.scores_N, kind="stable")
     assert set(found.tokens_K) == set(order[:20])
     assert set(found.dropped_K) == set(order[-20:])
@@ -51,7 +50,7 @@ def test_top_and_bottom_are_the_ends_of_one_ranking(tiny: Llava, picture: Pictur
 def test_stages_inside_the_llm_are_the_rows_that_survive(family: str, name: str, picture: Picture) -> None:
     backbone = miniatures.backbone(family)
     image, rule = picture(2).resize((150, 96)), Rule(BudgetRequest(prune_rate=0.5))
-    found = decisions.kept(backbone, image, [name], rule, "What?")
+    found = decisions.decide(backbone, image, [name], rule, "What?")
     method = registry.load(name).bind(backbone)
     prompt = backbone.prompt([image], "What?")
     (features,) = backbone.encode(prompt.pixels, method.needs(backbone.provides))
@@ -72,7 +71,7 @@ def test_tiles_are_one_map_beside_the_base_view(picture: Picture) -> None:
     backbone = miniatures.backbone("llava_next")
     image = Image.new("RGB", (150, 96), (200, 30, 30))
     image.paste((30, 30, 200), (75, 0, 150, 96))
-    (found,) = decisions.kept(backbone, image, ["none"], Rule(), "")
+    (found,) = decisions.decide(backbone, image, ["none"], Rule(), "")
     sheet = found.sheet
     read = sheet.corner_N2[:, 0] >= 0
     assert len(np.unique(sheet.corner_N2[read], axis=0)) == read.sum()
@@ -87,7 +86,7 @@ def test_tiles_are_one_map_beside_the_base_view(picture: Picture) -> None:
 
 
 def test_a_smaller_image_has_a_sheet_of_its_own(tiny: Llava, picture: Picture) -> None:
-    (found,) = decisions.kept(tiny, picture(3), ["downsample"], Rule(BudgetRequest(keep=16)), "")
+    (found,) = decisions.decide(tiny, picture(3), ["downsample"], Rule(BudgetRequest(keep=16)), "")
     assert found.title == "downsample\n16 of 16"
     assert found.sheet.picture.shape == (32, 32, 3)
 
@@ -107,14 +106,14 @@ def test_cosines_are_between_the_kept_and_the_lowest() -> None:
 
 
 def test_dropped_patches_are_dark_and_kept_ones_untouched() -> None:
-    figure = kept_figure.draw([decision_of([0], [5.0, 1.0, 2.0, 9.0])], ["kept", "lowest"])
+    figure = draw([decision_of([0], [5.0, 1.0, 2.0, 9.0])], ["kept", "lowest"])
     kept, lowest = (np.asarray(axes.images[0].get_array()) for axes in figure.axes)
     assert [kept[y, x, 0] for y, x in ((1, 1), (1, 5), (5, 1), (5, 5))] == [100, 18, 18, 18]
     assert [lowest[y, x, 0] for y, x in ((1, 1), (1, 5), (5, 1), (5, 5))] == [18, 100, 18, 18]
 
 
 def test_rows_that_no_method_can_fill_are_left_out() -> None:
-    figure = kept_figure.draw([decision_of([0], None)], kept_figure.SHOWN)
+    figure = draw([decision_of([0], None)], ROWS)
     assert [axes.get_ylabel() for axes in figure.axes[:2]] == ["kept", "cosine similarity"]
 
 
@@ -123,7 +122,7 @@ def test_a_picture_that_cannot_be_written_is_one_sentence(place: str, tmp_path: 
     (tmp_path / "file").touch()
     out = tmp_path / place / "kept.png"
     with pytest.raises(ConfigError, match=r"--out: .*; give "):
-        kept_figure.write([decision_of([0], None)], ["kept"], out)
+        write([decision_of([0], None)], ["kept"], out)
 
 
 def test_a_disk_that_turns_read_only_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +131,7 @@ def test_a_disk_that_turns_read_only_is_one_sentence(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(files, "replace", refuse)
     with pytest.raises(ConfigError, match=r"--out: .*kept.png cannot be written \(Read-only file system\)"):
-        kept_figure.write([decision_of([0], None)], ["kept"], tmp_path / "kept.png")
+        write([decision_of([0], None)], ["kept"], tmp_path / "kept.png")
 
 
 @pytest.fixture
@@ -150,7 +149,7 @@ def bad(tmp_path: Path, picture: Picture) -> Path:
     [
         ("empty.png", r"is empty \(0 bytes\); give a whole image"),
         ("cut.png", r"cannot be read \(.*truncated.*\); give a whole image"),
-        ("text.png", "is no image that Pillow can read; give a PNG"),
+        ("text.png", "is not an image that Pillow can read; give a PNG"),
         ("", "is a folder; give an image file"),
         ("missing.png", "there is no file .*missing.png; give an image file"),
     ],

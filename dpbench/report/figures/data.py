@@ -13,7 +13,7 @@ from dpbench.report.tables import ablation, efficiency
 from dpbench.report.tables.scores import RETENTION, retention, scores_of, tokens
 from dpbench.storage.record import Profile, Record
 
-Intervals = Mapping[RowKey, tuple[float, float]]
+RowIntervals = Mapping[RowKey, tuple[float, float]]
 """A row's lower and upper end of its average retention's 95 % interval, in percent."""
 TTFT_STAGES = ("encode", "reduce", "splice", "prefill")
 """What the time to the first token is made of; signals and rankings are part of reduce."""
@@ -90,16 +90,16 @@ class CostTable:
     costs: tuple[Cost, ...]
 
 
-def retention_points(comparison: Comparison, known: Intervals | None = None) -> list[Point]:
+def retention_points(comparison: Comparison, row_intervals: RowIntervals | None = None) -> list[Point]:
     """Return average retention in percent against the share of visual tokens read, mean over layers, in percent."""
-    total, found = unpruned_tokens(comparison), []
+    total, points = unpruned_tokens(comparison), []
     for key, average in retentions(comparison).items():
         read = tokens(comparison.rows[key])
         if total and read is not None:
-            low, high = (known or {}).get(key, (None, None))
+            low, high = (row_intervals or {}).get(key, (None, None))
             at = 100 * read / total
-            found.append(Point(key.label, key.method, at, average, low, high, key.budget.label))
-    return found
+            points.append(Point(key.label, key.method, at, average, low, high, key.budget.label))
+    return points
 
 
 def retentions(comparison: Comparison) -> dict[RowKey, float]:
@@ -107,8 +107,8 @@ def retentions(comparison: Comparison) -> dict[RowKey, float]:
     none = comparison.find("none")
     unpruned = scores_of(comparison.rows[none]) if none else {}
     rows = {key: scores_of(records) for key, records in comparison.rows.items()}
-    whole = {key: row for key, row in rows.items() if unpruned and set(row) == set(comparison.tasks)}
-    averages = {key: retention(row, unpruned) for key, row in whole.items()}
+    complete = {key: row for key, row in rows.items() if unpruned and set(row) == set(comparison.tasks)}
+    averages = {key: retention(row, unpruned) for key, row in complete.items()}
     return {key: average for key, average in averages.items() if average is not None}
 
 
@@ -121,31 +121,31 @@ def _cost_table(group: Sequence[Profile]) -> CostTable:
     first = group[0]
     device = first.environment.get("gpu", first.environment.get("cpu", "unknown"))
     heading = f"{first.backbone}, {first.configuration}, batch size {first.batch_size}, on {device}"
-    return CostTable(first.backbone, heading, tuple(_cost(each) for each in group))
+    return CostTable(first.backbone, heading, tuple(_cost(profile) for profile in group))
 
 
-def _cost(each: Profile) -> Cost:
-    times = {stage: median(values) for stage, values in each.stages_ms.items() if values}
+def _cost(profile: Profile) -> Cost:
+    times = {stage: median(values) for stage, values in profile.stages_ms.items() if values}
     stages = {stage: times[stage] for stage in TTFT_STAGES if stage in times}
     if "signals" in times and "encode" in stages:
         stages["encode"] = max(0.0, stages["encode"] - times["signals"])
         stages["signals"] = times["signals"]
-    flops = each.stages_flops.get("ttft")
+    flops = profile.stages_flops.get("ttft")
     return Cost(
-        label=each.method + format_params(each.params),
-        method=each.method,
-        budget=each.budget,
-        num_visual=each.num_visual,
+        label=profile.method + format_params(profile.params),
+        method=profile.method,
+        budget=profile.budget,
+        num_visual=profile.num_visual,
         stages_ms=stages,
         ttft_ms=times.get("ttft"),
         gflop=None if flops is None else flops / 1e9,
-        peak_mib=max(each.peak_bytes.values()) / MIB if each.peak_bytes else None,
-        started=each.started,
+        peak_mib=max(profile.peak_bytes.values()) / MIB if profile.peak_bytes else None,
+        started=profile.started,
     )
 
 
 def against_cost(
-    comparison: Comparison, table: CostTable, quantity: str, known: Intervals | None = None
+    comparison: Comparison, table: CostTable, quantity: str, row_intervals: RowIntervals | None = None
 ) -> list[Point]:
     """Return average retention in percent against a cost.
 
@@ -153,25 +153,25 @@ def against_cost(
         comparison: of the same backbone as the costs.
         table: costs of one machine.
         quantity: "ttft_ms", "gflop" or "peak_mib".
-        known: intervals of the rows' retention.
+        row_intervals: intervals of the rows' retention.
     """
     costs = {(cost.label, cost.budget): getattr(cost, quantity) for cost in table.costs}
-    found = []
+    points = []
     for key, average in retentions(comparison).items():
         budget = key.budget.label
         at = costs.get((key.label, budget))
         if at is not None and comparison.cell["backbone"] == table.backbone:
-            low, high = (known or {}).get(key, (None, None))
-            found.append(Point(key.label, key.method, at, average, low, high, budget))
-    return found
+            low, high = (row_intervals or {}).get(key, (None, None))
+            points.append(Point(key.label, key.method, at, average, low, high, budget))
+    return points
 
 
 def front(points: Iterable[Point]) -> list[Point]:
     """Return the Pareto front: what no other point matches at the same or a lower cost; cheapest first."""
     best: list[Point] = []
-    for each in sorted(points, key=lambda point: (point.at, -point.value)):
-        if not best or each.value > best[-1].value:
-            best.append(each)
+    for point in sorted(points, key=lambda point: (point.at, -point.value)):
+        if not best or point.value > best[-1].value:
+            best.append(point)
     return best
 
 
@@ -181,15 +181,15 @@ def scale_points(records: Iterable[Record], method: str) -> dict[str, dict[str, 
     The rate is the share removed in percent; the unpruned model stands at 0.
     """
     scores: dict[tuple[str, str, float], list[float]] = defaultdict(list)
-    for each in records:
-        cell = each.cell
+    for record in records:
+        cell = record.cell
         plain = cell["method"] == "none" or (cell["method"] == method and cell["prune_rate"] is not None)
         if plain:
-            scores[cell["task"], cell["backbone"], 100 * (cell["prune_rate"] or 0.0)].append(each.score)
-    found: dict[str, dict[str, list[Point]]] = defaultdict(lambda: defaultdict(list))
+            scores[cell["task"], cell["backbone"], 100 * (cell["prune_rate"] or 0.0)].append(record.score)
+    series: dict[str, dict[str, list[Point]]] = defaultdict(lambda: defaultdict(list))
     for (task, backbone, rate), values in sorted(scores.items()):
-        found[task][backbone].append(Point(backbone, method, rate, mean(values)))
-    curves = {task: {b: points for b, points in rows.items() if len(points) > 1} for task, rows in found.items()}
+        series[task][backbone].append(Point(backbone, method, rate, mean(values)))
+    curves = {task: {b: points for b, points in rows.items() if len(points) > 1} for task, rows in series.items()}
     return {task: rows for task, rows in curves.items() if rows}
 
 
@@ -198,21 +198,21 @@ def variant_points(comparison: Comparison) -> list[Point]:
     if not ablation.is_ablation(comparison):
         return []
     return [
-        Point(variant, variant, keep, each.value, *_ends(each), budget=str(keep))
+        Point(variant, variant, keep, pooled.value, *_ends(pooled), budget=str(keep))
         for variant, budgets in ablation.variants(comparison).items()
-        for budget, each in budgets.items()
+        for budget, pooled in budgets.items()
         if (keep := budget.keep) is not None
     ]
 
 
-def _ends(each: ablation.Pooled) -> tuple[float | None, float | None]:
-    return (None, None) if each.half is None else (each.value - each.half, each.value + each.half)
+def _ends(pooled: ablation.Pooled) -> tuple[float | None, float | None]:
+    return (None, None) if pooled.half is None else (pooled.value - pooled.half, pooled.value + pooled.half)
 
 
-def retention_intervals(found: intervals.Intervals) -> Intervals:
+def retention_intervals(bootstrap: intervals.Intervals) -> RowIntervals:
     """Return every row's 95 % interval of average retention: that of its difference to the unpruned model."""
     return {
-        key: (100 + each.low, 100 + each.high)
-        for (key, reference, column), each in found.differences.items()
+        key: (100 + difference.low, 100 + difference.high)
+        for (key, reference, column), difference in bootstrap.differences.items()
         if reference == "none" and column == RETENTION
     }

@@ -54,7 +54,7 @@ def write(folders: Sequence[Path], out: Path) -> list[Path]:
         raise ConfigError(f"--figures: {out} is a file; give a folder")
     loaded = [runs.load(folder) for folder in folders]
     compared = runs.comparisons(loaded)
-    tables = data.cost_tables(each for run in loaded for each in run.profiles)
+    tables = data.cost_tables(profile for run in loaded for profile in run.profiles)
     with style():
         figures = dict(_unique(_figures(compared, tables)))
         if not figures:
@@ -85,22 +85,22 @@ def save(figure: Figure, stem: Path) -> list[Path]:
 
 
 def _figures(compared: Sequence[Comparison], tables: Sequence[data.CostTable]) -> Iterator[tuple[str, Figure]]:
-    for each in compared:
-        backbone = each.cell["backbone"]
-        if variants := data.variant_points(each):
+    for comparison in compared:
+        backbone = comparison.cell["backbone"]
+        if variants := data.variant_points(comparison):
             yield f"ablation-{backbone}", scores.ablation(variants)
             continue
-        known = data.retention_intervals(intervals.of(each))
-        if points := data.retention_points(each, known):
+        row_intervals = data.retention_intervals(intervals.load_or_compute(comparison))
+        if points := data.retention_points(comparison, row_intervals):
             yield f"retention-{backbone}", scores.retention(points)
-        yield f"benchmarks-{backbone}", scores.benchmarks(each)
+        yield f"benchmarks-{backbone}", scores.benchmarks(comparison)
         for table in tables:
             for quantity in ("ttft_ms", "gflop"):
-                if points := data.against_cost(each, table, quantity, known):
+                if points := data.against_cost(comparison, table, quantity, row_intervals):
                     yield f"pareto-{quantity.split('_')[0]}-{backbone}", costs.pareto(points, quantity, table)
     for table in tables:
         yield from costs.costs(table)
-    records = [each for one in compared for each in one.records]
+    records = [row for comparison in compared for row in comparison.records]
     if curves := data.scale_points(records, "diffprune"):
         yield "scale-diffprune", scores.scale(curves, "diffprune")
 

@@ -69,7 +69,9 @@ def benchmarks(comparison: Comparison) -> Figure:
         axes.set_ylabel("score (0-100)")
     titles = [tasks.ALL[name].title for name in comparison.tasks]
     panels[-1].set_xticks(range(len(titles)), titles, rotation=20)
-    handles = {label: each for axes in panels for each, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    handles = {
+        label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=5)
     return figure
 
@@ -141,6 +143,8 @@ def scale(curves: Mapping[str, Mapping[str, Sequence[Point]]], method: str) -> F
     for axes in panels[len(names) :]:
         axes.set_visible(False)
     panels[0].set_ylabel(f"score of {method} (0-100)")
-    handles = {label: each for axes in panels for each, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    handles = {
+        label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3)
     return figure

@@ -32,8 +32,8 @@ def flat_table(section: Section, comparison: Comparison | None = None, heading: 
             groups.append(row.cells[0].text)
             continue
         key = next(keys, None)
-        shown = _row(section.columns, row, len(groups) - 1, comparison, key)
-        rows.append({**shown, "budget": _short(groups[-1]) if groups else ""})
+        flat_row = _row(section.columns, row, len(groups) - 1, comparison, key)
+        rows.append({**flat_row, "budget": _short(groups[-1]) if groups else ""})
     return {
         "heading": heading or section.heading,
         "columns": section.columns,
@@ -53,10 +53,10 @@ def _row(
 ) -> dict[str, Any]:
     cells = [{"text": cell.text, "mark": cell.mark, "refs": ", ".join(cell.refs), "records": ""} for cell in row.cells]
     if comparison is not None and key is not None:
-        ids = {tasks.ALL[each.cell["task"]].title: "" for each in comparison.rows[key]}
-        for each in comparison.rows[key]:
-            title = tasks.ALL[each.cell["task"]].title
-            ids[title] = f"{ids[title]} {each.cell_id}".strip()
+        ids = {tasks.ALL[record.cell["task"]].title: "" for record in comparison.rows[key]}
+        for record in comparison.rows[key]:
+            title = tasks.ALL[record.cell["task"]].title
+            ids[title] = f"{ids[title]} {record.cell_id}".strip()
         for name, cell in zip(columns, cells, strict=True):
             cell["records"] = ids.get(name, "")
     return {"cells": cells, "group": group, "kind": row.kind, "colour": _colour(columns, row)}
@@ -80,10 +80,10 @@ def _front(points: Sequence[Point]) -> list[list[float]]:
 
 
 def _series(points: Sequence[Point]) -> list[dict[str, Any]]:
-    found = []
+    traces = []
     for label, series in by_label(points).items():
         seen = look(series[0].method)
-        found.append(
+        traces.append(
             {
                 "label": label,
                 "colour": seen.colour,
@@ -92,45 +92,45 @@ def _series(points: Sequence[Point]) -> list[dict[str, Any]]:
                 "points": [[point.at, point.value, point.low, point.high, point.budget] for point in series],
             }
         )
-    return found
+    return traces
 
 
 def records(loaded: Sequence[Run]) -> list[dict[str, Any]]:
     """Return every record with the command that makes it again, for the table of records and the dialog."""
-    return [_record(each, run) for run in loaded for each in run.records]
+    return [_record(record, run) for run in loaded for record in run.records]
 
 
-def _record(each: Record, run: Run) -> dict[str, Any]:
-    cell = each.cell
-    layers = each.visual_tokens_per_layer
+def _record(record: Record, run: Run) -> dict[str, Any]:
+    cell = record.cell
+    layers = record.visual_tokens_per_layer
     return {
-        "id": each.cell_id,
+        "id": record.cell_id,
         "run": run.folder.name,
         "method": row_key(cell).label,
         "budget": row_key(cell).budget.label,
         "task": tasks.ALL[cell["task"]].title,
         "seed": cell["seed"],
-        "score": f"{each.score:.1f}",
-        "samples": each.num_samples,
-        "failed": each.num_failed,
+        "score": f"{record.score:.1f}",
+        "samples": record.num_samples,
+        "failed": record.num_failed,
         "tokens": f"{sum(layers) / len(layers):.1f}" if layers else "-",
-        "seconds": f"{each.wall_s:.1f}",
-        "finished": each.finished,
+        "seconds": f"{record.wall_s:.1f}",
+        "finished": record.finished,
         "command": command(cell, run.folder),
     }
 
 
 def environments(records: Iterable[Record], profiles: Iterable[Profile]) -> list[dict[str, Any]]:
     """Return each different environment once, flat, with how many records and profiles were made in it."""
-    found: dict[str, dict[str, Any]] = {}
-    made: list[tuple[str, dict[str, str]]] = [
-        *(("records", _flat({**each.environment, "versions": each.versions})) for each in records),
-        *(("profiles", _flat(each.environment)) for each in profiles),
+    entries: dict[str, dict[str, Any]] = {}
+    facts_by_kind: list[tuple[str, dict[str, str]]] = [
+        *(("records", _flat({**record.environment, "versions": record.versions})) for record in records),
+        *(("profiles", _flat(profile.environment)) for profile in profiles),
     ]
-    for kind, facts in made:
-        entry = found.setdefault(json.dumps(facts, sort_keys=True), {"facts": facts, "records": 0, "profiles": 0})
+    for kind, facts in facts_by_kind:
+        entry = entries.setdefault(json.dumps(facts, sort_keys=True), {"facts": facts, "records": 0, "profiles": 0})
         entry[kind] += 1
-    return list(found.values())
+    return list(entries.values())
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -22,16 +22,21 @@ from markupsafe import Markup
 from dpbench import __version__
 from dpbench.errors import ConfigError
 from dpbench.report import intervals, runs
-from dpbench.report.figures import data as figure_data
 from dpbench.report.figures.costs import AXES
-from dpbench.report.figures.data import Point
+from dpbench.report.figures.data import (
+    CostTable,
+    Point,
+    RowIntervals,
+    against_cost,
+    cost_tables,
+    retention_intervals,
+    retention_points,
+)
 from dpbench.report.html import samples, summary
 from dpbench.report.html.data import chart, environments, flat_table, records
 from dpbench.report.html.samples import Browser
 from dpbench.report.runs import Comparison, Run
-from dpbench.report.tables import ablation, efficiency
-from dpbench.report.tables import scores as comparison
-from dpbench.report.tables import significance as claims
+from dpbench.report.tables import ablation, efficiency, scores, significance
 
 MB = 1_000_000
 _GUARD = re.compile(r'getElementById\("([0-9a-f]{32,})"\)')
@@ -66,8 +71,8 @@ def render(folders: Sequence[Path], *, max_mb: float = 20.0, data_root: Path | N
         RecordError: a record or journal cannot be used.
     """
     loaded = [runs.load(folder) for folder in folders]
-    tables = figure_data.cost_tables(each for run in loaded for each in run.profiles)
-    parts = [_part(each, tables) for each in runs.comparisons(loaded)]
+    tables = cost_tables(profile for run in loaded for profile in run.profiles)
+    parts = [_part(comparison, tables) for comparison in runs.comparisons(loaded)]
     bare = _html(loaded, parts, tables)
     left = max_mb * MB * _SLACK - len(bare.encode())
     if left < 0:
@@ -84,17 +89,23 @@ def render(folders: Sequence[Path], *, max_mb: float = 20.0, data_root: Path | N
     return _html(loaded, filled, tables)
 
 
-def _part(each: Comparison, tables: Sequence[figure_data.CostTable]) -> Part:
-    found = intervals.of(each)
-    section = comparison.section(each, found.like_random())
-    heading, trained = comparison.heading(each), [ablation.section(each)] if ablation.is_ablation(each) else []
+def _part(comparison: Comparison, tables: Sequence[CostTable]) -> Part:
+    bootstrap = intervals.load_or_compute(comparison)
+    section = scores.section(comparison, bootstrap.like_random())
+    heading, trained = (
+        scores.heading(comparison),
+        [ablation.section(comparison)] if ablation.is_ablation(comparison) else [],
+    )
     return Part(
-        comparison=each,
+        comparison=comparison,
         heading=heading,
-        sentences=summary.sentences(each, found),
-        tables=(*map(flat_table, trained), flat_table(section, each, heading="Scores")),
-        claims=tuple(flat_table(each, heading=_rest(each.heading, heading)) for each in claims.sections(each, found)),
-        chart=_chart(each, tables, figure_data.retention_intervals(found)),
+        sentences=summary.sentences(comparison, bootstrap),
+        tables=(*map(flat_table, trained), flat_table(section, comparison, heading="Scores")),
+        claims=tuple(
+            flat_table(table, heading=_rest(table.heading, heading))
+            for table in significance.sections(comparison, bootstrap)
+        ),
+        chart=_chart(comparison, tables, retention_intervals(bootstrap)),
         browser=Browser((), (), (), ""),
     )
 
@@ -105,17 +116,17 @@ def _rest(heading: str, start: str) -> str:
     return rest[:1].upper() + rest[1:] if rest else heading
 
 
-def _chart(each: Comparison, tables: Sequence[figure_data.CostTable], known: figure_data.Intervals) -> dict[str, Any]:
-    pruned = [point for point in figure_data.retention_points(each, known) if point.method != "none"]
+def _chart(comparison: Comparison, tables: Sequence[CostTable], row_intervals: RowIntervals) -> dict[str, Any]:
+    pruned = [point for point in retention_points(comparison, row_intervals) if point.method != "none"]
     axes: dict[str, list[Point]] = {"visual tokens read (% of all)": pruned}
     for number, table in enumerate(tables):
         for quantity, label in AXES.items():
             name = label if number == 0 else f"{label}; {table.heading}"
-            axes[name] = figure_data.against_cost(each, table, quantity, known)
+            axes[name] = against_cost(comparison, table, quantity, row_intervals)
     return chart({name: points for name, points in axes.items() if points})
 
 
-def _html(loaded: Sequence[Run], parts: Sequence[Part], tables: Sequence[figure_data.CostTable]) -> str:
+def _html(loaded: Sequence[Run], parts: Sequence[Part], tables: Sequence[CostTable]) -> str:
     """Fill the template."""
     assets = files("dpbench.report.html")
     style, script = ((assets / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
@@ -127,9 +138,9 @@ def _html(loaded: Sequence[Run], parts: Sequence[Part], tables: Sequence[figure_
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    everything = [each for run in loaded for each in run.records]
+    everything = [record for run in loaded for record in run.records]
     commands = records(loaded)
-    profiles = [each for run in loaded for each in run.profiles]
+    profiles = [profile for run in loaded for profile in run.profiles]
     return environment.get_template("page.html.j2").render(
         policy=_policy([plotly, script] if plotly else [script], [style, ""]),
         style=Markup(style),
@@ -158,7 +169,7 @@ def _data(parts: Sequence[Part], commands: Sequence[Mapping[str, Any]]) -> dict[
         for part in parts
     ]
     return {
-        "cells": {each["id"]: each for each in commands},
+        "cells": {record["id"]: record for record in commands},
         "charts": [part.chart for part in parts],
         "browsers": browsers,
     }

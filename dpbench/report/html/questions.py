@@ -119,32 +119,32 @@ class Documents:
 
     def _image(self, row: int) -> bytes | None:
         if self._images is not None:
-            found = self._images.value(self._image_rows[self.table.value(row, "imageId")], "image")
+            stored = self._images.value(self._image_rows[self.table.value(row, "imageId")], "image")
         else:
-            found = self.table.value(row, "image")
-        files = found if isinstance(found, list) else [found]
+            stored = self.table.value(row, "image")
+        files = stored if isinstance(stored, list) else [stored]
         return files[0]["bytes"] if len(files) == 1 and files[0] else None
 
 
 def question(task: tasks.Task, texts: Mapping[str, Any]) -> str:
     """Return a question with hint and options, as far as the benchmark has them."""
     names = _CHOICES.get(task.repository, ())
-    options = texts.get("choices") or [texts[name] for name in names if _said(texts.get(name))]
+    options = texts.get("choices") or [texts[name] for name in names if _has_text(texts.get(name))]
     lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
-    hint = [str(texts["hint"])] if _said(texts.get("hint")) else []
+    hint = [str(texts["hint"])] if _has_text(texts.get("hint")) else []
     return "\n".join([*hint, str(texts["question"]), *lines])
 
 
-def _said(text: Any) -> bool:
-    """Tell whether a column says something; MMBench writes nan where it does not."""
+def _has_text(text: Any) -> bool:
+    """Return True if a column holds a text; MMBench writes nan for an empty one."""
     return text is not None and str(text).strip() not in ("", "nan")
 
 
 def truth(task: tasks.Task, texts: Mapping[str, Any]) -> str:
     """Return the right answer: a letter, a word, or the three most frequent of people's answers."""
     if "answers" in texts:
-        said = [each["answer"] if isinstance(each, Mapping) else str(each) for each in texts["answers"]]
-        most = Counter(said).most_common(3)
-        return ", ".join(f"{answer} ({count} of {len(said)})" for answer, count in most)
+        answers = [entry["answer"] if isinstance(entry, Mapping) else str(entry) for entry in texts["answers"]]
+        most = Counter(answers).most_common(3)
+        return ", ".join(f"{answer} ({count} of {len(answers)})" for answer, count in most)
     answer = texts["answer"]
     return LETTERS[answer] if isinstance(answer, int) and task.repository == "ScienceQA" else str(answer)

@@ -68,17 +68,17 @@ def browser(comparison: Comparison, data_root: Path | None, budget: float) -> Br
         RecordError: a journal cannot be read.
     """
     paths = {task: _journals(comparison, task) for task in comparison.tasks}
-    rows = [key for key in comparison.rows if any(key in found for found in paths.values())]
+    rows = [key for key in comparison.rows if any(key in journals for journals in paths.values())]
     if not rows:
         return Browser((), (), (), NO_JOURNALS)
     shelf, missing = Shelf(rows, comparison.cell["backbone"], budget), []
-    asked = {task: found for task, found in paths.items() if found}
-    for number, (task, found) in enumerate(asked.items()):
+    answered = {task: journals for task, journals in paths.items() if journals}
+    for number, (task, journals) in enumerate(answered.items()):
         try:
-            shelf.add(task, found, Documents(task, data_root), part=1 / (len(asked) - number))
+            shelf.add(task, journals, Documents(task, data_root), part=1 / (len(answered) - number))
         except MissingError as error:
             missing.append(f"Left out: {error}.")
-    total = sum(next(iter(found.values())).read_bytes().count(b"\n") for found in asked.values())
+    total = sum(next(iter(journals.values())).read_bytes().count(b"\n") for journals in answered.values())
     mixed = _mixed(shelf.samples)
     note = " ".join([f"{len(mixed):,} of {total:,} samples.", *shelf.notes(), *missing])
     return Browser(tuple(map(row_label, rows)), tuple(shelf.images), mixed, note, shelf.fit)
@@ -99,23 +99,23 @@ def row_label(key: RowKey) -> str:
 def _mixed(samples: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
     """Return samples so that the benchmarks take turns."""
     by_task: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for each in samples:
-        by_task[each["task"]].append(each)
-    return tuple(each for turn in zip_longest(*by_task.values()) for each in turn if each is not None)
+    for sample in samples:
+        by_task[sample["task"]].append(sample)
+    return tuple(sample for turn in zip_longest(*by_task.values()) for sample in turn if sample is not None)
 
 
 def _journals(comparison: Comparison, task: str) -> dict[RowKey, Path]:
     """Return the journal of each row on a benchmark; of several seeds the lowest."""
-    found: dict[RowKey, Path] = {}
+    journals: dict[RowKey, Path] = {}
     for key in comparison.rows:
         places = [
-            folder / "samples" / f"{each.cell_id}.jsonl"
-            for each in comparison.of(key, task)
+            folder / "samples" / f"{record.cell_id}.jsonl"
+            for record in comparison.of(key, task)
             for folder in comparison.folders
         ]
         there = [path for path in places if path.is_file()]
-        found |= {key: there[0]} if there else {}
-    return found
+        journals |= {key: there[0]} if there else {}
+    return journals
 
 
 class Shelf:
@@ -138,9 +138,9 @@ class Shelf:
             if document is None or {answer.image_group for answer in answers.values()} != {document.image_hash}:
                 self.num_other += 1
                 continue
-            known = self._places.get(document.image_hash)
-            uri = "" if known is not None else thumbnail(document.image, self.fit)
-            place = len(self.images) if known is None else known
+            earlier = self._places.get(document.image_hash)
+            uri = "" if earlier is not None else thumbnail(document.image, self.fit)
+            place = len(self.images) if earlier is None else earlier
             sample = self._sample(task, doc_id, answers, document, place)
             cost = len(uri) + len(json.dumps(sample, ensure_ascii=False).encode()) + 4
             if self.left - cost < floor:
@@ -159,12 +159,12 @@ class Shelf:
         """Yield samples in the order they are wanted, with each row's answer; holds one journal and what is wanted."""
         first = journal.Journal(next(iter(journals.values()))).answers.values()
         ids = sorted({answer.doc_id for answer in first})
-        found: dict[int, dict[RowKey, Answer]] = {doc_id: {} for doc_id in _spread(ids, data)[:most]}
+        by_doc: dict[int, dict[RowKey, Answer]] = {doc_id: {} for doc_id in _spread(ids, data)[:most]}
         for key, path in journals.items():
             for answer in journal.Journal(path).answers.values():
-                if answer.doc_id in found:
-                    found[answer.doc_id][key] = answer
-        yield from found.items()
+                if answer.doc_id in by_doc:
+                    by_doc[answer.doc_id][key] = answer
+        yield from by_doc.items()
 
     def _keep(self, name: str, uri: str) -> None:
         if uri:
@@ -203,13 +203,13 @@ def points(task: str, scores: Mapping[str, Any]) -> float | None:
 
     MME's pairs and MMBench's circles, which only count together, are here one by one.
     """
-    found = scores.get(tasks.ALL[task].metric or "")
-    if not isinstance(found, Mapping):
-        return None if found is None else round(float(found), 2)
-    for said, true in (("prediction", "ground_truth"), ("pred", "answer"), ("prediction", "answer")):
-        if said in found and true in found and "hit" not in found:
-            return float(str(found[said]).strip().lower() == str(found[true]).strip().lower())
-    earned = found.get("hit", found.get("score"))
+    scored = scores.get(tasks.ALL[task].metric or "")
+    if not isinstance(scored, Mapping):
+        return None if scored is None else round(float(scored), 2)
+    for predicted, true in (("prediction", "ground_truth"), ("pred", "answer"), ("prediction", "answer")):
+        if predicted in scored and true in scored and "hit" not in scored:
+            return float(str(scored[predicted]).strip().lower() == str(scored[true]).strip().lower())
+    earned = scored.get("hit", scored.get("score"))
     return None if earned is None else round(float(earned), 2)
 
 

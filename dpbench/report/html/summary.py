@@ -10,19 +10,19 @@ from dpbench.report.runs import Comparison, RowKey, largest_first, unpruned_toke
 from dpbench.report.tables.scores import RETENTION, scores_of
 
 
-def sentences(comparison: Comparison, found: Intervals) -> tuple[str, str, str]:
+def sentences(comparison: Comparison, intervals: Intervals) -> tuple[str, str, str]:
     """Return what was compared, which method keeps most at the smallest budget, and what the differences are worth."""
-    return _compared(comparison), _best(comparison, found), _worth(comparison, found)
+    return _compared(comparison), _best(comparison, intervals), _worth(comparison, intervals)
 
 
 def _compared(comparison: Comparison) -> str:
     methods = {(key.method, key.params) for key in comparison.rows}
     budgets = {key.budget for key in comparison.rows if not key.budget.keeps_all}
     tasks, none = comparison.tasks, comparison.find("none")
-    asked = _asked(comparison)
+    num_asked = _asked(comparison)
     text = (
-        f"{_count(len(methods), 'method')} at {_count(len(budgets), 'budget')} answered {sum(asked.values()):,} "
-        f"questions of {_count(len(asked), 'benchmark')} on {comparison.cell['backbone']}"
+        f"{_count(len(methods), 'method')} at {_count(len(budgets), 'budget')} answered {sum(num_asked.values()):,} "
+        f"questions of {_count(len(num_asked), 'benchmark')} on {comparison.cell['backbone']}"
     )
     if none is None or set(scores_of(comparison.rows[none])) != set(tasks):
         return f"{text}; the unpruned model is not among them, so nothing can be said of retention."
@@ -32,17 +32,17 @@ def _compared(comparison: Comparison) -> str:
 
 def _asked(comparison: Comparison) -> dict[str, int]:
     """Return how many questions each benchmark asked, where it was answered at all."""
-    asked: dict[str, int] = {}
-    for each in comparison.records:
-        asked[each.cell["task"]] = max(each.num_samples, asked.get(each.cell["task"], 0))
-    return asked
+    num_asked: dict[str, int] = {}
+    for record in comparison.records:
+        num_asked[record.cell["task"]] = max(record.num_samples, num_asked.get(record.cell["task"], 0))
+    return num_asked
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _best(comparison: Comparison, found: Intervals) -> str:
+def _best(comparison: Comparison, intervals: Intervals) -> str:
     averages = {key: value for key, value in retentions(comparison).items() if key.method != "none"}
     if not averages:
         return "No pruned method has a score on every benchmark yet, so none is ranked."
@@ -51,7 +51,7 @@ def _best(comparison: Comparison, found: Intervals) -> str:
     best = max(same, key=lambda key: same[key])
     random = comparison.find("random", budget)
     text = f"{_at(comparison, best)} {best.label} retains most: {same[best]:.1f} % of the unpruned scores"
-    text += _between(retention_intervals(found).get(best))
+    text += _between(retention_intervals(intervals).get(best))
     return text + (f"; random tokens retain {same[random]:.1f} %." if random in same and random != best else ".")
 
 
@@ -67,16 +67,16 @@ def _between(ends: tuple[float, float] | None) -> str:
     return f" (95 % interval {ends[0]:.1f} to {ends[1]:.1f})" if ends else ""
 
 
-def _worth(comparison: Comparison, found: Intervals) -> str:
-    against = found.corrected("random", of_retention=True)
+def _worth(comparison: Comparison, intervals: Intervals) -> str:
+    against = intervals.corrected("random", of_retention=True)
     if not against:
         return "No retention has an interval here, so small differences may be noise."
-    alike = len(found.like_random())
-    above = [key for key, p in against.items() if p < SIGNIFICANT and found.differences[key].value > 0]
+    alike = len(intervals.like_random())
+    above = [key for key, p in against.items() if p < SIGNIFICANT and intervals.differences[key].value > 0]
     below = len(against) - alike - len(above)
     lossless = [
         key[0].label
-        for key, p in found.corrected("none", of_retention=True).items()
+        for key, p in intervals.corrected("none", of_retention=True).items()
         if p >= SIGNIFICANT and key[2] == RETENTION
     ]
     equal = f"{_count(len(lossless), 'row')} cannot be told from the unpruned model" if lossless else (

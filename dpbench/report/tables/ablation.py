@@ -36,16 +36,16 @@ def variants(comparison: Comparison) -> dict[str, dict[BudgetRequest, Pooled]]:
     """Return retention per variant and budget; a variant is the name of a scorer's folder without its seed's number."""
     none = comparison.find("none")
     full = scores_of(comparison.rows[none]) if none else {}
-    found: dict[str, dict[BudgetRequest, list[float]]] = defaultdict(lambda: defaultdict(list))
+    retentions: dict[str, dict[BudgetRequest, list[float]]] = defaultdict(lambda: defaultdict(list))
     for key, records in comparison.rows.items():
         name, value = _variant(key.method, key.params), retention(scores_of(records), full)
-        if name and value is not None and {each.cell["task"] for each in records} == set(comparison.tasks):
-            found[name][key.budget].append(value)
-    return {name: {budget: _pooled(values) for budget, values in row.items()} for name, row in found.items()}
+        if name and value is not None and {record.cell["task"] for record in records} == set(comparison.tasks):
+            retentions[name][key.budget].append(value)
+    return {name: {budget: _pooled(values) for budget, values in row.items()} for name, row in retentions.items()}
 
 
 def is_ablation(comparison: Comparison) -> bool:
-    """Tell whether a comparison holds several ways to train the scorer."""
+    """Return True if a comparison holds several ways to train the scorer."""
     return len({name for key in comparison.rows if (name := _variant(key.method, key.params))}) > 1
 
 
@@ -79,21 +79,21 @@ def section(comparison: Comparison) -> Section:
         {
             "Variant": name,
             "Budget": b.label,
-            "Retention": each.value,
-            "Half width": each.half,
-            "Seeds": each.num_seeds,
+            "Retention": pooled_note.value,
+            "Half width": pooled_note.half,
+            "Seeds": pooled_note.num_seeds,
         }
         for name, row in rows.items()
-        for b, each in row.items()
+        for b, pooled_note in row.items()
     ]
     titles = ", ".join(tasks.ALL[name].title for name in comparison.tasks)
-    seeds = {each.num_seeds for row in rows.values() for each in row.values()}
-    pooled = f"Mean and 95 % interval (Student's t) over {'-'.join(map(str, sorted(seeds)))} trainings a variant."
-    notes = (f"Average retention in percent over {titles}.", *((pooled,) if max(seeds, default=1) > 1 else ()))
+    seeds = {pooled_note.num_seeds for row in rows.values() for pooled_note in row.values()}
+    pooled_note = f"Mean and 95 % interval (Student's t) over {'-'.join(map(str, sorted(seeds)))} trainings a variant."
+    notes = (f"Average retention in percent over {titles}.", *((pooled_note,) if max(seeds, default=1) > 1 else ()))
     return Section(f"Ablation: {heading(comparison)}", frame_of(numbers), notes, columns, tuple(lines))
 
 
-def _text(each: Pooled | None) -> str:
-    if each is None:
+def _text(pooled: Pooled | None) -> str:
+    if pooled is None:
         return number(None)
-    return number(each.value) + (f" ± {each.half:.1f}" if each.half is not None else "")
+    return number(pooled.value) + (f" ± {pooled.half:.1f}" if pooled.half is not None else "")

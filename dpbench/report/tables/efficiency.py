@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -71,6 +72,10 @@ class Measured:
         return self.profile.joules.get("first_token")
 
 
+Text = Callable[[Measured], str]
+"""Prints a row's cell of one column."""
+
+
 def sections(profiles: Iterable[Profile]) -> list[Section]:
     """Return one table per machine, software, configuration, batch and image; never a mixed one."""
     profiles = list(profiles)
@@ -79,36 +84,35 @@ def sections(profiles: Iterable[Profile]) -> list[Section]:
 
 def groups(profiles: Iterable[Profile]) -> list[list[Profile]]:
     """Return profiles by the conditions they were taken under, of each method and budget the newest."""
-    found: dict[str, list[Profile]] = defaultdict(list)
-    for each in profiles:
-        found[json.dumps(conditions(each), sort_keys=True, default=str)].append(each)
-    return [sorted(_newest(group), key=_order) for group in found.values()]
+    by_condition: dict[str, list[Profile]] = defaultdict(list)
+    for profile in profiles:
+        by_condition[json.dumps(conditions(profile), sort_keys=True, default=str)].append(profile)
+    return [sorted(_newest(group), key=_order) for group in by_condition.values()]
 
 
 def _newest(group: Sequence[Profile]) -> Iterable[Profile]:
-    return {(each.budget, _order(each)): each for each in sorted(group, key=_started)}.values()
+    return {(profile.budget, _order(profile)): profile for profile in sorted(group, key=_started)}.values()
 
 
-def _started(each: Profile) -> str:
+def _started(profile: Profile) -> str:
     """Return when its run began; what is not known comes first."""
-    return each.started or ""
+    return profile.started or ""
 
 
-def conditions(each: Profile) -> dict[str, Any]:
+def conditions(profile: Profile) -> dict[str, Any]:
     """Return everything that must agree within one column of times."""
-    fixed = {name: value for name, value in each.environment.items() if name not in VOLATILE}
-    tiles = backbones.find(
-        each.backbone
-    ).tiles  # whose newlines count as text for some methods and are dropped by others
-    text = {} if tiles else {"num_text": each.num_text}
-    return {**{name: getattr(each, name) for name in CONDITIONS}, **text, **_flat(fixed)}
+    fixed = {name: value for name, value in profile.environment.items() if name not in VOLATILE}
+    # Where images have tiles, their newlines count as text for some methods and are dropped by others: the number of
+    # text positions then differs between rows that belong together.
+    text = {} if backbones.find(profile.backbone).tiles else {"num_text": profile.num_text}
+    return {**{name: getattr(profile, name) for name in CONDITIONS}, **text, **_flat(fixed)}
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in data.items():
-        found |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return found
+        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
 
 
 def section(group: Sequence[Profile], profiles: Sequence[Profile] = ()) -> Section:
@@ -119,80 +123,81 @@ def section(group: Sequence[Profile], profiles: Sequence[Profile] = ()) -> Secti
         profiles: all that are reported: what sets this table apart from the first, and the unpruned times of each run.
     """
     unpruned = _unpruned(profiles or group, conditions(group[0]))
-    rows = [Measured(each, _speedup(each, unpruned.get(each.started))) for each in group]
+    rows = [Measured(profile, _speedup(profile, unpruned.get(profile.started))) for profile in group]
     other = profiles[0] if profiles and conditions(profiles[0]) != conditions(group[0]) else None
     stages = [name for name in STAGES if any(row.profile.stages_ms.get(name) for row in rows)]
-    unit = TERA if max((row.flops or 0 for row in rows), default=0) >= TERA / 2 else GIGA
-    columns, footnotes = _columns(rows, stages, unit), Footnotes()
-    names = ("Method", *columns)
-    cells = {id(row): [text(row) for text in columns.values()] for row in rows}
-    shown = [name for at, name in enumerate(columns) if any(cells[id(row)][at] != DASH for row in rows)]
-    at = [list(columns).index(name) for name in shown]
-    marks = _marks(rows, names)
-    latest = max(map(_started, group))
-    lines: list[Row] = []
-    budget = None
-    for row in rows:
-        if row.profile.budget != budget:
-            budget = row.profile.budget
-            lines.append(group_row(_budget(budget), len(shown) + 1))
-        refs = tuple(footnotes.letter(flag) for flag in (*row.profile.flags, *_earlier(row.profile, latest)))
-        first = Cell(row.profile.method + format_params(row.profile.params), refs=refs)
-        rest = [Cell(cells[id(row)][i], marks.get(names[i + 1], {}).get(id(row), "")) for i in at]
-        lines.append(Row((first, *rest)))
+    columns, footnotes = _columns(rows, stages), Footnotes()
+    lines = tuple(_lines(rows, columns, footnotes))
     return Section(
         _heading(group[0], rows),
         frame_of([_numbers(row, stages) for row in rows]),
         (*_notes(group[0], rows, other), *footnotes.notes()),
-        ("Method", *shown),
-        tuple(lines),
+        ("Method", *columns),
+        lines,
     )
 
 
-def _order(each: Profile) -> tuple[Any, ...]:
+def _lines(rows: Sequence[Measured], columns: Mapping[str, Text], footnotes: Footnotes) -> Iterable[Row]:
+    """Yield the table's lines: a heading per budget, then its rows."""
+    marks, latest, budget = _marks(rows), max(_started(row.profile) for row in rows), None
+    for row in rows:
+        if row.profile.budget != budget:
+            budget = row.profile.budget
+            yield group_row(_budget(budget), len(columns) + 1)
+        refs = tuple(footnotes.letter(flag) for flag in (*row.profile.flags, *_earlier(row.profile, latest)))
+        first = Cell(row.profile.method + format_params(row.profile.params), refs=refs)
+        rest = [Cell(text(row), marks.get(name, {}).get(id(row), "")) for name, text in columns.items()]
+        yield Row((first, *rest))
+
+
+def _order(profile: Profile) -> tuple[Any, ...]:
     try:
-        size = -float(each.budget.strip("%-"))
+        size = -float(profile.budget.strip("%-"))
     except ValueError:
         size = 0.0
-    return each.method != "none", size, each.method, json.dumps(each.params, sort_keys=True), each.num_visual
+    return (
+        profile.method != "none",
+        size,
+        profile.method,
+        json.dumps(profile.params, sort_keys=True),
+        profile.num_visual,
+    )
 
 
 def _unpruned(profiles: Iterable[Profile], same: Mapping[str, Any]) -> dict[str | None, Profile]:
     """Return the `none` of each run under some conditions; of a run with prompts of several lengths there is none."""
-    found: dict[str | None, dict[float, Profile]] = defaultdict(dict)
-    for each in profiles:
-        if each.method == "none" and conditions(each) == same:
-            found[each.started][each.num_visual] = each
-    return {started: next(iter(sizes.values())) for started, sizes in found.items() if len(sizes) == 1}
+    by_run: dict[str | None, dict[float, Profile]] = defaultdict(dict)
+    for profile in profiles:
+        if profile.method == "none" and conditions(profile) == same:
+            by_run[profile.started][profile.num_visual] = profile
+    return {started: next(iter(sizes.values())) for started, sizes in by_run.items() if len(sizes) == 1}
 
 
-def _speedup(each: Profile, none: Profile | None) -> float | None:
-    ours, theirs = each.stages_ms.get("ttft"), none.stages_ms.get("ttft") if none else None
+def _speedup(profile: Profile, none: Profile | None) -> float | None:
+    ours, theirs = profile.stages_ms.get("ttft"), none.stages_ms.get("ttft") if none else None
     return median(theirs) / median(ours) if ours and theirs else None
 
 
-def _earlier(each: Profile, latest: str) -> Iterable[str]:
-    """Say of times that they were not taken in turn with the newest."""
-    if each.stages_ms and _started(each) != latest:
-        yield "timed in an earlier run" + (f", begun {each.started}" if each.started else "")
+def _earlier(profile: Profile, latest: str) -> Iterable[str]:
+    """Yield a remark on times that were not taken in turn with the newest."""
+    if profile.stages_ms and _started(profile) != latest:
+        yield "timed in an earlier run" + (f", begun {profile.started}" if profile.started else "")
 
 
-def _columns(rows: Sequence[Measured], stages: Sequence[str], unit: float) -> dict[str, Any]:
-    """Return, by heading, what prints a row's cell."""
-    letter = "T" if unit == TERA else "G"
-    found: dict[str, Any] = {
+def _columns(rows: Sequence[Measured], stages: Sequence[str]) -> dict[str, Text]:
+    """Return, by heading, what prints a row's cell; a column in which nothing was measured is dropped."""
+    unit, letter = (TERA, "T") if max((row.flops or 0 for row in rows), default=0) >= TERA / 2 else (GIGA, "G")
+    columns: dict[str, Text] = {
         "Loc.": lambda row: _location(row.profile) or DASH,
         "Tokens": lambda row: number(row.profile.num_visual),
         f"{letter}FLOP": lambda row: number(row.flops and row.flops / unit, 2),
-    }
-    for stage in stages:
-        found[f"{STAGES[stage]} (ms)"] = lambda row, stage=stage: _spread(row, stage)
-    return found | {
+        **{f"{STAGES[stage]} (ms)": partial(_spread, stage=stage) for stage in stages},
         "Speed-up": lambda row: f"{row.speedup:.2f}x" if row.speedup else DASH,
         "Peak (MiB)": lambda row: number(row.peak_mib),
         "KV (MiB)": lambda row: number(row.kv_mib, 2),
         "Energy (J)": lambda row: number(row.joules, 2),
     }
+    return {heading: text for heading, text in columns.items() if any(text(row) != DASH for row in rows)}
 
 
 def _spread(row: Measured, stage: str) -> str:
@@ -203,27 +208,22 @@ def _spread(row: Measured, stage: str) -> str:
     return f"{middle:.2f} [{low:.2f}-{high:.2f}]"
 
 
-def _marks(rows: Sequence[Measured], names: Sequence[str]) -> dict[str, dict[int, Mark]]:
-    """Mark the two fastest per budget, `none` apart."""
-    found: dict[str, dict[int, Mark]] = {}
+def _marks(rows: Sequence[Measured]) -> dict[str, dict[int, Mark]]:
+    """Mark the two fastest per budget, `none` apart; by column and row."""
+    marks: dict[str, dict[int, Mark]] = {"TTFT (ms)": {}, "Speed-up": {}}
     for budget in dict.fromkeys(row.profile.budget for row in rows):
-        same = [row for row in rows if row.profile.budget == budget and row.profile.method != "none"]
-        lower = {id(row): None if row.quantile("ttft", 0.5) is None else -_known(row) for row in same}
-        found.setdefault("TTFT (ms)", {}).update(ranked(lower, 2))
-        found.setdefault("Speed-up", {}).update(ranked({id(row): row.speedup for row in same}, 2))
-    return {name: marks for name, marks in found.items() if name in names}
+        pruned = [row for row in rows if row.profile.budget == budget and row.profile.method != "none"]
+        times = {id(row): row.quantile("ttft", 0.5) for row in pruned}
+        # `ranked` marks the largest, and the fastest is the smallest.
+        marks["TTFT (ms)"] |= ranked({key: None if time is None else -time for key, time in times.items()}, 2)
+        marks["Speed-up"] |= ranked({id(row): row.speedup for row in pruned}, 2)
+    return marks
 
 
-def _known(row: Measured) -> float:
-    value = row.quantile("ttft", 0.5)
-    assert value is not None
-    return value
-
-
-def _location(each: Profile) -> str | None:
-    if each.method == "none" or not each.visual_tokens_per_layer:
+def _location(profile: Profile) -> str | None:
+    if profile.method == "none" or not profile.visual_tokens_per_layer:
         return None
-    return at_layers(each.visual_tokens_per_layer)
+    return at_layers(profile.visual_tokens_per_layer)
 
 
 def _budget(budget: str) -> str:
@@ -231,32 +231,32 @@ def _budget(budget: str) -> str:
 
 
 def _numbers(row: Measured, stages: Sequence[str]) -> dict[str, Any]:
-    each = row.profile
-    found: dict[str, Any] = {
-        "Method": each.method + format_params(each.params),
-        "Budget": each.budget,
-        "Location": _location(each),
-        "Tokens": each.num_visual,
+    profile = row.profile
+    numbers: dict[str, Any] = {
+        "Method": profile.method + format_params(profile.params),
+        "Budget": profile.budget,
+        "Location": _location(profile),
+        "Tokens": profile.num_visual,
         "FLOPs": row.flops,
     }
     for stage in stages:
         for name, share in (("ms", 0.5), ("p10 ms", 0.1), ("p90 ms", 0.9)):
-            found[f"{STAGES[stage]} {name}"] = row.quantile(stage, share)
-    found |= {f"{name} FLOPs": value for name, value in each.stages_flops.items() if name != "ttft"}
-    found |= {"Speed-up": row.speedup, "Peak bytes": max(each.peak_bytes.values(), default=None)}
-    kv = sum(each.kv_bytes_per_layer) if each.kv_bytes_per_layer else None
-    return found | {"KV bytes": kv, "Energy J": row.joules, "Flags": "; ".join(each.flags) or None}
+            numbers[f"{STAGES[stage]} {name}"] = row.quantile(stage, share)
+    numbers |= {f"{name} FLOPs": value for name, value in profile.stages_flops.items() if name != "ttft"}
+    numbers |= {"Speed-up": row.speedup, "Peak bytes": max(profile.peak_bytes.values(), default=None)}
+    kv = sum(profile.kv_bytes_per_layer) if profile.kv_bytes_per_layer else None
+    return numbers | {"KV bytes": kv, "Energy J": row.joules, "Flags": "; ".join(profile.flags) or None}
 
 
 def _heading(first: Profile, rows: Sequence[Measured]) -> str:
-    found, (height, width) = first.environment, first.image_hw
-    device = found.get("gpu", found.get("cpu", "shapes alone"))
-    versions = found.get("versions", {})
+    environment, (height, width) = first.environment, first.image_hw
+    device = environment.get("gpu", environment.get("cpu", "shapes alone"))
+    versions = environment.get("versions", {})
     torch = f", torch {versions['torch']}" if "torch" in versions else ""
     repeats = [len(row.profile.stages_ms["ttft"]) for row in rows if row.profile.stages_ms.get("ttft")]
     times = f"median of at least {min(repeats)}" if repeats else "not timed"
     text = min(row.profile.num_text for row in rows)
-    dtype = f", {found['dtype']}" if "dtype" in found else ""
+    dtype = f", {environment['dtype']}" if "dtype" in environment else ""
     images = "image" if first.num_images == 1 else f"{first.num_images} images"
     return (
         f"{first.backbone}, time to first token on {device}{torch}{dtype}, {first.configuration}, batch size "
@@ -294,7 +294,7 @@ def _notes(first: Profile, rows: Sequence[Measured], other: Profile | None) -> I
 
 
 def _unlike(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterable[str]:
-    """Say which conditions differ."""
+    """Yield the conditions that differ."""
     for name in sorted(set(ours) | set(theirs)):
         if ours.get(name) != theirs.get(name):
             yield f"{name} is {ours.get(name, 'not recorded')}, there {theirs.get(name, 'not recorded')}"

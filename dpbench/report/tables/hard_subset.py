@@ -40,12 +40,12 @@ def section(comparison: Comparison) -> Section:
     Raises:
         ConfigError: the unpruned model or `downsample` is not among the rows, or their samples are not there.
     """
-    found = scores(comparison)
-    names = [name for name in comparison.tasks if any(name in row for row in found.values())]
+    hard_scores = scores(comparison)
+    names = [name for name in comparison.tasks if any(name in row for row in hard_scores.values())]
     columns = ("Method", *(tasks.ALL[name].title for name in names))
     lines, budget = list[Row](), None
     numbers: list[dict[str, Any]] = []
-    for key, row in found.items():
+    for key, row in hard_scores.items():
         if key.budget != budget:
             budget = key.budget
             lines += [group_row(budget_heading(comparison, key), len(columns)), _counts(row, names)]
@@ -79,24 +79,24 @@ def scores(comparison: Comparison) -> dict[RowKey, dict[str, Hard]]:
             f"--subset hard: this run has no cell of method {missing}, which the subset is chosen by; add it"
         )
     cells, notes = usable(comparison)
-    found: dict[RowKey, dict[str, Hard]] = {}
+    by_row: dict[RowKey, dict[str, Hard]] = {}
     for key in comparison.rows:
         if key.budget in easy and key.method != EASY:
             for task in comparison.tasks:
                 chosen = _chosen(comparison, none, easy[key.budget], task, cells)
-                each = _score(comparison.of(key, task), cells, chosen)
-                found.setdefault(key, {}).update({task: each} if each else {})
-    if not any(found.values()):
+                hard_score = _score(comparison.of(key, task), cells, chosen)
+                by_row.setdefault(key, {}).update({task: hard_score} if hard_score else {})
+    if not any(by_row.values()):
         why = " ".join(notes) or f"{EASY} gets no question wrong that the unpruned model gets right"
         raise ConfigError(f"--subset hard: there is nothing to choose from: {why}")
-    return found
+    return by_row
 
 
 def _chosen(
     comparison: Comparison, none: RowKey, easy: RowKey, task: str, cells: Mapping[str, Contribution]
 ) -> NDArray[np.bool_] | None:
     """Return which units are hard, by the first seed of both."""
-    pair = [[e.cell_id for e in comparison.of(key, task) if e.cell_id in cells] for key in (none, easy)]
+    pair = [[record.cell_id for record in comparison.of(key, task) if record.cell_id in cells] for key in (none, easy)]
     if not all(pair):
         return None
     return np.asarray(cells[pair[0][0]].right_U() & ~cells[pair[1][0]].right_U())
@@ -107,7 +107,9 @@ def _score(
 ) -> Hard | None:
     if chosen_U is None or not chosen_U.any():
         return None
-    values = [aggregators.score(cells[e.cell_id].sums(chosen_U))[0] for e in records if e.cell_id in cells]
+    values = [
+        aggregators.score(cells[record.cell_id].sums(chosen_U))[0] for record in records if record.cell_id in cells
+    ]
     return Hard(float(np.mean(values)), int(chosen_U.sum())) if values else None
 
 
@@ -120,12 +122,12 @@ def _text(hard: Hard | None, full: float | None) -> str:
 
 
 def _numbers(key: RowKey, row: Mapping[str, Hard], full: Mapping[str, float]) -> Iterable[dict[str, Any]]:
-    for name, each in row.items():
+    for name, hard in row.items():
         yield {
             "Method": key.label,
             "Budget": key.budget.label,
             "Benchmark": tasks.ALL[name].title,
-            "Hard": each.score,
+            "Hard": hard.score,
             "Full": full.get(name),
-            "Hard questions": each.num_units,
+            "Hard questions": hard.num_units,
         }

@@ -99,8 +99,8 @@ def _points(comparison: Comparison, key: RowKey, task: str, table: PaperTable) -
     records = comparison.of(key, task)
     metric = table.data["metrics"].get(task, {}).get("value")
     if metric is None:
-        return mean(each.score for each in records) if records else None
-    values = [each.metrics[metric] for each in records if metric in each.metrics]
+        return mean(record.score for record in records) if records else None
+    values = [record.metrics[metric] for record in records if metric in record.metrics]
     return mean(values) if values and len(values) == len(records) else None
 
 
@@ -119,26 +119,28 @@ def differences(comparison: Comparison, table: PaperTable) -> Iterable[str]:
 
 
 def _protocol(table: PaperTable, ours: Mapping[str, Any]) -> Iterable[str]:
-    for name, said in table.protocol.items():
-        theirs, mine = said["value"], ours.get(name)
-        if theirs is None and mine is not None:
-            yield f"May explain it: {name}: theirs {said['from']}, ours {mine}."
-        elif theirs != mine and not (name == "gpu" and theirs.split()[-1] in str(mine).split()):
-            columns = [tasks.ALL[each].title for each in said.get("columns", ())]
+    for name, stated in table.protocol.items():
+        theirs, our_value = stated["value"], ours.get(name)
+        if theirs is None and our_value is not None:
+            yield f"May explain it: {name}: theirs {stated['from']}, ours {our_value}."
+        elif theirs != our_value and not (name == "gpu" and theirs.split()[-1] in str(our_value).split()):
+            columns = [tasks.ALL[task].title for task in stated.get("columns", ())]
             where = f" (column {', '.join(columns)})" if columns else ""
-            yield f"May explain it{where}: {name}: theirs {theirs} ({said['from']}), ours {mine}."
+            yield f"May explain it{where}: {name}: theirs {theirs} ({stated['from']}), ours {our_value}."
 
 
 def _task(table: PaperTable, task: str, comparison: Comparison) -> Iterable[str]:
-    known = tasks.find(task)
-    said = table.data["splits"].get(task)
-    if said and said["value"] != known.split:
-        ours = f"{known.split} ({known.measure})"
-        yield f"May explain it (column {known.title}): split: theirs {said['value']} ({said['from']}), ours {ours}."
+    benchmark = tasks.find(task)
+    stated = table.data["splits"].get(task)
+    if stated and stated["value"] != benchmark.split:
+        ours = f"{benchmark.split} ({benchmark.measure})"
+        theirs = f"{stated['value']} ({stated['from']})"
+        yield f"May explain it (column {benchmark.title}): split: theirs {theirs}, ours {ours}."
     metric = table.data["metrics"].get(task)
-    held = {name for each in comparison.records if each.cell["task"] == task for name in each.metrics}
+    held = {name for record in comparison.records if record.cell["task"] == task for name in record.metrics}
     if metric and metric["value"] not in held:
-        yield f"Column {known.title}: theirs is {metric['value']} ({metric['from']}), which our records do not hold."
+        theirs = f"{metric['value']} ({metric['from']})"
+        yield f"Column {benchmark.title}: theirs is {theirs}, which our records do not hold."
 
 
 def costs(profiles: Sequence[Profile], heading: str) -> Section:
@@ -149,7 +151,7 @@ def costs(profiles: Sequence[Profile], heading: str) -> Section:
         heading: of their own table.
     """
     table = published.load(4)
-    none = next((each for each in profiles if each.method == "none"), None)
+    none = next((profile for profile in profiles if profile.method == "none"), None)
     total = none.num_visual if none else None
     pairs = [
         Pair(row["row"], "", row["values"], _cost(profiles, row, table, total), published.why_not_run(table, row))
@@ -174,21 +176,23 @@ def _cost(
     profiles: Sequence[Profile], row: Mapping[str, Any], table: PaperTable, total: float | None
 ) -> dict[str, float]:
     rate = 1 - row["budget"] / table.data["num_visual"]
-    for each in profiles:
-        same = each.method == row["method"] and (each.method == "none" or abs(_rate(each, total) - rate) < NEAR)
+    for profile in profiles:
+        same = profile.method == row["method"] and (
+            profile.method == "none" or abs(_rate(profile, total) - rate) < NEAR
+        )
         if same:
             times = {
-                name: median(values) for name, values in each.stages_ms.items() if values and name in row["values"]
+                name: median(values) for name, values in profile.stages_ms.items() if values and name in row["values"]
             }
-            return times | ({"tflops": each.stages_flops["ttft"] / 1e12} if "ttft" in each.stages_flops else {})
+            return times | ({"tflops": profile.stages_flops["ttft"] / 1e12} if "ttft" in profile.stages_flops else {})
     return {}
 
 
-def _rate(each: Profile, total: float | None) -> float:
+def _rate(profile: Profile, total: float | None) -> float:
     """Return the share of visual tokens a profile's budget removes; above 1 where it cannot be known."""
-    if each.budget.endswith("%"):
-        return abs(float(each.budget.strip("-%"))) / 100
-    return 1 - float(each.budget) / total if total and each.budget.isdigit() else 2.0
+    if profile.budget.endswith("%"):
+        return abs(float(profile.budget.strip("-%"))) / 100
+    return 1 - float(profile.budget) / total if total and profile.budget.isdigit() else 2.0
 
 
 def variants(comparison: Comparison) -> Section:
@@ -199,12 +203,12 @@ def variants(comparison: Comparison) -> Section:
     budgets = {str(keep): 1 - keep / table.data["num_visual"] for keep in table.data["budgets"]["value"]}
     pairs = []
     for row in table.rows:
-        mine = ours.get(row["variant"], {})
+        pooled = ours.get(row["variant"], {})
         values = {
-            name: mine[b].value
+            name: pooled[b].value
             for name, rate in budgets.items()
             for b, share in shares.items()
-            if b in mine and share is not None and abs(share - rate) < NEAR
+            if b in pooled and share is not None and abs(share - rate) < NEAR
         }
         pairs.append(Pair(row["row"], "", dict(zip(budgets, row["values"], strict=True)), values))
     titles = {name: f"{name} of {table.data['num_visual']}" for name in budgets}

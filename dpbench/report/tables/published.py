@@ -70,7 +70,7 @@ class Average:
 
     @property
     def agrees(self) -> bool:
-        """Return whether the two differ by no more than `WITHIN`."""
+        """Return True if the two differ by no more than `WITHIN`."""
         return abs(self.printed - self.recomputed) <= WITHIN + 1e-9
 
 
@@ -128,14 +128,14 @@ def sections(tables: Iterable[int] = TABLES) -> list[Section]:
 
 def verdict() -> str:
     """Return one sentence on the averages, naming those that do not agree."""
-    found = averages()
-    good = [each for each in found if each.agrees]
+    computed = averages()
+    good = [average for average in computed if average.agrees]
     bad = "; ".join(
-        f"Table {e.table}, {e.row}, {e.group}: {e.printed:.1f} printed, {e.recomputed:.2f} from its row"
-        for e in found
-        if not e.agrees
+        f"Table {a.table}, {a.row}, {a.group}: {a.printed:.1f} printed, {a.recomputed:.2f} from its row"
+        for a in computed
+        if not a.agrees
     )
-    text = f"{len(good)} of {len(found)} averages agree within {WITHIN} with the mean of their row's scores"
+    text = f"{len(good)} of {len(computed)} averages agree within {WITHIN} with the mean of their row's scores"
     return f"{text}. Not: {bad}." if bad else f"{text}."
 
 
@@ -160,8 +160,8 @@ def _scores(table: PaperTable) -> Section:
         lines.append(Row(cells, "cited" if reason else "data"))
         numbers.append(_numbers(table, row, mean))
     cited = (f"{LEGEND} {'; '.join(notes.notes())}.",) if notes.notes() else ()
-    counted = [each for each in averages() if each.table == table.number]
-    agree = f"{sum(each.agrees for each in counted)} of {len(counted)} averages agree within {WITHIN} with their row."
+    agreeing = [computed.agrees for computed in averages() if computed.table == table.number]
+    agree = f"{sum(agreeing)} of {len(agreeing)} averages agree within {WITHIN} with their row."
     return Section(
         f"Table {table.number} of the paper: {table.title}",
         frame_of(numbers),
@@ -181,13 +181,13 @@ def _score(column: str, value: float | None) -> str:
 
 def _marks(table: PaperTable, names: Sequence[str]) -> dict[str, dict[int, Any]]:
     """Return best and second of each column within each group."""
-    found: dict[str, dict[int, Any]] = {name: {} for name in (*names, RETENTION)}
+    marks: dict[str, dict[int, Any]] = {name: {} for name in (*names, RETENTION)}
     for heading in dict.fromkeys(group(table, row) for row in table.rows):
         same = {at: row for at, row in enumerate(table.rows) if group(table, row) == heading}
         for name in names:
-            found[name] |= ranked({at: row["scores"][name] for at, row in same.items()})
-        found[RETENTION] |= ranked({at: row["average"] for at, row in same.items()})
-    return found
+            marks[name] |= ranked({at: row["scores"][name] for at, row in same.items()})
+        marks[RETENTION] |= ranked({at: row["average"] for at, row in same.items()})
+    return marks
 
 
 def _numbers(table: PaperTable, row: Mapping[str, Any], mean: float) -> dict[str, Any]:
@@ -213,9 +213,9 @@ def _efficiency(table: PaperTable) -> Section:
         values = [f"{row['values'][name]:.2f}" for name in heads]
         texts = (row["row"], row["location"] or DASH, str(row["budget"]), *values, f"{speedup:.2f}x")
         lines.append(Row(tuple(map(Cell, texts))))
-        shown = {heads[name]: row["values"][name] for name in heads}
+        times = {heads[name]: row["values"][name] for name in heads}
         numbers.append(
-            {"Table": 4, "Method": row["row"], "Location": row["location"], "Tokens": row["budget"], **shown}
+            {"Table": 4, "Method": row["row"], "Location": row["location"], "Tokens": row["budget"], **times}
         )
     unsaid = [
         row["values"]["ttft"] - sum(row["values"][n] for n in ("encode", "reduce", "prefill")) for row in table.rows

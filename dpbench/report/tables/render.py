@@ -49,8 +49,8 @@ def render_all(sections: Sequence[Section], form: str) -> str:
         parts = [section.frame.to_csv(index=False, lineterminator="\n").strip() for section in sections]
         heads = [f"# {section.heading}\n" if len(sections) > 1 else "" for section in sections]
         return "\n\n".join(head + part for head, part in zip(heads, parts, strict=True))
-    one = _latex if form == "latex" else _markdown
-    return "\n\n".join(one(section) for section in sections)
+    render_one = _latex if form == "latex" else _markdown
+    return "\n\n".join(render_one(section) for section in sections)
 
 
 def _json(section: Section) -> dict[str, Any]:

@@ -28,10 +28,10 @@ def retention(scores: Mapping[str, float], unpruned: Mapping[str, float]) -> flo
 
 def scores_of(records: Iterable[Record]) -> dict[str, float]:
     """Return a row's score per benchmark, mean over seeds."""
-    found: dict[str, list[float]] = {}
-    for each in records:
-        found.setdefault(each.cell["task"], []).append(each.score)
-    return {name: mean(values) for name, values in found.items()}
+    by_task: dict[str, list[float]] = {}
+    for record in records:
+        by_task.setdefault(record.cell["task"], []).append(record.score)
+    return {name: mean(values) for name, values in by_task.items()}
 
 
 def section(comparison: Comparison, like_random: frozenset[RowKey] = frozenset()) -> Section:
@@ -96,7 +96,9 @@ def _rows(
     for key, row in values.items():
         if key.budget != budget:
             budget = key.budget
-            marks = _marks({each: values[each] for each in values if each.budget == budget and each.method != "none"})
+            marks = _marks(
+                {other: values[other] for other in values if other.budget == budget and other.method != "none"}
+            )
             yield group_row(budget_heading(comparison, key), width)
         yield Row(tuple(_cells(comparison, key, row, marks, key in like_random, notes)))
 
@@ -126,8 +128,8 @@ def _marks(rows: Mapping[RowKey, Mapping[str, float | None]]) -> dict[str, dict[
     most = max(num.values(), default=0)
     names = list(next(iter(rows.values()), {}))
     columns = {name: {key: row[name] for key, row in rows.items()} for name in names}
-    whole = {key: value for key, value in columns.get(RETENTION, {}).items() if num[key] == most}
-    return {name: ranked(whole if name == RETENTION else columns[name]) for name in names}
+    complete = {key: value for key, value in columns.get(RETENTION, {}).items() if num[key] == most}
+    return {name: ranked(complete if name == RETENTION else columns[name]) for name in names}
 
 
 def why_missing(comparison: Comparison, key: RowKey, task: str) -> str:
@@ -137,7 +139,7 @@ def why_missing(comparison: Comparison, key: RowKey, task: str) -> str:
 
 def tokens(records: Sequence[Record]) -> float | None:
     """Return the visual tokens a row read, mean over layers, samples and benchmarks."""
-    read = [mean(each.visual_tokens_per_layer) for each in records if each.visual_tokens_per_layer]
+    read = [mean(record.visual_tokens_per_layer) for record in records if record.visual_tokens_per_layer]
     return mean(read) if read else None
 
 
@@ -149,7 +151,7 @@ def location(records: Sequence[Record]) -> str | None:
     """
     if records[0].cell["method"] == "none":
         return None
-    layers = {at_layers(each.visual_tokens_per_layer) for each in records if each.visual_tokens_per_layer}
+    layers = {at_layers(record.visual_tokens_per_layer) for record in records if record.visual_tokens_per_layer}
     return ", ".join(sorted(layers)) or None
 
 
@@ -178,7 +180,9 @@ def heading(comparison: Comparison) -> str:
     """Return what model answered how much, how and where."""
     cell = comparison.cell
     limit = "all samples" if cell["limit"] is None else f"{cell['limit']} samples a task"
-    device = ", ".join(sorted({str(e.environment.get("gpu", e.environment.get("cpu"))) for e in comparison.records}))
+    device = ", ".join(
+        sorted({str(record.environment.get("gpu", record.environment.get("cpu"))) for record in comparison.records})
+    )
     return f"{cell['backbone']}, {limit}, {cell['dtype']}, {cell['attention']} attention; answered on {device}"
 
 
@@ -202,17 +206,17 @@ def _warnings(comparison: Comparison) -> Iterable[str]:
     records = comparison.records
     if idle := sorted({method for method, _ in comparison.planned} - {key.method for key in comparison.rows}):
         yield f"No cell is finished of: {', '.join(idle)}."
-    if failed := sum(each.num_failed for each in records):
+    if failed := sum(record.num_failed for record in records):
         yield f"{failed} samples failed and count as wrong; the journals say why."
-    seeds = {key: {each.cell["seed"] for each in rows} for key, rows in comparison.rows.items()}
-    most = max(len(each) for each in seeds.values())
+    seeds = {key: {row.cell["seed"] for row in rows} for key, rows in comparison.rows.items()}
+    most = max(map(len, seeds.values()))
     if most > 1:
-        some = "" if all(len(each) == most for each in seeds.values()) else " where there are as many"
+        some = "" if all(len(numbers) == most for numbers in seeds.values()) else " where there are as many"
         yield f"Mean over {most} seeds{some}."
     partial = [key.label for key, rows in comparison.rows.items() if len(scores_of(rows)) < len(comparison.tasks)]
     if partial:
         yield "A retention over fewer benchmarks than other rows' is not comparable and takes no part in the ranking."
     for name in ("torch", "transformers", "lmms_eval"):
-        found = sorted({each.cell["fingerprints"].get(name, "") for each in records} - {""})
-        if len(found) > 1:
-            yield f"Answered with different versions of {name}: {', '.join(found)}."
+        versions = sorted({record.cell["fingerprints"].get(name, "") for record in records} - {""})
+        if len(versions) > 1:
+            yield f"Answered with different versions of {name}: {', '.join(versions)}."

@@ -22,12 +22,12 @@ METHOD = (
 )
 
 
-def sections(comparison: Comparison, found: Intervals) -> list[Section]:
+def sections(comparison: Comparison, intervals: Intervals) -> list[Section]:
     """Return the table of average retention and one per reference with the benchmarks; none where nothing is known."""
-    if not found.differences:
+    if not intervals.differences:
         return []
-    per_benchmark = [_benchmarks(comparison, found, reference) for reference in REFERENCES]
-    return [_averages(comparison, found), *(each for each in per_benchmark if each.rows)]
+    per_benchmark = [_benchmarks(comparison, intervals, reference) for reference in REFERENCES]
+    return [_averages(comparison, intervals), *(table for table in per_benchmark if table.rows)]
 
 
 def outcome(difference: Difference, corrected: float) -> Outcome:
@@ -37,33 +37,33 @@ def outcome(difference: Difference, corrected: float) -> Outcome:
     return "win" if difference.value > 0 else "loss"
 
 
-def tally(found: Intervals, key: RowKey, reference: str) -> dict[Outcome, int]:
+def tally(intervals: Intervals, key: RowKey, reference: str) -> dict[Outcome, int]:
     """Count the benchmarks a row wins, ties and loses against a reference."""
-    corrected = found.corrected(reference, of_retention=False)
-    each = [outcome(found.differences[k], p) for k, p in corrected.items() if k[0] == key]
-    return {"win": each.count("win"), "tie": each.count("tie"), "loss": each.count("loss")}
+    corrected = intervals.corrected(reference, of_retention=False)
+    outcomes = [outcome(intervals.differences[k], p) for k, p in corrected.items() if k[0] == key]
+    return {"win": outcomes.count("win"), "tie": outcomes.count("tie"), "loss": outcomes.count("loss")}
 
 
-def _averages(comparison: Comparison, found: Intervals) -> Section:
+def _averages(comparison: Comparison, intervals: Intervals) -> Section:
     columns = ["Method"]
     for reference in REFERENCES:
         columns += [f"Minus {reference} [95 %]", "p", f"Win/tie/loss to {reference}"]
-    corrected = {reference: found.corrected(reference, of_retention=True) for reference in REFERENCES}
-    keys = [key for key in comparison.rows if any(each[0] == key for each in found.differences)]
+    corrected = {reference: intervals.corrected(reference, of_retention=True) for reference in REFERENCES}
+    keys = [key for key in comparison.rows if any(compared[0] == key for compared in intervals.differences)]
     numbers, lines = [], list[Row]()
     for key in _with_groups(comparison, keys, len(columns), lines):
         cells = [Cell(key.label)]
         for reference in REFERENCES:
             at: Key = (key, reference, RETENTION)
-            difference, p = found.differences.get(at), corrected[reference].get(at)
-            count = tally(found, key, reference)
-            known = any(each[:2] == at[:2] for each in found.differences)
+            difference, p = intervals.differences.get(at), corrected[reference].get(at)
+            count = tally(intervals, key, reference)
+            is_known = any(compared[:2] == at[:2] for compared in intervals.differences)
             cells += [
                 _interval(difference, p),
                 Cell(_p(p)),
-                Cell("/".join(map(str, count.values())) if known else DASH),
+                Cell("/".join(map(str, count.values())) if is_known else DASH),
             ]
-            if known:
+            if is_known:
                 numbers.append(_numbers(at, difference, p) | count)
         lines.append(Row(tuple(cells)))
     return Section(
@@ -79,19 +79,19 @@ def _averages(comparison: Comparison, found: Intervals) -> Section:
     )
 
 
-def _benchmarks(comparison: Comparison, found: Intervals, reference: str) -> Section:
-    corrected = found.corrected(reference, of_retention=False)
+def _benchmarks(comparison: Comparison, intervals: Intervals, reference: str) -> Section:
+    corrected = intervals.corrected(reference, of_retention=False)
     names = [name for name in comparison.tasks if any(key[2] == name for key in corrected)]
     columns = ("Method", *(tasks.ALL[name].title for name in names))
-    keys = [key for key in comparison.rows if any(each[0] == key for each in corrected)]
+    keys = [key for key in comparison.rows if any(compared[0] == key for compared in corrected)]
     lines = list[Row]()
     for key in _with_groups(comparison, keys, len(columns), lines):
         at = [(key, reference, name) for name in names]
-        rest = [_interval(found.differences.get(each), corrected.get(each)) for each in at]
+        rest = [_interval(intervals.differences.get(compared), corrected.get(compared)) for compared in at]
         lines.append(Row((Cell(key.label), *rest)))
     return Section(
         f"{heading(comparison)}: score minus {reference}'s, in points",
-        frame_of([_numbers(key, found.differences[key], p) for key, p in corrected.items()]),
+        frame_of([_numbers(key, intervals.differences[key], p) for key, p in corrected.items()]),
         (METHOD, f"{SURE}: p < {SIGNIFICANT}, two-sided, Holm-corrected over this table."),
         columns,
         tuple(lines),
@@ -127,12 +127,12 @@ def _p(p: float | None) -> str:
 def _numbers(key: Key, difference: Difference | None, p: float | None) -> dict[str, Any]:
     row, reference, column = key
     title = tasks.ALL[column].title if column != RETENTION else column
-    found: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "Method": row.label,
         "Budget": row.budget.label,
         "Against": reference,
         "Column": title,
     }
     if difference is not None:
-        found |= {"Difference": difference.value, "Low": difference.low, "High": difference.high, "p": difference.p}
-    return found | {"p (Holm)": p}
+        numbers |= {"Difference": difference.value, "Low": difference.low, "High": difference.high, "p": difference.p}
+    return numbers | {"p (Holm)": p}

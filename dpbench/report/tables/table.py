@@ -101,7 +101,7 @@ def ranked(values: Mapping[Name, float | None], digits: int = 1) -> dict[Name, M
     steps = sorted(set(printed.values()), reverse=True)
     marks: dict[Name, Mark] = dict.fromkeys(values, "")
     for mark, value in zip(MARKS, steps, strict=False):
-        hits = [name for name, each in printed.items() if each == value]
+        hits = [name for name, rounded in printed.items() if rounded == value]
         if len(printed) > 1 and (len(hits) == 1 or 2 * len(hits) < len(printed)):
             marks.update(dict.fromkeys(hits, mark))
     return marks

@@ -62,30 +62,30 @@ def sections(first: Path, second: Path, resamples: int = statistics.RESAMPLES) -
 
 
 def _by_key(run: Run) -> dict[Key, Record]:
-    found = {(row_key(e.cell), e.cell["task"], e.cell["seed"]): e for e in run.records}
+    by_key = {(row_key(record.cell), record.cell["task"], record.cell["seed"]): record for record in run.records}
     order = list(tasks.ALL)
-    return dict(sorted(found.items(), key=lambda item: (item[0][0].order, order.index(item[0][1]), item[0][2])))
+    return dict(sorted(by_key.items(), key=lambda item: (item[0][0].order, order.index(item[0][1]), item[0][2])))
 
 
 def compare(
     runs: tuple[Run, Run], cells: tuple[dict[Key, Record], dict[Key, Record]], common: list[Key], resamples: int
 ) -> dict[Key, Change]:
     """Return every common cell's change, paired where both answered the same samples."""
-    known = [_known(run, held, common) for run, held in zip(runs, cells, strict=True)]
-    found = {}
+    samples = [_known(run, held, common) for run, held in zip(runs, cells, strict=True)]
+    changes = {}
     for key in common:
         scores = cells[0][key].score, cells[1][key].score
-        pair = known[0].get(key), known[1].get(key)
+        pair = samples[0].get(key), samples[1].get(key)
         paired = pair[0] is not None and pair[1] is not None and pair[0].layout.id == pair[1].layout.id
-        each = _difference(pair[0], pair[1], resamples) if pair[0] and pair[1] else None
-        found[key] = Change(*scores, each, paired)
-    return found
+        change = _difference(pair[0], pair[1], resamples) if pair[0] and pair[1] else None
+        changes[key] = Change(*scores, change, paired)
+    return changes
 
 
 def _known(run: Run, held: Mapping[Key, Record], common: list[Key]) -> dict[Key, Contribution]:
     """Return the samples of a run's cells that give the recorded score."""
-    found = contributions.load(run.folder, [held[key] for key in common])
-    cells = {key: found[held[key].cell_id] for key in common if held[key].cell_id in found}
+    loaded = contributions.load(run.folder, [held[key] for key in common])
+    cells = {key: loaded[held[key].cell_id] for key in common if held[key].cell_id in loaded}
     scored = {key: float(aggregators.score(cell.sums())[0]) for key, cell in cells.items()}
     return {key: cell for key, cell in cells.items() if abs(scored[key] - held[key].score) <= TOLERANCE}
 
@@ -94,21 +94,25 @@ def _difference(first: Contribution, second: Contribution, resamples: int) -> Di
     """Return second minus first; the same images are drawn for both where both asked about the same images."""
     sums = first.sums(), second.sums()
     seeds = first.layout.images, second.layout.images
-    drawn = [statistics.resampled({0: each}, seed, resamples)[0] for each, seed in zip(sums, seeds, strict=True)]
-    plain = [float(aggregators.score(each)[0]) for each in sums]
-    return difference(plain[1] - plain[0], drawn[1] - drawn[0], min(len(each.clusters) for each in sums))
+    drawn = [
+        statistics.resampled({0: cell_sums}, seed, resamples)[0] for cell_sums, seed in zip(sums, seeds, strict=True)
+    ]
+    plain = [float(aggregators.score(cell_sums)[0]) for cell_sums in sums]
+    return difference(plain[1] - plain[0], drawn[1] - drawn[0], min(len(cell_sums.clusters) for cell_sums in sums))
 
 
 def _scores(
     runs: tuple[Run, Run], cells: tuple[dict[Key, Record], dict[Key, Record]], changes: Mapping[Key, Change]
 ) -> Section:
-    corrected = holm({key: each.difference.p for key, each in changes.items() if each.difference})
-    told = {key: verdict(each, corrected.get(key)) for key, each in changes.items()}
+    corrected = holm({key: change.difference.p for key, change in changes.items() if change.difference})
+    verdicts = {key: verdict(change, corrected.get(key)) for key, change in changes.items()}
     columns = ("Method", "Budget", "Benchmark", "First", "Second", "Second minus first [95 %]", "p", "Verdict")
-    lines = [Row(tuple(map(Cell, _texts(key, each, corrected.get(key), told[key])))) for key, each in changes.items()]
-    numbers = [_numbers(key, each, corrected.get(key), told[key]) for key, each in changes.items()]
+    lines = [
+        Row(tuple(map(Cell, _texts(key, change, corrected.get(key), verdicts[key])))) for key, change in changes.items()
+    ]
+    numbers = [_numbers(key, change, corrected.get(key), verdicts[key]) for key, change in changes.items()]
     counts = ", ".join(
-        f"{list(told.values()).count(v)} {v}" for v in (CHANGED, NOISE, SAME, UNKNOWN) if v in told.values()
+        f"{list(verdicts.values()).count(v)} {v}" for v in (CHANGED, NOISE, SAME, UNKNOWN) if v in verdicts.values()
     )
     notes = [
         f"{counts}, of {len(changes)} cells in both runs; {len(cells[0]) - len(changes)} in the first alone, "
@@ -116,11 +120,11 @@ def _scores(
         f"95 % intervals from {statistics.RESAMPLES:,} resamples of images; p two-sided, Holm-corrected; "
         f"more than noise: p < {SIGNIFICANT}.",
     ]
-    if any(each.difference and not each.paired for each in changes.values()):
+    if any(change.difference and not change.paired for change in changes.values()):
         notes.append(
             "Where the runs answered different samples the comparison is unpaired, and its intervals are wider."
         )
-    if UNKNOWN in told.values():
+    if UNKNOWN in verdicts.values():
         notes.append(
             f"Unknown: a run folder has neither {contributions.NAME} nor samples/ that give its recorded score."
         )
@@ -137,31 +141,31 @@ def verdict(change: Change, p: float | None) -> str:
     return CHANGED if p < SIGNIFICANT else NOISE
 
 
-def _texts(key: Key, each: Change, p: float | None, told: str) -> tuple[str, ...]:
+def _texts(key: Key, change: Change, p: float | None, outcome: str) -> tuple[str, ...]:
     row, task, seed = key
     interval = DASH
-    if each.difference:
-        low, high = (number(value, sign=True) for value in (each.difference.low, each.difference.high))
-        interval = f"{number(each.difference.value, sign=True)} [{low}, {high}]"
+    if change.difference:
+        low, high = (number(value, sign=True) for value in (change.difference.low, change.difference.high))
+        interval = f"{number(change.difference.value, sign=True)} [{low}, {high}]"
     label = row.label + (f" seed {seed}" if seed else "")
-    scores = number(each.first), number(each.second)
-    return label, row.budget.label, tasks.ALL[task].title, *scores, interval, number(p, 3), told
+    scores = number(change.first), number(change.second)
+    return label, row.budget.label, tasks.ALL[task].title, *scores, interval, number(p, 3), outcome
 
 
-def _numbers(key: Key, each: Change, p: float | None, told: str) -> dict[str, Any]:
+def _numbers(key: Key, change: Change, p: float | None, outcome: str) -> dict[str, Any]:
     row, task, seed = key
-    found: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "Method": row.label,
         "Budget": row.budget.label,
         "Benchmark": tasks.ALL[task].title,
         "Seed": seed,
-        "First": each.first,
-        "Second": each.second,
-        "Difference": each.second - each.first,
+        "First": change.first,
+        "Second": change.second,
+        "Difference": change.second - change.first,
     }
-    if each.difference:
-        found |= {"Low": each.difference.low, "High": each.difference.high}
-    return found | {"p (Holm)": p, "Paired": each.paired, "Verdict": told}
+    if change.difference:
+        numbers |= {"Low": change.difference.low, "High": change.difference.high}
+    return numbers | {"p (Holm)": p, "Paired": change.paired, "Verdict": outcome}
 
 
 def _circumstances(
@@ -186,14 +190,14 @@ IDENTITY = ("method", "params", "keep", "prune_rate", "task", "seed", "fingerpri
 
 def _gathered(records: Iterable[Record]) -> dict[str, set[str]]:
     """Return every value that protocol, fingerprints and environment take; data and rules by benchmark."""
-    found: dict[str, set[str]] = {}
-    for each in records:
-        names = {name: value for name, value in each.cell.items() if name not in IDENTITY}
-        for name, value in each.cell["fingerprints"].items():
-            owner = {"source": each.cell["method"], "method_files": each.cell["method"]}.get(name)
-            owner = each.cell["task"] if name in ("data", "task") else owner
+    by_name: dict[str, set[str]] = {}
+    for record in records:
+        names = {name: value for name, value in record.cell.items() if name not in IDENTITY}
+        for name, value in record.cell["fingerprints"].items():
+            owner = {"source": record.cell["method"], "method_files": record.cell["method"]}.get(name)
+            owner = record.cell["task"] if name in ("data", "task") else owner
             names[f"{name} of {owner}" if owner else name] = value
-        names |= {f"environment: {name}": value for name, value in each.environment.items() if name != "versions"}
+        names |= {f"environment: {name}": value for name, value in record.environment.items() if name != "versions"}
         for name, value in names.items():
-            found.setdefault(name, set()).add(value if isinstance(value, str) else json.dumps(value))
-    return found
+            by_name.setdefault(name, set()).add(value if isinstance(value, str) else json.dumps(value))
+    return by_name
