@@ -1,6 +1,6 @@
-"""The ten benchmarks: where their data lies, which number is their score. No torch, no lmms-eval.
+"""The ten benchmarks: where their data is, and which number is their score. No torch, no lmms-eval.
 
-Each has a YAML beside this file (`dpb_<name>.yaml`) that lmms-eval reads: prompt, generation, metrics.
+Each has a YAML file in this folder (`dpb_<name>.yaml`) that lmms-eval reads: prompt, generation, metrics.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ class Task:
         repository: data set repository, without the organisation.
         config: folder of the split inside it.
         split: as the hub names it.
-        num_rows: rows of the split; with `columns` what pins the data where `revision` is None.
-        num_questions: of these rows, where some are left out.
-        columns: what prompt and score are made of.
-        revision: hub commit, None where none is known.
+        num_rows: rows of the split.
+        num_questions: questions asked, if fewer than there are rows.
+        columns: the ones that prompt and score are made of.
+        revision: hub commit; None if unknown, then `num_rows` and `columns` pin the data.
         num_images: distinct images, where the benchmark's paper states them.
-        metric: the lmms-eval metric that is the benchmark's score; None where only a server has the answers.
+        metric: the lmms-eval metric that is the benchmark's score; None if only a server has the answers.
         measure: that metric in words.
-        percent: what turns that metric into 0-100; for MME the share of the maximum over the categories present.
+        percent: how that metric becomes 0-100; for MME the share of the maximum over the categories present.
         scale: of the metric in publications.
-        protocol: what was decided, and which published figure the score may be compared to.
+        protocol: our choices, and the published figure that the score may be compared to.
         group: the column whose equal values must be scored together (MME's pairs, MMBench's circles).
-        images: folder of the images where they are kept apart (GQA).
-        variant_of: the benchmark this is another reading of.
+        images: folder of the images if they are stored apart from the questions (GQA).
+        variant_of: the benchmark that this is a variant of.
     """
 
     title: str
@@ -66,7 +66,7 @@ class Task:
 
     @property
     def column(self) -> str | None:
-        """Return the data column the groups are read from."""
+        """Return the data column that identifies the groups."""
         return {"circle": "index", "question_id": "question_id", None: None}[self.group]
 
 
@@ -230,17 +230,17 @@ VARIANTS: Mapping[str, Task] = {
         variant_of="seedbench",
     ),
 }
-"""Other readings of a benchmark, run only when named."""
+"""Variants of benchmarks, run only when named."""
 
 ALL: Mapping[str, Task] = {**TASKS, **VARIANTS}
-"""Whatever `--tasks` takes."""
+"""All that `--tasks` accepts."""
 
 
 def find(name: str) -> Task:
-    """Return a benchmark or a variant of one.
+    """Return a benchmark or variant.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is none of this name.
     """
     if name not in ALL:
         raise ConfigError(f"--tasks: there is no task {name!r}; {did_you_mean(name, ALL)}")
@@ -248,12 +248,12 @@ def find(name: str) -> Task:
 
 
 def yaml_path(name: str) -> Path:
-    """Return the file lmms-eval reads for a benchmark."""
+    """Return the file that lmms-eval reads for a benchmark."""
     return Path(str(files("dpbench.tasks"))) / f"dpb_{name}.yaml"
 
 
 def sources(name: str) -> tuple[Path, ...]:
-    """Return the files that decide what a benchmark asks and scores."""
+    """Return the files that define what a benchmark asks and how it is scored."""
     folder, base = yaml_path(name).parent, find(name).variant_of
     yamls = (yaml_path(base),) if base else ()
     return (yaml_path(name), *yamls, folder / "scoring.py", folder / "aggregators.py")

@@ -1,7 +1,7 @@
-"""The lmms-eval adapter: tasks in, requests out, scores back. The only module (with `tasks/`) that imports lmms_eval.
+"""The lmms-eval adapter: tasks in, requests out, scores back. Only `dpbench/tasks/` imports lmms_eval.
 
-Two passes. `build` loads a task's data once and lists its requests; the runner answers them for every cell into
-journals; `score` lets lmms-eval score a cell through a model that only looks its answers up.
+There are two passes. `build` loads a task's data once and lists its requests, which the runner answers for every cell.
+`score` lets lmms-eval score a cell through a model that only looks up its answers in the journal.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from tenacity import RetryError
 
 from dpbench import tasks
 from dpbench.errors import ConfigError, DpbenchError
+from dpbench.tasks.aggregators import ROTATION
 from dpbench.tasks.data.images import refuse_truncated_images
 from dpbench.tasks.data.root import data_files
 
-eval_logger.disable("lmms_eval")
+eval_logger.disable("lmms_eval")  # before the imports below, which log
 
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts  # noqa: E402
 from lmms_eval.api.model import lmms  # noqa: E402
@@ -40,14 +41,14 @@ from lmms_eval.utils import load_yaml_config  # noqa: E402
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One sample as lmms-eval asks it.
+    """One sample, with the prompt and limits of lmms-eval.
 
     Attributes:
         task: as in `dpbench.tasks.TASKS`.
         doc_id: the sample's number in its split.
         text: the whole prompt after the image.
-        max_new_tokens: length limit.
-        until: strings at which the answer ends.
+        max_new_tokens: length limit of the answer.
+        until: strings that end the answer.
     """
 
     task: str
@@ -58,13 +59,21 @@ class Request:
 
     @property
     def prompt_hash(self) -> str:
-        """Return what tells this prompt from another wording of it."""
+        """Return a SHA-256 prefix of the prompt, which changes with its wording."""
         return sha256(self.text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltTask:
-    """A task with its data loaded, and the requests within the limit."""
+    """A task with its data loaded, and the requests within the limit.
+
+    Attributes:
+        name: as in `dpbench.tasks.TASKS`.
+        task: lmms-eval's.
+        requests: in the order of the data.
+        files: returns the image files of a sample, by its number, undecoded.
+        hashes: SHA-256 prefixes of these files, by sample number; filled on demand.
+    """
 
     name: str
     task: ConfigurableTask
@@ -75,21 +84,21 @@ class BuiltTask:
     def image_hashes(self, request: Request) -> tuple[str, ...]:
         """Return a SHA-256 prefix over the file of each of a sample's images; nothing is decoded."""
         if request.doc_id not in self.hashes:
-            found = self.files(request.doc_id)
-            self.hashes[request.doc_id] = tuple(sha256(each).hexdigest()[:16] for each in found)
+            images = self.files(request.doc_id)
+            self.hashes[request.doc_id] = tuple(sha256(image).hexdigest()[:16] for image in images)
         return self.hashes[request.doc_id]
 
     def image_group(self, request: Request) -> str:
-        """Return what samples of the same image, or the same images, share."""
+        """Return a name that samples with the same image or images share."""
         hashes = self.image_hashes(request)
         return hashes[0] if len(hashes) == 1 else sha256("".join(hashes).encode()).hexdigest()[:16]
 
     def images(self, request: Request) -> list[Image]:
-        """Decode a sample's images; `datasets` turns those upright that EXIF says are not, here as in lmms-eval.
+        """Decode a sample's images. As in lmms-eval, `datasets` rotates them according to their EXIF data.
 
         Raises:
             OSError: one is broken or cut off.
-            DecompressionBombError: one is too large to be an image.
+            DecompressionBombError: one has more pixels than Pillow allows.
         """
         with refuse_truncated_images():
             images = list(self.task.doc_to_visual(self.task.test_docs()[request.doc_id]))
@@ -98,7 +107,7 @@ class BuiltTask:
         return images
 
     def scores(self, request: Request, answer: str) -> dict[str, Any]:
-        """Return what lmms-eval makes of one answer."""
+        """Return what lmms-eval's `process_results` returns for one answer."""
         doc = self.task.test_docs_no_media()[request.doc_id]
         with _unwrapped():
             return dict(self.task.process_results(doc, [answer]))
@@ -106,14 +115,14 @@ class BuiltTask:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What lmms-eval reports for one cell: its metrics, and per sample what they were made of."""
+    """What lmms-eval reports for one cell: its metrics, and the results of each sample that they are made of."""
 
     metrics: Mapping[str, float]
     samples: Sequence[Mapping[str, Any]]
 
 
 class LookUp(lmms):  # type: ignore[misc]
-    """A model that answers from a journal and never generates."""
+    """A model that looks up its answers and never generates."""
 
     is_simple = True
 
@@ -123,23 +132,23 @@ class LookUp(lmms):  # type: ignore[misc]
         self.answer = answer
 
     def __repr__(self) -> str:
-        """Name the cell: lmms-eval keys caches on this."""
+        """Name the cell: lmms-eval uses this as a cache key."""
         return f"dpbench:{self.cell_id}"
 
     def clean(self) -> None:
-        """Keep everything; lmms-eval's own version deletes the model."""
+        """Do nothing; lmms-eval's own version deletes the model."""
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Look every answer up."""
-        found = [self.answer(request.args[3], request.args[0]) for request in requests]
-        return [GenerationResult(text, TokenCounts()) for text in found]
+        """Look up every answer, by sample number and prompt."""
+        texts = [self.answer(request.args[3], request.args[0]) for request in requests]
+        return [GenerationResult(text, TokenCounts()) for text in texts]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Refuse: none of the ten tasks has several rounds."""
+        """Refuse; none of the ten tasks has several rounds."""
         raise DpbenchError("dpbench's tasks have one round")
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Refuse: all ten tasks generate."""
+        """Refuse; all ten tasks generate."""
         raise DpbenchError("dpbench's tasks generate")
 
 
@@ -148,38 +157,41 @@ def build(name: str, data_root: Path | None, *, limit: int | None, ocr: bool = F
 
     Args:
         name: as in `dpbench.tasks.TASKS`.
-        data_root: where the data lies, or None for the hub's cache.
-        limit: at least so many samples, in whole groups (MME pairs, MMBench circles).
-        ocr: give TextVQA's OCR tokens in the prompt.
+        data_root: folder of the data, or None for the hub's cache.
+        limit: number of samples, rounded up to whole groups (MME pairs, MMBench circles); None for all.
+        ocr: put TextVQA's OCR tokens into the prompt.
 
     Raises:
-        MissingError: the data is not there.
+        MissingError: the data is missing.
     """
-    known = tasks.find(name)
-    with _quiet(), _uncounted(), _unwrapped():
+    benchmark = tasks.find(name)
+    with _quiet(), _without_download_counts(), _unwrapped():
         config = load_yaml_config(str(tasks.yaml_path(name)))
         config |= {"dataset_path": "parquet", "dataset_name": None}
-        config["dataset_kwargs"] = {"data_files": {known.split: _literal(data_files(name, data_root))}}
-        table = ImageTable.load(data_files(name, data_root, known.images)) if known.images else None
+        config["dataset_kwargs"] = {"data_files": {benchmark.split: _literal(data_files(name, data_root))}}
+        table = ImageTable.load(data_files(name, data_root, benchmark.images)) if benchmark.images else None
         if table:
             config["doc_to_visual"] = table.visual
         if ocr and name == "textvqa":
             config["lmms_eval_specific_kwargs"]["default"]["ocr"] = True
         task = ConfigurableTask(config=config, model_name="dpbench")
-        stop = whole_groups(known, task, limit)
+        stop = round_up_to_groups(benchmark, task, limit)
         task.build_all_requests(limit=stop)
     requests = tuple(_request(name, instance) for instance in task.instances)
     return BuiltTask(name, task, requests, table.files(task) if table else _files(task.test_docs()))
 
 
 def _literal(paths: Sequence[Path]) -> list[str]:
-    """Return paths as `datasets` takes them: it reads [, ? and * as a pattern, and a pattern past no linked folder."""
+    """Return paths that `datasets` takes literally.
+
+    It reads [, ? and * as patterns, so they are escaped. Patterns do not follow linked folders, so those are resolved.
+    """
     return [escape(str(path.parent.resolve() / path.name)) for path in paths]
 
 
 @dataclass(frozen=True, slots=True)
 class ImageTable:
-    """Images kept apart from their questions (GQA), found by id."""
+    """Images that are stored apart from their questions (GQA), by id."""
 
     images: datasets.Dataset
     row_of: Mapping[str, int]
@@ -191,30 +203,30 @@ class ImageTable:
         return cls(images, {image_id: row for row, image_id in enumerate(images["id"])})
 
     def visual(self, doc: Mapping[str, Any]) -> list[Image]:
-        """Decode a sample's image: lmms-eval's `doc_to_visual`."""
+        """Decode a sample's image; takes the place of lmms-eval's `doc_to_visual`."""
         return [self.images[self.row_of[doc["imageId"]]]["image"].convert("RGB")]
 
     def files(self, task: ConfigurableTask) -> Callable[[int], list[bytes]]:
-        """Return what finds the image file of a task's sample."""
+        """Return a function that reads the image file of a sample, by its number."""
         ids, file_of = task.test_docs_no_media()["imageId"], _files(self.images)
         return lambda doc_id: file_of(self.row_of[ids[doc_id]])
 
 
 def _files(docs: datasets.Dataset) -> Callable[[int], list[bytes]]:
-    """Return what reads the image files in a row as they are, without decoding them."""
+    """Return a function that reads the image files of a row without decoding them."""
     columns = [name for name, kind in docs.features.items() if isinstance(getattr(kind, "feature", kind), ImageColumn)]
     rows = docs.select_columns(columns).with_format("arrow")
 
     def read(row: int) -> list[bytes]:
         cells = [cell for column in rows[row].columns for cell in column.to_pylist()]
-        entries = [each for cell in cells for each in (cell if isinstance(cell, list) else [cell]) if each]
-        return [_content(each) for each in entries]
+        entries = [entry for cell in cells for entry in (cell if isinstance(cell, list) else [cell]) if entry]
+        return [_read_entry(entry) for entry in entries]
 
     return read
 
 
-def _content(entry: Mapping[str, Any]) -> bytes:
-    """Return an image file, as it is: empty where the row has none, which decoding will say."""
+def _read_entry(entry: Mapping[str, Any]) -> bytes:
+    """Return an image file; empty if the row has none, which decoding reports later."""
     if entry["bytes"] is None and entry["path"] is not None:
         return Path(entry["path"]).read_bytes()
     return entry["bytes"] or b""
@@ -232,15 +244,15 @@ def _request(name: str, instance: Instance) -> Request:
     )
 
 
-def whole_groups(known: tasks.Task, task: ConfigurableTask, limit: int | None) -> int | None:
+def round_up_to_groups(benchmark: tasks.Task, task: ConfigurableTask, limit: int | None) -> int | None:
     """Return the smallest number of samples, at least `limit`, that splits no group."""
-    if limit is None or known.column is None:
+    if limit is None or benchmark.column is None:
         return limit
-    column = list(task.test_docs_no_media()[known.column])
-    keys = [value % 1_000_000 for value in column] if known.group == "circle" else column
+    column = list(task.test_docs_no_media()[benchmark.column])
+    keys = [value % ROTATION for value in column] if benchmark.group == "circle" else column
     last = {key: at for at, key in enumerate(keys)}
     stop, at = min(limit, len(keys)), 0
-    while at < stop:
+    while at < stop:  # a group that begins before `stop` must end before it, which may bring in further groups
         stop = max(stop, last[keys[at]] + 1)
         at += 1
     return stop
@@ -250,7 +262,7 @@ def score(built: BuiltTask, cell_id: str, answers: Mapping[tuple[int, str], str]
     """Let lmms-eval score a cell's answers.
 
     Args:
-        built: the task, with the same requests the answers are to.
+        built: the task, with the requests that were answered.
         cell_id: names the look-up model.
         answers: by sample number and prompt.
     """
@@ -260,7 +272,7 @@ def score(built: BuiltTask, cell_id: str, answers: Mapping[tuple[int, str], str]
         result = simple_evaluate(
             model=model,
             tasks=[built.task],
-            task_manager=_own_tasks(),
+            task_manager=_task_manager(),
             cli_args=settings,
             log_samples=True,
             batch_size=1,
@@ -270,32 +282,36 @@ def score(built: BuiltTask, cell_id: str, answers: Mapping[tuple[int, str], str]
             process_docs_parallel=1,
         )
     key = f"dpb_{built.name}"
-    found = {name.removesuffix(",none"): value for name, value in result["results"][key].items()}
-    numbers = {name: float(v) for name, v in found.items() if isinstance(v, int | float) and "_stderr" not in name}
-    return Scores(numbers, result["samples"][key])
+    metrics = {
+        name.removesuffix(",none"): float(value)  # "none" is the filter, and part of every metric's name
+        for name, value in result["results"][key].items()
+        if isinstance(value, int | float) and "_stderr" not in name
+    }
+    return Scores(metrics, result["samples"][key])
 
 
 def percent(name: str, scores: Scores) -> float:
-    """Return a task's score on 0-100.
+    """Return a task's score, 0-100.
 
     Raises:
-        ConfigError: only a server scores it.
+        ConfigError: only a server can score it.
     """
-    known = tasks.find(name)
-    if known.metric is None:
-        raise ConfigError(f"task {name}: only its server scores it; write the answers with dpbench.tasks.submission")
-    value = scores.metrics[known.metric]
-    if known.percent == "percent":
+    benchmark = tasks.find(name)
+    if benchmark.metric is None:
+        raise ConfigError(f"task {name}: only its server can score it; see dpbench.evaluation.submission")
+    value = scores.metrics[benchmark.metric]
+    if benchmark.percent == "percent":
         return value
-    if known.percent == "ratio":
+    if benchmark.percent == "ratio":
         return 100 * value
     from dpbench.tasks.scoring import mme_maximum
 
-    parts = [sample[known.metric] for sample in scores.samples if sample.get(known.metric)]
+    parts = [sample[benchmark.metric] for sample in scores.samples if sample.get(benchmark.metric)]
     return 100 * value / mme_maximum(parts)
 
 
-def _own_tasks() -> TaskManager:
+def _task_manager() -> TaskManager:
+    """Return a manager that knows dpbench's tasks only: indexing lmms-eval's own takes seconds."""
     return TaskManager(
         "ERROR", include_path=str(tasks.yaml_path("gqa").parent), include_defaults=False, model_name="dpbench"
     )
@@ -303,7 +319,7 @@ def _own_tasks() -> TaskManager:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep lmms-eval's tables, bars and prints off the terminal; errors still raise."""
+    """Hide lmms-eval's tables, progress bars and prints; errors still raise."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         bars = datasets.are_progress_bars_disabled()
         datasets.disable_progress_bars()
@@ -315,19 +331,20 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _uncounted() -> Iterator[None]:
-    """Keep `datasets` from telling a server of each load, local files included; without network it waits for that."""
+def _without_download_counts() -> Iterator[None]:
+    """Stop `datasets` from reporting every load, even of local files, to a server; offline it waits for a timeout."""
     counting = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    # The only switch: `datasets` reads its environment variable once, at import, which other code may have done before.
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:
         yield
     finally:
-        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counting
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counting  # as it was before
 
 
 @contextlib.contextmanager
 def _unwrapped() -> Iterator[None]:
-    """Raise what really went wrong instead of tenacity's RetryError around it."""
+    """Raise the error itself instead of the RetryError that lmms-eval's tenacity wraps it in."""
     try:
         yield
     except RetryError as error:

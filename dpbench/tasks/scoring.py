@@ -1,6 +1,6 @@
-"""What the tasks' YAML files need beyond lmms-eval's own functions: which rows, which words, what an answer is read as.
+"""Functions that the tasks' YAML files name: which rows are asked, how a prompt is worded, how an answer is read.
 
-`*_results` turn one answer into the plain JSON that the journal keeps and `dpbench.tasks.aggregators` adds up.
+`*_results` turn one answer into the JSON that the journal stores and `dpbench.tasks.aggregators` sums.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ YES_NO = re.compile(r"\W*(yes|no)\b")
 LETTER_AS_ANSWER = re.compile(r"\(([A-Za-z])\)|([A-Za-z])\)|([A-Z])[.:]|([A-Za-z])$")
 """ScienceQA: "(B) ...", "B) ...", "B. ...", "B: ..." or the bare letter."""
 LEADING_LETTER = re.compile(r"\(?([A-Za-z])(?![A-Za-z])")
-"""SEED-Bench: a letter that no word begins with."""
+"""SEED-Bench: a letter that does not begin a word."""
 
 
 def images_only(dataset: Dataset) -> Dataset:
@@ -34,7 +34,7 @@ def images_only(dataset: Dataset) -> Dataset:
 
 
 def with_frames(dataset: Dataset) -> Dataset:
-    """Keep SEED-Bench's questions that come with pictures: a video without frames would need a decoder."""
+    """Keep SEED-Bench's questions that have images: a video without frames would need a decoder."""
     from pyarrow.compute import list_value_length
 
     num_frames = list_value_length(dataset.data.column("image")).to_pylist()
@@ -42,41 +42,41 @@ def with_frames(dataset: Dataset) -> Dataset:
 
 
 def ten_thousand(dataset: Dataset) -> Dataset:
-    """Keep the 10,000 questions whose ids hash lowest, in their order; all where there are fewer."""
+    """Keep the 10,000 questions whose ids have the lowest hashes, in the order of the data; all if there are fewer."""
     ids = dataset["question_id"]
     chosen = sorted(range(len(ids)), key=lambda at: sha256(f"{SUBSET_SEED}/{ids[at]}".encode()).digest())
     return dataset.select(sorted(chosen[:SUBSET_SIZE]))
 
 
-def present(value: Any) -> bool:
-    """Return whether MMBench has a hint or an option there: it writes "nan" where it has none."""
+def has_text(value: Any) -> bool:
+    """Return True if MMBench has a hint or an option there; it writes "nan" if it has none."""
     return isinstance(value, str) and value.strip() not in ("", "nan")
 
 
 def mmbench_cn_text(doc: Doc, lmms_eval_specific_kwargs: Mapping[str, str]) -> str:
     """Return MMBench-CN's prompt.
 
-    Differs from lmms-eval: no English sentence before the options, and no hint "nan" where there is none.
+    Differs from lmms-eval: no English sentence before the options, and no "nan" for a missing hint.
     """
-    hint = f"{doc['hint']} " if present(doc["hint"]) else ""
+    hint = f"{doc['hint']} " if has_text(doc["hint"]) else ""
     options = "\n".join(f"{letter}. {text}" for letter, text in _options(doc).items())
     return f"{hint}{doc['question']}\n{options}\n{lmms_eval_specific_kwargs['post_prompt']}"
 
 
 def _options(doc: Doc) -> dict[str, str]:
-    return {letter: doc[letter] for letter in MMBENCH_LETTERS if present(doc.get(letter))}
+    return {letter: doc[letter] for letter in MMBENCH_LETTERS if has_text(doc.get(letter))}
 
 
 def mmbench_letter(answer: str, options: Mapping[str, str]) -> str | None:
-    """Return the option an answer names by letter or by its text, or None if it cannot be told.
+    """Return the option that an answer names by letter or text, or None if it names none.
 
-    lmms-eval's static rule. Differs: a letter that is only part of a word is not one.
+    Differs from lmms-eval's static rule: a letter inside a word does not count.
     """
     from lmms_eval.tasks._task_utils.mcq_extract import extract_mcq_answer
     from lmms_eval.tasks.mmbench.mmbench_evals import MMBench_Evaluator
 
-    if told := MMBench_Evaluator().can_infer(answer, dict(options)):
-        return str(told)
+    if inferred := MMBench_Evaluator().can_infer(answer, dict(options)):
+        return str(inferred)
     letter = extract_mcq_answer(answer, choices=list(options))
     return letter if letter and re.search(rf"(?<![A-Za-z]){letter}(?![A-Za-z])", answer) else None
 
@@ -84,17 +84,17 @@ def mmbench_letter(answer: str, options: Mapping[str, str]) -> str | None:
 def mmbench_results(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
     """Return which option an answer names, and whether it is the right one."""
     letter = mmbench_letter(results[0].strip(), _options(doc))
-    found = {"index": doc["index"], "category": doc["category"], "letter": letter, "hit": letter == doc["answer"]}
-    return {"gpt_eval_score": found}
+    result = {"index": doc["index"], "category": doc["category"], "letter": letter, "hit": letter == doc["answer"]}
+    return {"gpt_eval_score": result}
 
 
 def circular_percent(results: Results) -> float:
-    """Return MMBench's CircularEval accuracy, 0-100: a question counts if every rotation of it is right."""
-    return aggregators.metrics("mmbench_en", [{"gpt_eval_score": each} for each in results])["gpt_eval_score"]
+    """Return MMBench's CircularEval accuracy, 0-100: a question is right if all its rotations are."""
+    return aggregators.metrics("mmbench_en", [{"gpt_eval_score": result} for result in results])["gpt_eval_score"]
 
 
 def mme_results(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
-    """Return lmms-eval's reading of a yes or no, for its part of MME and for the sum."""
+    """Return lmms-eval's result for its part of MME (perception or cognition), and again for the sum."""
     from lmms_eval.tasks.mme.utils import mme_process_results
 
     part = mme_process_results(doc, results)
@@ -102,32 +102,32 @@ def mme_results(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
 
 
 def mme_maximum(results: Results) -> float:
-    """Return the highest MME score these samples allow: 200 per category present."""
+    """Return the highest MME score that these samples allow: 200 per category present."""
     return 200.0 * len({result["category"] for result in results})
 
 
 def pope_results(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
     """Return the yes or no that an answer begins with, for each of POPE's metrics; "other" if it is neither.
 
-    Differs from lmms-eval: there only the bare word is an answer.
+    Differs from lmms-eval: it accepts only the bare word.
     """
-    said = YES_NO.match(results[0].lower())
-    found = {"prediction": said[1] if said else "other", "ground_truth": doc["answer"].lower().strip()}
-    return dict.fromkeys(("pope_accuracy", "pope_precision", "pope_recall", "pope_f1_score", "pope_yes_ratio"), found)
+    match = YES_NO.match(results[0].lower())
+    result = {"prediction": match[1] if match else "other", "ground_truth": doc["answer"].lower().strip()}
+    return dict.fromkeys(("pope_accuracy", "pope_precision", "pope_recall", "pope_f1_score", "pope_yes_ratio"), result)
 
 
 def pope_accuracy(results: Results) -> float:
-    """Return the share of right answers."""
+    """Return the share of correct answers."""
     return aggregators.pope(results)["pope_accuracy"]
 
 
 def pope_precision(results: Results) -> float:
-    """Return how many of the objects the model saw are there."""
+    """Return the share of "yes" answers that are correct."""
     return aggregators.pope(results)["pope_precision"]
 
 
 def pope_recall(results: Results) -> float:
-    """Return how many of the objects that are there the model saw."""
+    """Return the share of "yes" questions that are answered "yes"."""
     return aggregators.pope(results)["pope_recall"]
 
 
@@ -137,34 +137,34 @@ def pope_f1_score(results: Results) -> float:
 
 
 def pope_yes_ratio(results: Results) -> float:
-    """Return how often the model said yes."""
+    """Return the share of answers that are yes."""
     return aggregators.pope(results)["pope_yes_ratio"]
 
 
 def scienceqa_results(doc: Doc, results: Sequence[str]) -> dict[str, float]:
-    """Return whether an answer's letter is the right choice's.
+    """Return 1.0 if an answer names the letter of the correct choice, else 0.0.
 
-    Differs from lmms-eval: there "(B)", "B)" and "B:" are wrong.
+    Differs from lmms-eval: it counts "(B)", "B)" and "B:" as wrong.
     """
-    said = LETTER_AS_ANSWER.match(results[0].strip())
-    letter = next(filter(None, said.groups())).upper() if said else None
+    match = LETTER_AS_ANSWER.match(results[0].strip())
+    letter = next(filter(None, match.groups())).upper() if match else None
     return {"exact_match": float(letter == chr(ord("A") + doc["answer"]))}
 
 
 def seedbench_results(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
-    """Return the letter an answer begins with, for its kind of question and for all.
+    """Return the letter that an answer begins with, for its kind of question and for all questions.
 
-    Differs from lmms-eval: there it is the first character, so that "Both" is B and "(B)" nothing.
+    Differs from lmms-eval: it takes the first character, so that "Both" is B and "(B)" is not a letter.
     """
-    said = LEADING_LETTER.match(results[0].strip())
-    found = {"pred": said[1] if said else "", "answer": doc["answer"]}
-    return {f"seed_{doc['data_type']}": found, "seed_all": found}
+    match = LEADING_LETTER.match(results[0].strip())
+    result = {"pred": match[1] if match else "", "answer": doc["answer"]}
+    return {f"seed_{doc['data_type']}": result, "seed_all": result}
 
 
 def vqav2_submission(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
-    """Return what EvalAI wants to know of one answer."""
+    """Return one answer in the form that EvalAI expects."""
     return {"submission": {"question_id": doc["question_id"], "answer": results[0].strip()}}
 
 
 def unscored(results: Results) -> None:
-    """Return no score: only the server has the answers."""
+    """Return no score; only the server has the answers."""

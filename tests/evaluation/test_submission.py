@@ -54,7 +54,7 @@ def test_test_dev_is_asked_as_validation_and_has_no_score(built: lmms_eval_adapt
     assert [r.text for r in built.requests] == [r.text for r in validation.requests]
     scores = lmms_eval_adapter.score(built, "cell", {(r.doc_id, r.text): "no" for r in built.requests})
     assert scores.metrics == {}
-    with pytest.raises(ConfigError, match="task vqav2_testdev: only its server scores it"):
+    with pytest.raises(ConfigError, match="task vqav2_testdev: only its server can score it"):
         lmms_eval_adapter.percent("vqav2_testdev", scores)
 
 

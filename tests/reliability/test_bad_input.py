@@ -111,7 +111,7 @@ LINES = {
     f"{GRID} --keep 16 --weights {{s}}/weights/index": "lacks a whole model.safetensors.index.json",
     f"{GRID} --keep 16 --data-root {{s}}/a_file": "--data-root: there is no folder {s}/a_file",
     f"{GRID} --keep 16 --data-root {{s}}": "no file matches {s}/POPE/data/test-*.parquet",
-    f"{GRID} --keep 16 --data-root {{s}}/root": "test-00000-of-00001.parquet is truncated or no parquet file",
+    f"{GRID} --keep 16 --data-root {{s}}/root": "test-00000-of-00001.parquet is truncated or not a parquet file",
     "run {s}/good.yaml --out {s}/a_file": "--out: cannot write to {s}/a_file/m (Not a directory)",
     "run {s}/good.yaml --out {s}/out": "records.jsonl:1: this line is not a record but a list",
     f"{SCORER}{{s}}/scorers/noise": "scorer.safetensors is not the file that card.json describes",
@@ -122,7 +122,7 @@ LINES = {
     f"{SCORER}3": "diffprune.checkpoint: Input should be a valid string, got 3",
     # train
     "train --backbone toy-lava": "there is no backbone 'toy-lava'; did you mean 'toy-llava'?",
-    "train --backbone llava-1.5": "--data: llava-1.5 trains on image-caption pairs of yours",
+    "train --backbone llava-1.5": "--data: llava-1.5 needs image-caption pairs to train on",
     f"{TRAIN} --keep abc": "--keep: 'abc' is not a budget",
     f"{TRAIN} --keep 0": "--keep: '0' is not a budget",
     f"{TRAIN} --keep 1.5": "--keep: '1.5' is not a budget",
@@ -173,7 +173,7 @@ LINES = {
     "report {s}/folder": "folder/records.jsonl is a folder",
     "report --diff {s}/run": "--diff compares two runs, got 1",
     "report {s}/run --out {s}": "--out: {s} cannot be written",
-    "report {s}/run --out {s}/a_file/x": "--out: {s}/a_file/x cannot be written (Not a directory)",
+    "report {s}/run --out {s}/a_file/x": "--out: {s}/a_file/x cannot be written (File exists)",
     "report {s}/run --bundle {s}/a_file/x.zip": "cannot be written",
     "report {s}/run --figures {s}/a_file": "--figures: {s}/a_file is a file; give a folder",
     # visualize

@@ -168,7 +168,7 @@ def test_mmbench_counts_a_circle_only_if_every_rotation_is_right() -> None:
 
 
 def test_a_circle_in_two_image_groups_is_an_error() -> None:
-    with pytest.raises(RecordError, match=r"samples \[0, 1\] are scored together but lie in 2 image groups \(x, y\)"):
+    with pytest.raises(RecordError, match=r"samples \[0, 1\] are scored together but are in 2 image groups \(x, y\)"):
         aggregators.sums("mmbench_cn", [turn(7, True), turn(1_000_007, True)], ["x", "y"])
 
 
@@ -195,7 +195,7 @@ def test_pope_by_hand_counts_what_is_neither_yes_nor_no_as_a_miss() -> None:
 def test_a_journal_without_the_tasks_scores_is_an_error() -> None:
     with pytest.raises(RecordError, match="task gqa: sample 1 has no exact_match in its scores"):
         aggregators.sums("gqa", [{"exact_match": 1.0}, {}], ["a", "b"])
-    with pytest.raises(ConfigError, match="only its server scores it"):
+    with pytest.raises(ConfigError, match="only its server can score it"):
         aggregators.sums("vqav2_testdev", [{}], ["a"])
 
 

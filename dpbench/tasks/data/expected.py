@@ -1,4 +1,4 @@
-"""What each benchmark's data must look like, from the table of tasks, `expected.yaml` and the toy mirrors' hashes."""
+"""What each benchmark's data must look like: from the table of tasks, `expected.yaml` and the toy mirrors' hashes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from dpbench.tasks.data.origin import TOY, Origin
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """One split as it should be.
+    """What one split should be.
 
     Attributes:
-        columns: name -> kind, as `kind` names them; "id" is a string or an integer.
-        rows: how many, None where that is unknown.
-        revision: the only right one, None where any will do.
-        sha256: path inside the repository -> hash, of the files whose hash is known.
+        columns: name -> kind, as `kind` returns it; "id" is a string or an integer.
+        rows: number of rows, None if unknown.
+        revision: the expected one, None if any is fine.
+        sha256: path inside the repository -> hash, for the files whose hash is known.
     """
 
     columns: Mapping[str, str]
@@ -33,26 +33,26 @@ class Expected:
 
     @property
     def images(self) -> str | None:
-        """Return the column that holds images, None if no column does."""
-        return next((name for name, holds in self.columns.items() if "image" in holds), None)
+        """Return the image column, or None if there is none."""
+        return next((name for name, kind in self.columns.items() if "image" in kind), None)
 
 
 def expected(task: Task, config: str, origin: Origin | None) -> Expected:
-    """Return what a split should be, given where it says it came from; unknown origins are held to the hub's sizes."""
-    known, key = _listed(), f"{task.repository}/{config}/{task.split}"
+    """Return what a split of this origin should be; data of unknown origin should have the hub's number of rows."""
+    listed, key = _load_expected(), f"{task.repository}/{config}/{task.split}"
     hashes = {path: sha for path, sha in origin.files.items() if sha} if origin is not None else {}
-    columns = known["columns"][key]
+    columns = listed["columns"][key]
     if origin is None or origin.organisation != TOY:
         rows = task.num_images if config == task.images else task.num_rows
         return Expected(columns, rows, task.revision, hashes)
-    toy = known[TOY]
+    toy = listed[TOY]
     if origin.revision == toy["revision"]:
         hashes |= _toy_hashes(task.repository)
     return Expected(columns, toy["rows"].get(key), toy["revision"], hashes)
 
 
 def kind(column: pa.DataType) -> str:
-    """Return what a column holds, whatever width or encoding it is stored in."""
+    """Return the kind of a column's values, whatever width or encoding they are stored in."""
     if pa.types.is_dictionary(column):
         return kind(column.value_type)
     if pa.types.is_string(column) or pa.types.is_large_string(column):
@@ -67,13 +67,13 @@ def kind(column: pa.DataType) -> str:
     return str(column)
 
 
-def fits(found: str, wanted: str) -> bool:
-    """Return whether a column's kind is the wanted one."""
-    return found in ("string", "int") if wanted == "id" else found == wanted
+def is_kind(found: str, expected: str) -> bool:
+    """Return True if a column's kind is the expected one."""
+    return found in ("string", "int") if expected == "id" else found == expected
 
 
 @cache
-def _listed() -> Mapping[str, Any]:
+def _load_expected() -> Mapping[str, Any]:
     listed: Mapping[str, Any] = yaml.safe_load(
         (files("dpbench.tasks.data") / "expected.yaml").read_text(encoding="utf-8")
     )
@@ -82,6 +82,6 @@ def _listed() -> Mapping[str, Any]:
 
 def _toy_hashes(repository: str) -> dict[str, str]:
     lines = (files("dpbench") / "toy" / "data" / "SHA256SUMS").read_text(encoding="ascii").splitlines()
-    listed = (line.split("  ", 1) for line in lines)
+    entries = (line.split("  ", 1) for line in lines)
     start = f"data/{repository}/"
-    return {path.removeprefix(start): sha for sha, path in listed if path.startswith(start)}
+    return {path.removeprefix(start): sha for sha, path in entries if path.startswith(start)}

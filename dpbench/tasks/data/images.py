@@ -1,4 +1,4 @@
-"""Decoding the images of a parquet file, piece by piece: all of them, or a few of a few row groups."""
+"""Decode the images of a parquet file in batches: all of them, or a few from a few row groups."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ QUICK_GROUPS, QUICK_ROWS = 4, 4
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A piece of an image column.
+    """Some consecutive rows of an image column.
 
     Attributes:
-        first: number of its first row in the file.
-        values: per row an image, as the parquet file holds it, or a list of images.
+        first: number of the first row in the file.
+        values: per row an image as stored in the parquet file, or a list of images.
     """
 
     first: int
     values: Sequence[Any]
 
-    def broken(self) -> list[str]:
-        """Return which rows hold an image that cannot be decoded, and why."""
-        # An empty list is no failure: SEED-Bench's video rows need not hold frames.
+    def find_broken(self) -> list[str]:
+        """Return the rows with an image that cannot be decoded, and why."""
+        # An empty list is not a failure: SEED-Bench's video rows need not have frames.
         images = [(self.first + n, image) for n, value in enumerate(self.values) for image in _as_list(value)]
-        with refuse_truncated_images(), ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
+        with refuse_truncated_images(), ThreadPoolExecutor() as pool:  # Pillow releases the GIL while it decodes
             causes = list(pool.map(_cause, (image for _, image in images)))
         return [f"row {row} {cause}" for (row, _), cause in zip(images, causes, strict=True) if cause]
 
 
 def batches(table: pq.ParquetFile, column: str | None, *, quick: bool) -> Iterator[Batch]:
-    """Yield an image column in pieces; nothing where there is no such column.
+    """Yield an image column in batches; nothing if there is no such column.
 
     Args:
         table: an open parquet file.
@@ -58,8 +58,8 @@ def batches(table: pq.ParquetFile, column: str | None, *, quick: bool) -> Iterat
             at += piece.num_rows
 
 
-class _WholeOnly:
-    """Pillow's strictness while any thread wants it: the first in sets it, the last out sets it back."""
+class _TruncatedImagesRefused:
+    """Pillow's setting for truncated images, a global: the first thread in sets it, the last one out restores it."""
 
     def __init__(self) -> None:
         self.lock, self.inside, self.lenient = Lock(), 0, False
@@ -67,22 +67,23 @@ class _WholeOnly:
     def __enter__(self) -> None:
         with self.lock:
             if not self.inside:
-                self.lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+                self.lenient = ImageFile.LOAD_TRUNCATED_IMAGES
+                ImageFile.LOAD_TRUNCATED_IMAGES = False  # Pillow has no other switch, and lmms-eval sets it to True
             self.inside += 1
 
     def __exit__(self, *_: object) -> None:
         with self.lock:
             self.inside -= 1
             if not self.inside:
-                ImageFile.LOAD_TRUNCATED_IMAGES = self.lenient
+                ImageFile.LOAD_TRUNCATED_IMAGES = self.lenient  # as it was before
 
 
-_refuse_truncated_images = _WholeOnly()
+_TRUNCATED_IMAGES_REFUSED = _TruncatedImagesRefused()
 
 
-def refuse_truncated_images() -> _WholeOnly:
-    """Have Pillow refuse half an image; lmms-eval, once imported, lets it fill the rest with grey."""
-    return _refuse_truncated_images
+def refuse_truncated_images() -> _TruncatedImagesRefused:
+    """Make Pillow refuse truncated images; importing lmms-eval makes it fill the missing part with grey."""
+    return _TRUNCATED_IMAGES_REFUSED
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -90,7 +91,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _cause(image: Any) -> str | None:
-    """Return why an image cannot be decoded, or None if it can."""
+    """Return why an image cannot be decoded, or None if it can be."""
     if not image or not image["bytes"]:
         return "is empty"
     try:

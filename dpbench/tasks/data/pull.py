@@ -1,4 +1,4 @@
-"""Fetching the benchmarks' data from the hub: only the folders and splits that are read."""
+"""Download the benchmarks' data from the hub: only the folders and splits that are read."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Pulled:
 
     Attributes:
         origin: repository, revision and hashes.
-        folder: where they lie.
-        num_bytes: size of the files asked for.
+        folder: the folder that holds them.
+        num_bytes: size of the files that were requested.
     """
 
     origin: Origin
@@ -35,40 +35,41 @@ class Pulled:
 
     @property
     def size(self) -> str:
-        """Return the size for people."""
+        """Return the size as text."""
         return f"{self.num_bytes / 1e9:.2f} GB" if self.num_bytes >= 1e7 else f"{self.num_bytes / 1e3:.0f} kB"
 
 
 def pull(names: Sequence[str], to: Path | None, revision: str | None = None) -> Iterator[Pulled]:
-    """Fetch benchmarks' data, one repository at a time; files that are there are kept, broken downloads go on.
+    """Download benchmarks' data, one repository at a time. Existing files are kept, broken downloads are resumed.
 
     Args:
         names: as in `dpbench.tasks.TASKS`; none for all ten.
-        to: the data root, made if it is not there; None for the hub's cache.
+        to: the data root, created if needed; None for the hub's cache.
         revision: commit, tag or branch; by default the commit a task is pinned to, else the hub's main.
 
     Raises:
-        ConfigError: a name is unknown, a revision of the cache was asked for, or `to` is a file.
+        ConfigError: a name is unknown, a revision was given for the cache, or `to` is a file.
         MissingError: the hub cannot be reached, or has no such data or revision.
         DpbenchError: the hub lists a file that would be written outside its folder.
+        StorageError: the origin of the files cannot be written.
     """
     if revision is not None and to is None:
-        raise ConfigError("--revision needs --to DIR: in the hub's cache another revision would not be found again")
-    if to is not None and not next(each for each in (to, *to.absolute().parents) if each.exists()).is_dir():
+        raise ConfigError("--revision needs --to DIR: another revision in the hub's cache would not be found again")
+    if to is not None and not next(path for path in (to, *to.absolute().parents) if path.exists()).is_dir():
         raise ConfigError(f"--to: {to} is not a folder")
     tasks = {name: find(name) for name in names or TASKS}
     command = " ".join(
         ["dpbench data pull", *names, *([f"--revision {revision}"] if revision else []), f"--to {to or 'DIR'}"]
     )
     for repository in dict.fromkeys(task.repository for task in tasks.values()):
-        asked = [name for name, task in tasks.items() if task.repository == repository]
-        pinned = revision or tasks[asked[0]].revision
+        readers = [name for name, task in tasks.items() if task.repository == repository]
+        pinned = revision or tasks[readers[0]].revision
         info = _find(repository, pinned, command)
-        yield _fetch(info, _wanted(info, asked), to and to / repository, pinned)
+        yield _fetch(info, _select_files(info, readers), to and to / repository, pinned)
 
 
-def _fetch(info: DatasetInfo, wanted: Sequence[RepoSibling], place: Path | None, revision: str | None) -> Pulled:
-    """Download the wanted files into a folder, or into the hub's cache where none is given."""
+def _fetch(info: DatasetInfo, siblings: Sequence[RepoSibling], place: Path | None, revision: str | None) -> Pulled:
+    """Download files into a folder, or into the hub's cache if there is none."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -76,33 +77,33 @@ def _fetch(info: DatasetInfo, wanted: Sequence[RepoSibling], place: Path | None,
             snapshot_download(
                 info.id,
                 repo_type="dataset",
-                revision=info.sha if place else revision,  # the cache is looked up under the name it was asked by
-                allow_patterns=[escape(sibling.rfilename) for sibling in wanted],
+                revision=info.sha if place else revision,  # the cache is looked up under the requested name
+                allow_patterns=[escape(sibling.rfilename) for sibling in siblings],
                 local_dir=place,
             )
         )
     except _hub_errors() as error:
         raise MissingError(
-            f"data pull: {info.id} broke off ({_cause(error)}); run the same command again, it goes on from there"
+            f"data pull: {info.id} was interrupted ({_cause(error)}); run the same command again, it resumes there"
         ) from None
-    for sibling in wanted:
-        # The hub's client returns an existing folder, without a word, when the connection breaks before it lists files.
+    for sibling in siblings:
+        # The hub's client silently returns an existing folder if the connection breaks before it has listed the files.
         if not (folder / sibling.rfilename).is_file():
-            raise MissingError(f"data pull: {info.id} did not arrive whole ({sibling.rfilename}); run it again")
-    hashes = {sibling.rfilename: sibling.lfs.sha256 if sibling.lfs else None for sibling in wanted}
+            raise MissingError(f"data pull: {info.id} is incomplete ({sibling.rfilename} is missing); run it again")
+    hashes = {sibling.rfilename: sibling.lfs.sha256 if sibling.lfs else None for sibling in siblings}
     fetched = Origin(info.id, str(info.sha), hashes)
     if place is not None:
         origin.write(place, fetched.merge(origin.read(place)))
-    return Pulled(fetched, folder, sum(sibling.size or 0 for sibling in wanted))
+    return Pulled(fetched, folder, sum(sibling.size or 0 for sibling in siblings))
 
 
 def _find(repository: str, revision: str | None, command: str) -> DatasetInfo:
-    """Return the first organisation's repository that exists, with its files listed.
+    """Return the repository of the first organisation that has it, with its list of files.
 
     Args:
         repository: without the organisation.
         revision: commit, tag or branch; None for main.
-        command: to be run elsewhere if there is no network here.
+        command: suggested for another machine if this one has no network.
     """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -119,7 +120,7 @@ def _find(repository: str, revision: str | None, command: str) -> DatasetInfo:
         except _hub_errors() as error:
             raise MissingError(
                 f"data pull: {name} cannot be fetched from {constants.ENDPOINT} ({_cause(error)}); "
-                f"run `{command}` on a machine with network and bring that folder here for --data-root"
+                f"run `{command}` on a machine with network and copy that folder here for --data-root"
             ) from None
     if revisions:
         raise MissingError(
@@ -131,7 +132,7 @@ def _find(repository: str, revision: str | None, command: str) -> DatasetInfo:
 
 
 def _hub_errors() -> tuple[type[Exception], ...]:
-    """Return what the hub's client raises; which HTTP library that is from changes with its version."""
+    """Return the errors that the hub's client raises; its HTTP library changes with its version."""
     from huggingface_hub import errors
 
     return (errors.HTTPError, OSError)  # type: ignore[attr-defined]
@@ -141,20 +142,20 @@ def _cause(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _wanted(info: DatasetInfo, names: Sequence[str]) -> list[RepoSibling]:
-    """Return the files the benchmarks read, refusing names that lead out of the folder."""
-    wanted: dict[str, RepoSibling] = {}
+def _select_files(info: DatasetInfo, names: Sequence[str]) -> list[RepoSibling]:
+    """Return the files that benchmarks read; raise for a path that leads out of the folder."""
+    selected: dict[str, RepoSibling] = {}
     for name in names:
         task = find(name)
         for glob in (pattern(task, config) for config in configs(task)):
-            matching = [each for each in info.siblings or () if fnmatch(each.rfilename, glob)]
+            matching = [sibling for sibling in info.siblings or () if fnmatch(sibling.rfilename, glob)]
             if not matching:
                 raise MissingError(f"data pull: {info.id}@{info.sha} has no file {glob}, which task {name} reads")
-            wanted |= {each.rfilename: each for each in matching}
-    for path in wanted:
+            selected |= {sibling.rfilename: sibling for sibling in matching}
+    for path in selected:
         if PurePosixPath(path).is_absolute() or {"..", ""} & set(path.split("/")) or "\\" in path or ":" in path:
             raise DpbenchError(
                 f"data pull: {info.id} lists a file {path!r}, which would be written outside its folder; "
                 "nothing was fetched from it"
             )
-    return list(wanted.values())
+    return list(selected.values())

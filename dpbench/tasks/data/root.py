@@ -1,4 +1,4 @@
-"""Where the benchmarks' parquet files lie: a data root with the hub's layout, or the hub's cache. Never the network."""
+"""Find the benchmarks' parquet files in a data root with the hub's layout, or in the hub's cache. Never the network."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from dpbench.errors import ConfigError, MissingError
 from dpbench.tasks import ORGANISATIONS, Task, find
 
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?\.parquet$")
-"""How the hub numbers the parquet files of a split."""
+"""The end of a parquet file's name: the hub numbers the files of a split."""
 
 
 def configs(task: Task) -> tuple[str, ...]:
-    """Return the folders a benchmark reads inside its repository: questions, then images where they lie apart."""
+    """Return the folders that a benchmark reads in its repository: questions, then images if stored apart."""
     return (task.config, task.images) if task.images else (task.config,)
 
 
 def pattern(task: Task, config: str) -> str:
-    """Return what matches the parquet files of a benchmark's split in one of its folders."""
+    """Return the glob pattern of the parquet files of a benchmark's split in one of its folders."""
     return f"{config}/{task.split}-*.parquet"
 
 
 def pull_command(name: str, data_root: Path | None) -> str:
-    """Return the command that fetches a benchmark's data to where it is looked for."""
+    """Return the command that downloads a benchmark's data to where it is expected."""
     return f"dpbench data pull {name}" + (f" --to {data_root}" if data_root is not None else "")
 
 
 def folder(name: str, data_root: Path | None, config: str | None = None) -> Path:
-    """Return the folder that stands for a benchmark's repository.
+    """Return the folder of a benchmark's repository.
 
     Args:
         name: as in `dpbench.tasks.TASKS`.
@@ -39,18 +39,18 @@ def folder(name: str, data_root: Path | None, config: str | None = None) -> Path
         config: another folder of the same repository (GQA's images).
 
     Raises:
-        MissingError: it holds no file of the benchmark; says where was looked and how to fetch them.
+        MissingError: it has no file of the benchmark; the message says how to download them.
     """
     task = find(name)
-    wanted = pattern(task, config or task.config)
+    glob = pattern(task, config or task.config)
     if data_root is not None:
         places = [data_root / task.repository]
-        where = str(places[0] / wanted)
+        where = str(places[0] / glob)
     else:
-        places = [_snapshot(f"{name}/{task.repository}", task.revision, wanted) for name in ORGANISATIONS]
-        where = f"{task.repository}/{wanted} in the hub's cache"
+        places = [_snapshot(f"{name}/{task.repository}", task.revision, glob) for name in ORGANISATIONS]
+        where = f"{task.repository}/{glob} in the hub's cache"
     for place in places:
-        if any(place.glob(wanted)):
+        if any(place.glob(glob)):
             return place
     fetch = pull_command(name, data_root)
     raise MissingError(f"task {name}: no file matches {where}; fetch them with `{fetch}` or give another --data-root")
@@ -65,23 +65,23 @@ def data_files(name: str, data_root: Path | None, config: str | None = None) -> 
         config: another folder of the same repository (GQA's images).
 
     Raises:
-        MissingError: they are not there, or not all of them; says where they were looked for and how to fetch them.
+        MissingError: some or all are missing; the message says how to download them.
     """
     task = find(name)
-    found = sorted(folder(name, data_root, config).glob(pattern(task, config or task.config)))
-    _check_shards(name, data_root, found)
-    return found
+    paths = sorted(folder(name, data_root, config).glob(pattern(task, config or task.config)))
+    _check_shards(name, data_root, paths)
+    return paths
 
 
 def _check_shards(name: str, data_root: Path | None, paths: Sequence[Path]) -> None:
-    """Refuse a split of which a shard is missing: it would load, and score, as a smaller benchmark."""
+    """Raise if a file of a split is missing: the rest would load, and score, as a smaller benchmark."""
     numbered = [match for path in paths if (match := SHARD.search(path.name))]
     have = [(int(match[1]), int(match[2])) for match in numbered]
     fetch = pull_command(name, data_root)
     if len({total for _, total in have}) > 1 or len(set(have)) < len(have):
         listed = ", ".join(path.name for path in paths)
         raise MissingError(
-            f"task {name}: the files of several revisions lie in {paths[0].parent} ({listed}); "
+            f"task {name}: files of several revisions are in {paths[0].parent} ({listed}); "
             f"remove that folder and fetch one revision with `{fetch}`"
         )
     if have and len(have) < have[0][1]:
@@ -90,19 +90,19 @@ def _check_shards(name: str, data_root: Path | None, paths: Sequence[Path]) -> N
         )
 
 
-def _snapshot(repository: str, revision: str | None, wanted: str) -> Path:
-    """Return the cached snapshot that holds the wanted files, or a folder that is not there."""
+def _snapshot(repository: str, revision: str | None, glob: str) -> Path:
+    """Return the cached snapshot that has the files, or a folder that does not exist."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        # Without the pattern a snapshot that holds only the benchmark's own files counts as incomplete.
-        found = snapshot_download(
-            repository, repo_type="dataset", revision=revision, local_files_only=True, allow_patterns=wanted
+        # Without the pattern a snapshot with only the benchmark's own files counts as incomplete.
+        snapshot = snapshot_download(
+            repository, repo_type="dataset", revision=revision, local_files_only=True, allow_patterns=glob
         )
     except LocalEntryNotFoundError:
         return Path("nowhere")
-    return Path(found)
+    return Path(snapshot)
 
 
 def toy_data_root() -> Path:
@@ -111,7 +111,7 @@ def toy_data_root() -> Path:
 
 
 def require_root(requested: Path | None) -> Path | None:
-    """Return the data root requested, else the one in DPBENCH_DATA, or None for the hub's cache.
+    """Return the requested data root, else the one in DPBENCH_DATA, or None for the hub's cache.
 
     Raises:
         ConfigError: the folder does not exist.
@@ -124,7 +124,7 @@ def require_root(requested: Path | None) -> Path | None:
 
 
 def is_present(name: str, data_root: Path | None) -> bool:
-    """Return True if a benchmark's files are there, images that lie apart included."""
+    """Return True if all files of a benchmark exist, including images stored apart."""
     images = find(name).images
     try:
         for config in (None, images) if images else (None,):

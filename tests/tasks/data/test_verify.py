@@ -77,8 +77,8 @@ POPE = "data/test-00000-of-00001.parquet"
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "{path} is truncated or no parquet file"),
-        (lambda path: path.write_bytes(b""), "{path} is truncated or no parquet file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "{path} is truncated or not a parquet file"),
+        (lambda path: path.write_bytes(b""), "{path} is truncated or not a parquet file"),
         (rewritten(lambda table: table.drop_columns(["answer"])), "{path} has no column 'answer'; it has id, "),
         (
             rewritten(lambda table: table.set_column(3, "answer", pa.array([0] * 240))),
@@ -114,7 +114,7 @@ def test_a_page_that_cannot_be_read_names_its_file(root: Path) -> None:
 
     path = damaged(root, "POPE", POPE, damage)
     (verdict,) = check(root, "pope")
-    assert verdict.problems[0].startswith(f"{path} is truncated or no parquet file (")
+    assert verdict.problems[0].startswith(f"{path} is truncated or not a parquet file (")
 
 
 def test_a_changed_file_has_another_hash(root: Path) -> None:
@@ -122,7 +122,7 @@ def test_a_changed_file_has_another_hash(root: Path) -> None:
     rewritten(lambda table: table)(root / "POPE" / POPE)
     (verdict,) = check(root, "pope")
     assert verdict.problems == (
-        f"{root / 'POPE' / POPE} has another SHA-256 than the file of toy/POPE@seed-0; remove it and pull again",
+        f"{root / 'POPE' / POPE} does not have the SHA-256 of the file of toy/POPE@seed-0; remove it and pull again",
     )
 
 
@@ -131,15 +131,15 @@ def test_the_listed_hashes_hold_even_if_those_beside_the_data_were_changed(root:
     rewritten(lambda table: table)(root / "POPE" / POPE)
     origin.write(root / "POPE", origin.Origin("toy/POPE", "seed-0", {POPE: None}))
     (verdict,) = check(root, "pope")
-    assert "another SHA-256" in verdict.problems[0]
+    assert "does not have the SHA-256" in verdict.problems[0]
 
 
 @pytest.mark.parametrize(
     ("revision", "wanted", "message"),
     [
-        ("seed-1", None, "is toy/POPE at seed-1, wanted seed-0"),
-        ("b" * 40, "a" * 40, f"is lmms-lab/POPE at {'b' * 40}, wanted {'a' * 40}"),
-        (None, "a" * 40, f"does not say which it is, wanted {'a' * 40}"),
+        ("seed-1", None, "is toy/POPE at seed-1, expected seed-0"),
+        ("b" * 40, "a" * 40, f"is lmms-lab/POPE at {'b' * 40}, expected {'a' * 40}"),
+        (None, "a" * 40, f"does not record its own, expected {'a' * 40}"),
     ],
 )
 def test_a_wrong_revision_is_named(root: Path, revision: str | None, wanted: str | None, message: str) -> None:
@@ -168,7 +168,7 @@ def test_a_file_of_another_revision_is_named(root: Path) -> None:
     shutil.copytree(TOY_DATA / "POPE", root / "POPE")
     origin.write(root / "POPE", origin.Origin("toy/POPE", "seed-0", {"data/test-00000-of-00009.parquet": None}))
     (verdict,) = check(root, "pope")
-    assert "is none of the files of toy/POPE@seed-0" in verdict.problems[0]
+    assert "is not one of the files of toy/POPE@seed-0" in verdict.problems[0]
 
 
 def test_an_unreadable_origin_is_one_problem(root: Path) -> None:
@@ -185,7 +185,7 @@ def test_an_image_that_a_question_needs_and_is_not_there_is_named(root: Path) ->
     known = json.loads((root / "GQA" / origin.ORIGIN).read_text())
     origin.write(root / "GQA", origin.Origin("toy/GQA", "seed-x", dict.fromkeys(known["files"])))
     images = check(root, "gqa", revision="seed-x")[1]
-    assert images.problems == ("86 images that questions ask about are not there, '00000' first",)
+    assert images.problems == ("86 images that questions ask about are missing, '00000' first",)
 
 
 def test_quick_decodes_a_few_images_and_still_reads_every_footer(root: Path) -> None:
