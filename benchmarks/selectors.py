@@ -26,7 +26,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from dpbench import registry
-from dpbench.engine.decision import reduces, resizes
+from dpbench.engine.decision import has_reduce, has_resize
 from dpbench.engine.decoder_view import DecoderView, Projected
 from dpbench.measure.timing import time_stages
 from dpbench.method import Budget, DecoderInput, Method, VisualTokens
@@ -149,9 +149,9 @@ def main() -> None:
                 for name, method in methods.items():
                     keep = KEEP * (num // (GRIDS[num][0] * GRIDS[num][1]))
                     calls = list(selections(method, num, llama, device, dtype))
-                    if reduces(method):
+                    if has_reduce(method):
                         calls = [lambda m=method, v=visual, k=keep: m.reduce(v, k)]
-                    if calls and not resizes(method):
+                    if calls and not has_resize(method):
                         spent = median_ms(calls, device, given.repeats)
                         rows.append((name, num, width, spent, 100 * spent / layer))
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {given.threads} thread(s)"

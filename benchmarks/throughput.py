@@ -38,7 +38,7 @@ from tabulate import tabulate
 from dpbench import backbones
 from dpbench.backbones.base import Backbone
 from dpbench.cli import arguments
-from dpbench.engine import feature_cache
+from dpbench.engine import answers, feature_cache
 from dpbench.engine.encoding import Encoder
 from dpbench.evaluation import answering
 from dpbench.evaluation.runner import FEATURE_CACHE
@@ -115,7 +115,8 @@ def theirs_of(peer: Any, built: Any) -> tuple[float, list[str]]:
         each.arguments = (each.args[0], copy.deepcopy(each.args[1]), *each.args[2:])
     said: list[str] = []
     seconds = timed(lambda: said.extend(peer.generate_until(instances)))
-    return seconds, [answering.until(text, each.until) for text, each in zip(said, built.requests, strict=True)]
+    pairs = zip(said, built.requests, strict=True)
+    return seconds, [answers.truncate_at_stops(text, request.until) for text, request in pairs]
 
 
 def grid(limit: int) -> None:

@@ -50,7 +50,7 @@ class StorageError(DpbenchError):
     exit_code: ClassVar[int] = 1
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """Return a value as an error sentence shows it: the beginning of a long one."""
     text = reprlib.repr(value)
     return text if len(text) <= 120 else f"{text[:117]}..."

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VisualTokens:
+class ImageTokens:
     """The visual tokens of one image, all its views, in tower order (before any AnyRes unpadding).
+
+    A field whose name has N among its shape letters has one entry per token.
 
     Attributes:
         embeds_ND: after the projector.
@@ -33,13 +35,11 @@ class VisualTokens:
         read_N: bool, False where unpadding drops the token anyway.
         slot_N: int64, the token's place in the order the unpruned LLM reads (AnyRes lays tiles out as one map there),
             newlines counted; -1 where unpadding drops it.
-        generator: CPU, seeded by cell seed, sample and image; a method's only source of randomness.
         cls_hidden_VC: the CLS row of each view.
         cls_attention: tower layer -> (H, N) float32, the CLS query over the patches, not renormalised.
         received_attention_N: for towers without CLS, mean over heads and queries, in token order.
         keys_Nd: head-mean keys of the select layer; for towers without CLS, of the last block that attends over the
             whole image, after RoPE, and the mean over the patches of a token.
-        question: the bare question, for text-aware methods.
     """
 
     embeds_ND: Tensor
@@ -49,16 +49,27 @@ class VisualTokens:
     col_N: Tensor
     read_N: Tensor
     slot_N: Tensor
-    generator: torch.Generator
     cls_hidden_VC: Tensor | None = None
     cls_attention: Mapping[int, Tensor] = field(default_factory=dict)
     received_attention_N: Tensor | None = None
     keys_Nd: Tensor | None = None
-    question: str = ""
 
     def __len__(self) -> int:
         """Return N."""
         return len(self.embeds_ND)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisualTokens(ImageTokens):
+    """One image as a method reads it: its tokens, the question, and randomness.
+
+    Attributes:
+        generator: CPU, seeded by cell seed, sample and image; a method's only source of randomness.
+        question: the bare question, for text-aware methods.
+    """
+
+    generator: torch.Generator
+    question: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +132,8 @@ LAST = slice(-1, None)
 class LayerView(Protocol):
     """The only window on the decoder, for methods that cut inside it: one sample, without padding.
 
-    L positions are those still there when the cut is reached; what is not asked for is not computed. Index with the
-    index fields rather than the flags on a GPU: a boolean index waits for the device.
+    L counts the positions still there at the cut. Everything is computed on first use. On a GPU, index with
+    the index fields rather than the flags: a boolean index waits for the device.
     """
 
     @property
@@ -158,10 +169,6 @@ class LayerView(Protocol):
         """Which positions are visual, bool."""
 
     @property
-    def text_after_L(self) -> Tensor:
-        """Which text follows the last visual token, bool."""
-
-    @property
     def angles(self) -> tuple[Tensor, Tensor]:
         """Cosines and sines by which RoPE turns the positions, (L, d) each."""
 
@@ -188,7 +195,7 @@ class Method:
 
     Subclasses are frozen dataclasses whose fields are their hyper-parameters.
 
-    positions: position ids of the survivors, renumbered without gaps ("compact") or as in the full prompt ("original").
+    positions: position ids of the kept tokens, consecutive ("compact") or as in the full prompt ("original").
     """
 
     anyres: ClassVar[Literal["per-view", "global", "own"]] = "per-view"
@@ -205,7 +212,7 @@ class Method:
             provides: the names this backbone can fill.
 
         Raises:
-            UnsupportedError: none of what is provided will do.
+            UnsupportedError: the backbone provides nothing that this method can use.
         """
         return frozenset()
 
@@ -213,7 +220,7 @@ class Method:
         """Return the files this method reads its weights from on a backbone; their content is part of a cell's id.
 
         Raises:
-            MissingError: they are not there.
+            MissingError: a file does not exist.
         """
         return ()
 
@@ -230,10 +237,10 @@ class Method:
         return self
 
     def resize(self, grid_hw: tuple[int, int], budget: Budget) -> tuple[int, int]:
-        """Return how many rows and columns of visual tokens the tower shall make of an image.
+        """Return how many rows and columns of visual tokens the tower makes of an image.
 
         Args:
-            grid_hw: how many it would make; the image is resized once, from its original size.
+            grid_hw: how many it would make by itself; the image is resized once, from its original size.
             budget: visual tokens of this image.
         """
         return grid_hw
@@ -253,7 +260,7 @@ class Method:
 
     def rank(self, view: LayerView) -> Tensor:
         """Score the visual tokens still alive at a cut, (N_alive,), higher is kept."""
-        raise UnsupportedError(f"{type(self).__name__} has cuts but does not say how it ranks")
+        raise UnsupportedError(f"{type(self).__name__} has cuts but defines neither rank nor select")
 
     def select(self, view: LayerView) -> Reduction:
         """Decide a cut: by default the `keep` highest of `rank`, in order; ties go to the earlier token."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
-from dpbench.errors import ConfigError, did_you_mean, shown
+from dpbench.errors import ConfigError, did_you_mean, format_value
 from dpbench.storage import plain_yaml
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def load(name: str, params: Mapping[str, object] | None = None) -> Method:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "parameters"
-        raise ConfigError(f"--param: {name}.{where}: {first['msg']}, got {shown(first['input'])}") from None
+        raise ConfigError(f"--param: {name}.{where}: {first['msg']}, got {format_value(first['input'])}") from None
 
 
 def summary(name: str) -> str:
@@ -94,5 +94,5 @@ def parse_params(pairs: list[str]) -> dict[str, object]:
         try:
             params[name], _ = plain_yaml.load(value)
         except plain_yaml.YamlError:
-            raise ConfigError(f"--param: the value of {name!r} is not YAML: {shown(value)}") from None
+            raise ConfigError(f"--param: the value of {name!r} is not YAML: {format_value(value)}") from None
     return params

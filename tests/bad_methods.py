@@ -1,4 +1,4 @@
-"""Methods with one fault each, as a third party might bring them."""
+"""Methods with one fault each, as a third party might write them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -102,14 +102,14 @@ class NeverCuts(Inside):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moody(Before):
-    """Fails from its n-th image on, until it is in a better mood."""
+class FailsLater(Before):
+    """Prunes `images_left` images, then fails."""
 
-    patience: ClassVar[int] = 0
+    images_left: ClassVar[int] = 0
 
     def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
-        Moody.patience -= 1
-        if Moody.patience < 0:
+        FailsLater.images_left -= 1
+        if FailsLater.images_left < 0:
             raise RuntimeError("not now")
         return Reduction(torch.arange(keep))
 
@@ -118,7 +118,7 @@ REASONS = {
     Raises: "ZeroDivisionError: no such luck",
     Table: "ValueError: Table.reduce: indices_K must be 1-D int64, got torch.int64 of shape (1, 5)",
     ShortRows: "ValueError: ShortRows.reduce: embeds_KD must have shape (5, 32), got (4, 32)",
-    Nothing: "ValueError: Nothing.reduce: a Reduction with indices_K is due, got NoneType",
+    Nothing: "ValueError: Nothing.reduce: must return a Reduction with indices_K, got NoneType",
     Twice: "ValueError: Twice.reduce: a token is kept twice",
     Outside: "ValueError: Outside.reduce: an index is outside -1..143",
     Undefined: "ValueError: Undefined.reduce: 144 of 144 scores are NaN",
@@ -129,7 +129,7 @@ REASONS = {
     InsideTooMany: "ValueError: InsideTooMany.select: 6 rows at a cut to 5 of 144",
     NeverCuts: "ValueError: NeverCuts.cuts: Cut(layer=6, keep=1, probe=0, merged=0) is not behind",
 }
-"""What a run says of each."""
+"""The reason that a run prints for each."""
 
 
 def named(method: type[Method]) -> str:
@@ -140,5 +140,5 @@ def entry_points() -> Mapping[str, EntryPoint]:
     """Return the entry points that a package of these methods would have."""
     return {
         named(method): EntryPoint(named(method), f"bad_methods:{method.__name__}", "dpbench.methods")
-        for method in (*REASONS, Moody)
+        for method in (*REASONS, FailsLater)
     }

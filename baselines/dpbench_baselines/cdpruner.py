@@ -117,7 +117,7 @@ class CDPruner(Method):
         if self.relevance == "words":
             return self._with(lambda visual: word_relevance(backbone, visual))
         if self.clip == UNTRAINED:
-            return self.comparing(clip_text.fresh(backbone))
+            return self.comparing(clip_text.build_untrained(backbone))
         self._check_paired(backbone.name)
         return self.comparing(clip_text.load(self.clip or CLIP, backbone))
 

@@ -7,8 +7,8 @@ H heads, d one head's width, B prompts, I images, P position axes (1, or M-RoPE'
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from dpbench.errors import UnsupportedError
+from dpbench.method import ImageTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,29 +53,14 @@ class Prompt:
     positions_PL: Tensor | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Features:
-    """One image through tower and projector, with the optional signals that were asked for.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features(ImageTokens):
+    """One image through tower and projector, with the optional signals that were requested; `slot_N` is on the CPU.
 
-    The other fields mean what they mean in `dpbench.method.VisualTokens`.
-
-    Attributes:
-        slot_N: int64 on the CPU, which of the image's placeholders a token fills; -1 where unpadding drops it.
-        newline_D: what the LLM reads at the placeholders that no token fills (AnyRes ends each row so), or None.
+    newline_D: what the LLM reads at the placeholders that no token fills (AnyRes ends each row so), or None.
     """
 
-    embeds_ND: Tensor
-    hidden_NC: Tensor
-    view_N: Tensor
-    row_N: Tensor
-    col_N: Tensor
-    read_N: Tensor
-    slot_N: Tensor
     newline_D: Tensor | None = None
-    cls_hidden_VC: Tensor | None = None
-    cls_attention: Mapping[int, Tensor] = field(default_factory=dict)
-    received_attention_N: Tensor | None = None
-    keys_Nd: Tensor | None = None
 
     @property
     def num_read(self) -> int:
@@ -171,7 +157,7 @@ class Backbone(ABC):
         ids = self.processor.tokenizer(self.chat(len(rows), text), return_tensors="pt")["input_ids"][0]
         repeats = torch.ones_like(ids).masked_scatter(ids == self.image_id, torch.tensor(rows, dtype=torch.int64))
         ids = ids.repeat_interleave(repeats)
-        return Prompt(ids, spans_of(ids, self.image_id, rows), (), text, self.positions(ids, sizes))
+        return Prompt(ids, find_spans(ids, self.image_id, rows), (), text, self.positions(ids, sizes))
 
     def positions(self, ids_L: Tensor, sizes: Sequence[tuple[int, ...]]) -> Tensor | None:
         """Return a prompt's position ids, (P, L), where they are not 0..L-1."""
@@ -321,14 +307,14 @@ class Backbone(ABC):
         return torch.cat([ids, torch.tensor([tokenizer.eos_token_id])])
 
 
-def centre_square(image: Image) -> Image:
+def crop_centre_square(image: Image) -> Image:
     """Return the middle of an image, as wide as high."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side))
 
 
-def spans_of(ids_L: Tensor, image_id: int, sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:
+def find_spans(ids_L: Tensor, image_id: int, sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:
     """Return where each image's placeholders begin and end; adjacent images are told apart by size.
 
     Raises:

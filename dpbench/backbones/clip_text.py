@@ -46,7 +46,7 @@ class ClipTowers:
 
     def text(self, question: str) -> Tensor:
         """Return the question, in pieces as long as the tower reads, (M, E)."""
-        ids, real = pieces(self.tokenize(question), self.text_tower.config.max_position_embeddings)
+        ids, real = split_into_pieces(self.tokenize(question), self.text_tower.config.max_position_embeddings)
         pooled = self.text_tower(input_ids=ids.to(self._device), attention_mask=real.to(self._device)).pooler_output
         projected: Tensor = self.text_projection(pooled)
         return projected
@@ -56,7 +56,7 @@ class ClipTowers:
         return self.text_projection.weight.device  # type: ignore[no-any-return]
 
 
-def pieces(ids_1T: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def split_into_pieces(ids_1T: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Cut ids into pieces, the last filled up with zeros; returns them and which ids are real, int64 (M, size) each."""
     missing = -ids_1T.shape[1] % size
     ids, real = (pad(each, (0, missing)).view(-1, size) for each in (ids_1T, torch.ones_like(ids_1T)))
@@ -101,7 +101,7 @@ def load(clip: str, backbone: Backbone) -> ClipTowers:
     return _towers(model, lambda text: tokenizer(text, return_tensors="pt")["input_ids"], backbone)
 
 
-def fresh(backbone: Backbone) -> ClipTowers:
+def build_untrained(backbone: Backbone) -> ClipTowers:
     """Return untrained towers that fit a backbone's, as large as ViT-L/14's for its width; for timing and checks.
 
     They read ids of the backbone's own tokenizer.

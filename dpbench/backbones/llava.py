@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from dpbench.backbones import clip_tower
-from dpbench.backbones.base import Backbone, Features, Pixels, centre_square
+from dpbench.backbones.base import Backbone, Features, Pixels, crop_centre_square
 from dpbench.backbones.clip_tower import CLIPTower
 
 MODEL, PROCESSOR = LlavaForConditionalGeneration, LlavaProcessor
@@ -36,7 +36,9 @@ class Llava(Backbone):
         settings = {}
         if grids is not None:
             sizes = map(self.tower.pixel_size, grids)
-            images = [centre_square(each.convert("RGB")).resize(size) for each, size in zip(images, sizes, strict=True)]
+            images = [
+                crop_centre_square(each.convert("RGB")).resize(size) for each, size in zip(images, sizes, strict=True)
+            ]
             settings = {"do_resize": False, "do_center_crop": False}
         values = self.processor.image_processor(list(images), return_tensors="pt", **settings)["pixel_values"]
         counts = [height * width for height, width in grids or [self.grid(each) for each in images]]

@@ -22,7 +22,7 @@ from dpbench.backbones.base import Backbone
 from dpbench.budget import BudgetRequest
 from dpbench.engine import decision, forward, pruned_prompt
 from dpbench.engine.decision import Rule
-from dpbench.engine.pruned_prompt import Spliced
+from dpbench.engine.pruned_prompt import PrunedPrompt
 from dpbench.errors import ConfigError, DpbenchError, UnsupportedError
 from dpbench.method import Method, VisualTokens
 
@@ -57,11 +57,11 @@ class Trial:
     method: Method
     rule: Rule
 
-    def spliced(self, number: int) -> Spliced:
+    def spliced(self, number: int) -> PrunedPrompt:
         """Return the pruned prompt about one of two images."""
         noise = np.random.default_rng(number).integers(0, 256, (*SIZES[number], 3), dtype=np.uint8)
         question = QUESTION if number == 0 else f"{QUESTION} And how many objects are there?"
-        prompt = decision.prompt_of(self.backbone, self.method, [Image.fromarray(noise)], question, self.rule)
+        prompt = decision.build_prompt(self.backbone, self.method, [Image.fromarray(noise)], question, self.rule)
         features = self.backbone.encode(prompt.pixels, self.method.needs(self.backbone.provides))
         generators = [decision.image_generator(0, f"check/{number}", 0)]
         return pruned_prompt.splice(self.backbone, self.method, prompt, features, generators, self.rule)
@@ -138,7 +138,7 @@ def _allowed(trial: Trial) -> int:
     """Return the budget: of what is read unpruned, or its share in every view where the method goes view by view."""
     whole = Trial(trial.backbone, Method(), Rule()).spliced(0)
     num = whole.num_visual
-    if decision.reduces(trial.method) and trial.method.anyres != "global":
+    if decision.has_reduce(trial.method) and trial.method.anyres != "global":
         num = len(whole.kept[0].indices_K)
     return trial.rule.budget.count(num)
 
@@ -188,7 +188,7 @@ def leaves_no_hooks(trial: Trial) -> str:
 
 def does_not_change_its_input(trial: Trial) -> str:
     """`reduce` leaves the features as they were: other methods read them too."""
-    prompt = decision.prompt_of(trial.backbone, trial.method, [Image.new("RGB", (96, 96))], QUESTION, trial.rule)
+    prompt = decision.build_prompt(trial.backbone, trial.method, [Image.new("RGB", (96, 96))], QUESTION, trial.rule)
     (features,) = trial.backbone.encode(prompt.pixels, trial.method.needs(trial.backbone.provides))
     visual: VisualTokens = decision.visual_tokens(features, QUESTION, decision.image_generator(0, "check", 0))
     before = [visual.embeds_ND.clone(), visual.hidden_NC.clone()]

@@ -10,7 +10,7 @@ from dpbench.backbones.base import Backbone
 from dpbench.engine import decision, pruned_prompt, shared_prefix
 from dpbench.engine.encoding import Sample
 from dpbench.engine.forward import Generated
-from dpbench.engine.pruned_prompt import Spliced
+from dpbench.engine.pruned_prompt import PrunedPrompt
 from dpbench.machine.out_of_memory import NO_ROOM, Room
 from dpbench.manifest.cell import Cell
 from dpbench.method import Method
@@ -26,7 +26,7 @@ AUTO_BATCH = {"cuda": 32, "cpu": 16}
 class Reply:
     """The model's answer to one sample and the prompt it read, or why there is none."""
 
-    prompt: Spliced | None = None
+    prompt: PrunedPrompt | None = None
     generated: Generated | None = None
     failure: str | None = None
 
@@ -36,7 +36,7 @@ def batch_size(requested: int | str, device_type: str) -> int:
     return AUTO_BATCH.get(device_type, 32) if requested == "auto" else int(requested)
 
 
-def batches(built: BuiltTask, requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
+def split_into_batches(built: BuiltTask, requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
     """Split requests into batches: questions about one image side by side, images by their longest question.
 
     All requests of a batch share one limit on the answer's length.
@@ -79,7 +79,7 @@ def answer_samples(
 
 def _answer_part(backbone: Backbone, method: Method, cell: Cell, samples: Sequence[Sample]) -> list[Reply]:
     prompts = [_splice(backbone, method, cell, sample) for sample in samples]
-    failures = [too_long(backbone, prompt) for prompt in prompts]
+    failures = [explain_overflow(backbone, prompt) for prompt in prompts]
     fits = [number for number, failure in enumerate(failures) if failure is None]
     limit = samples[0].request.max_new_tokens
     groups = [samples[number].image_group for number in fits]
@@ -91,17 +91,17 @@ def _answer_part(backbone: Backbone, method: Method, cell: Cell, samples: Sequen
     ]
 
 
-def _splice(backbone: Backbone, method: Method, cell: Cell, sample: Sample) -> Spliced:
+def _splice(backbone: Backbone, method: Method, cell: Cell, sample: Sample) -> PrunedPrompt:
     assert sample.prompt is not None
     generators = [
         decision.image_generator(cell.seed, f"{cell.task}/{sample.request.doc_id}", image)
         for image in range(len(sample.features))
     ]
-    rule = decision.rule_of(cell)
+    rule = decision.build_rule(cell)
     return pruned_prompt.splice(backbone, method, sample.prompt, sample.features, generators, rule)
 
 
-def too_long(backbone: Backbone, prompt: Spliced) -> str | None:
+def explain_overflow(backbone: Backbone, prompt: PrunedPrompt) -> str | None:
     """Return why a prompt leaves no position for an answer within the model's context, or None."""
     context = backbone.decoder.config.max_position_embeddings
     length = int(prompt.positions_PL.max()) + 1
@@ -110,14 +110,14 @@ def too_long(backbone: Backbone, prompt: Spliced) -> str | None:
 
 def _without_repeats(method: Method, generated: Generated) -> Generated:
     """Return what was generated, after a check that no cut kept a visual row twice."""
-    for survivors in generated.survivors:
+    for survivors in generated.kept_rows:
         single = survivors[survivors >= 0]
         if len(single.unique()) < len(single):
             raise ValueError(f"{type(method).__name__}.select: a visual row is kept twice")
     return generated
 
 
-def until(text: str, stops: Iterable[str]) -> str:
+def truncate_at_stops(text: str, stops: Iterable[str]) -> str:
     """Cut an answer at the first of the task's stop strings."""
     for stop in stops:
         text = text.split(stop)[0]

@@ -1,4 +1,4 @@
-"""Ask a method for its decision on one image, before the LLM, and hold it to the contract.
+"""Ask a method for its decision on one image, before the LLM, and validate it against the contract.
 
 Shape letters: N visual tokens of one image, K rows kept.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -17,24 +17,16 @@ from torch import Tensor
 from dpbench.backbones.base import Backbone, Features, Prompt
 from dpbench.budget import EVERYTHING, BudgetRequest
 from dpbench.manifest.cell import Cell
-from dpbench.method import Budget, Method, Reduction, VisualTokens
+from dpbench.method import Budget, ImageTokens, Method, Reduction, VisualTokens
 
-_PER_TOKEN = (
-    "embeds_ND",
-    "hidden_NC",
-    "view_N",
-    "row_N",
-    "col_N",
-    "read_N",
-    "slot_N",
-    "received_attention_N",
-    "keys_Nd",
-)
+_FIELDS = tuple(declared.name for declared in fields(ImageTokens))
+_PER_TOKEN = tuple(name for name in _FIELDS if "N" in name.rpartition("_")[2])
+"""The tensors with one entry per token, by the N among their shape letters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How a budget is meant, and what becomes of AnyRes's views and newlines.
+    """How to apply a budget, and how to treat AnyRes's views and newlines.
 
     Attributes:
         budget: as requested.
@@ -49,8 +41,8 @@ class Rule:
     newline: Literal["keep", "drop"] = "drop"
 
 
-def rule_of(cell: Cell) -> Rule:
-    """Return what a cell says about budgets."""
+def build_rule(cell: Cell) -> Rule:
+    """Build the rule that a cell's budget and protocol describe."""
     return Rule(budget=cell.budget, kind=cell.budget_kind, anyres=cell.protocol.anyres, newline=cell.protocol.newline)
 
 
@@ -61,21 +53,21 @@ def image_generator(seed: int, sample: str, image: int) -> torch.Generator:
 
 
 def visual_tokens(features: Features, question: str, generator: torch.Generator) -> VisualTokens:
-    """Hand one image's features to a method."""
-    fields = {name: getattr(features, name) for name in (*_PER_TOKEN, "cls_hidden_VC", "cls_attention")}
-    fields["slot_N"] = features.slot_N.to(features.embeds_ND.device)
-    return VisualTokens(**fields, question=question, generator=generator)
+    """Build what a method reads from one image's features."""
+    values = {name: getattr(features, name) for name in _FIELDS}
+    values["slot_N"] = features.slot_N.to(features.embeds_ND.device)
+    return VisualTokens(**values, question=question, generator=generator)
 
 
-def view_of(visual: VisualTokens, view: int) -> VisualTokens:
+def select_view(visual: VisualTokens, view: int) -> VisualTokens:
     """Return the tokens of one view, as if it were the image."""
     size = len(visual) // (int(visual.view_N[-1]) + 1)
     part = slice(view * size, (view + 1) * size)
-    fields = {name: value[part] for name in _PER_TOKEN if (value := getattr(visual, name)) is not None}
-    fields["view_N"] = torch.zeros_like(fields["view_N"])
+    values = {name: value[part] for name in _PER_TOKEN if (value := getattr(visual, name)) is not None}
+    values["view_N"] = torch.zeros_like(values["view_N"])
     rows = {layer: attention[:, part] for layer, attention in visual.cls_attention.items()}
     cls_hidden = None if visual.cls_hidden_VC is None else visual.cls_hidden_VC[view : view + 1]
-    return replace(visual, **fields, cls_attention=rows, cls_hidden_VC=cls_hidden)
+    return replace(visual, **values, cls_attention=rows, cls_hidden_VC=cls_hidden)
 
 
 def reduce_image(method: Method, visual: VisualTokens, rule: Rule, *, num_read: int, max_views: int = 1) -> Reduction:
@@ -92,23 +84,23 @@ def reduce_image(method: Method, visual: VisualTokens, rule: Rule, *, num_read: 
         ValueError: the decision breaks the contract (a bug in the method).
     """
     num_views = int(visual.view_N[-1]) + 1 if max_views > 1 else 1
-    if num_views == 1 or method.anyres == "global" or rule.anyres == "global" or not reduces(method):
+    if num_views == 1 or method.anyres == "global" or rule.anyres == "global" or not has_reduce(method):
         keep = min(rule.budget.count(num_read), len(visual))
-        return _checked(method, method.reduce(visual, keep), visual, keep)
+        return _validate(method, method.reduce(visual, keep), visual, keep)
     size = len(visual) // num_views
     keep = rule.budget.per_view(max_views).count(size)
     if method.anyres == "own":
-        return _checked(method, method.reduce(visual, keep * num_views), visual, keep * num_views)
-    views = [view_of(visual, view) for view in range(num_views)]
-    return _joined([_checked(method, method.reduce(each, keep), each, keep) for each in views], size)
+        return _validate(method, method.reduce(visual, keep * num_views), visual, keep * num_views)
+    views = [select_view(visual, number) for number in range(num_views)]
+    return _concatenate([_validate(method, method.reduce(view, keep), view, keep) for view in views], size)
 
 
-def _checked(method: Method, reduction: Reduction, visual: VisualTokens, keep: int) -> Reduction:
-    """Hold a decision to the contract; the device is waited for once, by the copy that the indices need anyway."""
+def _validate(method: Method, reduction: Reduction, visual: VisualTokens, keep: int) -> Reduction:
+    """Validate a decision against the contract. Costs one device sync, which copying the indices needs anyway."""
     name = f"{type(method).__name__}.reduce"
     _check_shapes(name, reduction, visual)
     indices, scores = reduction.indices_K, reduction.scores_N
-    if reduces(method) and method.budgeted and len(indices) > keep:
+    if has_reduce(method) and method.budgeted and len(indices) > keep:
         raise ValueError(f"{name}: {len(indices)} rows for a budget of {keep}")
     if scores is None:
         indices, undefined = indices.cpu(), 0
@@ -127,9 +119,9 @@ def _checked(method: Method, reduction: Reduction, visual: VisualTokens, keep: i
 
 
 def _check_shapes(name: str, reduction: Reduction, visual: VisualTokens) -> None:
-    """Refuse what is no decision, or whose tensors do not fit the image or one another."""
+    """Raise if this is not a decision, or if its tensors fit neither the image nor one another."""
     if not isinstance(reduction, Reduction) or not isinstance(reduction.indices_K, Tensor):
-        raise ValueError(f"{name}: a Reduction with indices_K is due, got {type(reduction).__name__}")
+        raise ValueError(f"{name}: must return a Reduction with indices_K, got {type(reduction).__name__}")
     indices = reduction.indices_K
     if indices.dtype != torch.int64 or indices.ndim != 1:
         raise ValueError(f"{name}: indices_K must be 1-D int64, got {indices.dtype} of shape {tuple(indices.shape)}")
@@ -138,14 +130,14 @@ def _check_shapes(name: str, reduction: Reduction, visual: VisualTokens) -> None
         "hidden_KC": (len(indices), visual.hidden_NC.shape[1]),
         "scores_N": (len(visual),),
     }
-    for each, shape in expected.items():
-        given = getattr(reduction, each)
-        if given is not None and given.shape != shape:
-            raise ValueError(f"{name}: {each} must have shape {shape}, got {tuple(given.shape)}")
+    for field_name, shape in expected.items():
+        tensor = getattr(reduction, field_name)
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name}: {field_name} must have shape {shape}, got {tuple(tensor.shape)}")
 
 
 def _check_indices(name: str, indices_K: Tensor, num_visual: int) -> None:
-    """Refuse indices, on the CPU, that are no token of the image, or one token twice."""
+    """Raise if an index, on the CPU, is out of range or a token is kept twice."""
     listed = indices_K.tolist()
     if listed and not (min(listed) >= -1 and max(listed) < num_visual):
         raise ValueError(f"{name}: an index is outside -1..{num_visual - 1}")
@@ -153,44 +145,44 @@ def _check_indices(name: str, indices_K: Tensor, num_visual: int) -> None:
         raise ValueError(f"{name}: a token is kept twice")
 
 
-def _joined(parts: Sequence[Reduction], size: int) -> Reduction:
-    """Put the views' decisions one after another, in the image's own numbers."""
+def _concatenate(parts: Sequence[Reduction], size: int) -> Reduction:
+    """Concatenate the views' decisions; indices then count the tokens of the whole image."""
 
     def cat(name: str) -> Tensor | None:
-        found = [value for part in parts if (value := getattr(part, name)) is not None]
-        return torch.cat(found) if len(found) == len(parts) else None
+        tensors = [value for part in parts if (value := getattr(part, name)) is not None]
+        return torch.cat(tensors) if len(tensors) == len(parts) else None
 
     indices = [torch.where(p.indices_K < 0, -1, p.indices_K + view * size) for view, p in enumerate(parts)]
     return Reduction(torch.cat(indices), cat("embeds_KD"), cat("hidden_KC"), cat("scores_N"))
 
 
-def reduces(method: Method) -> bool:
-    """Tell whether a method decides before the LLM."""
+def has_reduce(method: Method) -> bool:
+    """Return True if a method decides before the LLM."""
     return type(method).reduce is not Method.reduce
 
 
-def resizes(method: Method) -> bool:
-    """Tell whether a method has the image made smaller before the tower."""
+def has_resize(method: Method) -> bool:
+    """Return True if a method resizes the image before the tower."""
     return type(method).resize is not Method.resize
 
 
-def prompt_of(backbone: Backbone, method: Method, images: Sequence[Image], text: str, rule: Rule) -> Prompt:
+def build_prompt(backbone: Backbone, method: Method, images: Sequence[Image], text: str, rule: Rule) -> Prompt:
     """Return the unpruned prompt, its images at the size the method wants.
 
     Args:
         backbone: preprocesses and tokenises.
         method: may resize.
         images: in the order of the conversation.
-        text: what is asked.
+        text: the question.
         rule: the budget per image.
     """
-    if not resizes(method):
+    if not has_resize(method):
         return backbone.prompt(images, text)
-    return backbone.prompt(images, text, [smaller(method, backbone.grid(image), rule) for image in images])
+    return backbone.prompt(images, text, [target_grid(method, backbone.grid(image), rule) for image in images])
 
 
-def smaller(method: Method, grid: tuple[int, int], rule: Rule) -> tuple[int, int]:
-    """Return the grid of visual tokens that a method has an image made smaller for.
+def target_grid(method: Method, grid: tuple[int, int], rule: Rule) -> tuple[int, int]:
+    """Return the grid of visual tokens that a method resizes an image to.
 
     Args:
         method: resizes.

@@ -61,13 +61,6 @@ class DecoderView:
         return flags.index_fill(0, self.visual_index_N, True)
 
     @cached_property
-    def text_after_L(self) -> Tensor:
-        """Return which text follows the last visual token, bool."""
-        positions = torch.arange(len(self.hidden_LD), device=self.hidden_LD.device)
-        last = self.visual_index_N[-1] if len(self.visual_index_N) else -1
-        return (positions > last) & ~self.visual_L
-
-    @cached_property
     def queries_HLd(self) -> Tensor:
         """Return the probe's queries of every position, after RoPE."""
         return self._queries(slice(None))

@@ -1,7 +1,7 @@
 """The half of the engine inside the LLM: drop visual tokens before a decoder layer, by hooks that are always removed.
 
 Forward pre-hooks on the decoder and its layers, nothing patched. In a prefill the hook before a cut's layer lets the
-method decide, gathers the survivors' hidden states, and hands this layer and the later ones angles and mask of what
+method decide, gathers the select_rows' hidden states, and hands this layer and the later ones angles and mask of what
 is left; each layer's cache then has its own length. In decoding, the later layers get the mask's columns of
 what their cache holds and, where positions are renumbered, angles moved back by what was dropped.
 
@@ -24,14 +24,14 @@ from transformers import DynamicCache
 
 from dpbench.backbones.base import Backbone
 from dpbench.engine.decoder_view import DecoderView, Projected
-from dpbench.engine.remaining_rows import Row, Stage, decode_mask, padded, prefill_mask, survivors
+from dpbench.engine.remaining_rows import RowLayout, Stage, decode_mask, pad_rows, prefill_mask, select_rows
 from dpbench.errors import UnsupportedError
 from dpbench.machine import profiler_ranges
 from dpbench.method import Cut, DecoderInput, Method, Reduction
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class PromptLayout:
     """Where the text and the visual rows of one prompt are, and where it is cut.
 
     Attributes:
@@ -51,19 +51,19 @@ class Layout:
 
 
 @dataclass(slots=True)
-class Cutting:
+class DroppingState:
     """The state of one prompt batch while it is cut."""
 
     backbone: Backbone
     method: Method
-    layouts: Sequence[Layout]
+    layouts: Sequence[PromptLayout]
     stages: list[Stage] = field(default_factory=list)
     projected: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     embeds: Tensor | None = None
     positions: Tensor | None = None
     past: int = 0
     decode_angles: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    doubts: dict[str, list[Tensor]] = field(default_factory=dict)
+    violations: dict[str, list[Tensor]] = field(default_factory=dict)
 
     @property
     def length(self) -> int:
@@ -75,13 +75,13 @@ class Cutting:
         """Return the layers that are cut before, the same for every prompt."""
         return tuple(cut.layer for cut in self.layouts[0].cuts)
 
-    def survivors(self) -> list[list[Tensor]]:
+    def kept_rows(self) -> list[list[Tensor]]:
         """Return per prompt and cut which of its visual rows were kept, -1 for merged ones.
 
         Raises:
             ValueError: the method's scores or indices were none (a bug in the method); waits for the device.
         """
-        for what, found in self.doubts.items():
+        for what, found in self.violations.items():
             if bool(torch.stack(found).any()):
                 raise ValueError(f"{type(self.method).__name__}.select: {what}")
         each = max(1, len(self.stages[0].rows) // len(self.layouts)) if self.stages else 1
@@ -89,7 +89,7 @@ class Cutting:
 
 
 @contextmanager
-def cut(backbone: Backbone, method: Method, layouts: Sequence[Layout]) -> Iterator[Cutting]:
+def apply_cuts(backbone: Backbone, method: Method, layouts: Sequence[PromptLayout]) -> Iterator[DroppingState]:
     """Cut inside the LLM whatever the backbone runs on this left-padded batch of prompts; hooks go in any case.
 
     Args:
@@ -100,7 +100,7 @@ def cut(backbone: Backbone, method: Method, layouts: Sequence[Layout]) -> Iterat
     Raises:
         UnsupportedError: inside the block, what this engine cannot do.
     """
-    state = Cutting(backbone, method, layouts)
+    state = DroppingState(backbone, method, layouts)
     decoder = backbone.decoder
     with ExitStack() as stack:
 
@@ -128,7 +128,7 @@ def _refuse_later_images(_module: Any, _args: Any, kwargs: dict[str, Any]) -> No
         raise UnsupportedError("cuts are decided once: an image in a later turn would stay whole; start a new prompt")
 
 
-def _begin(state: Cutting) -> Any:
+def _begin(state: DroppingState) -> Any:
     """Before the decoder runs: a new prefill forgets the last one; what cannot be cut is refused."""
 
     def hook(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
@@ -158,7 +158,7 @@ def _check_cache(cache: Any) -> None:
         )
 
 
-def _check_prefill(state: Cutting, embeds: Tensor) -> None:
+def _check_prefill(state: DroppingState, embeds: Tensor) -> None:
     if embeds.shape[0] % len(state.layouts):
         raise UnsupportedError(f"cuts were prepared for {len(state.layouts)} prompts, {embeds.shape[0]} rows came")
     if embeds.shape[1] < state.length:
@@ -168,7 +168,7 @@ def _check_prefill(state: Cutting, embeds: Tensor) -> None:
         )
 
 
-def _keep_projected(state: Cutting, probe: int, name: str) -> Any:
+def _keep_projected(state: DroppingState, probe: int, name: str) -> Any:
     def hook(_module: Any, _args: Any, output: Tensor) -> None:
         if state.past == 0:
             state.projected.setdefault(probe, {})[name] = output
@@ -176,7 +176,7 @@ def _keep_projected(state: Cutting, probe: int, name: str) -> Any:
     return hook
 
 
-def _before_layer(state: Cutting, stage: int, *, starts: bool) -> Any:
+def _before_layer(state: DroppingState, stage: int, *, starts: bool) -> Any:
     """Before a layer behind a cut: cut where it starts the stage, then give it the stage's angles and mask."""
 
     def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -199,7 +199,7 @@ def _before_layer(state: Cutting, stage: int, *, starts: bool) -> Any:
     return hook
 
 
-def _check_causal(state: Cutting, mask: Tensor | None, hidden: Tensor) -> None:
+def _check_causal(state: DroppingState, mask: Tensor | None, hidden: Tensor) -> None:
     kernel = state.backbone.decoder.config._attn_implementation
     if kernel not in ("sdpa", "eager"):
         raise UnsupportedError(f"cuts run on sdpa or eager attention, found {kernel!r}; load with --attention sdpa")
@@ -208,7 +208,7 @@ def _check_causal(state: Cutting, mask: Tensor | None, hidden: Tensor) -> None:
 
 
 def _start_stage(
-    state: Cutting, number: int, hidden: Tensor, mask: Tensor | None, angles: tuple[Tensor, Tensor]
+    state: DroppingState, number: int, hidden: Tensor, mask: Tensor | None, angles: tuple[Tensor, Tensor]
 ) -> Tensor:
     """Let the method decide for each row and lay out what is left; returns the hidden states the layer reads."""
     before = state.stages[number - 1] if number else _whole(state, hidden)
@@ -222,20 +222,20 @@ def _start_stage(
         reduction = state.method.select(view)
         _check_selected(state.method, reduction, layout.cuts[number], len(row.visual))
         reduction = _guarded(state, reduction, len(row.visual))
-        chosen, rest = survivors(row, reduction)
+        chosen, rest = select_rows(row, reduction)
         states = hidden[r, pad:].index_select(0, chosen)
         if reduction.embeds_KD is not None:
             states = states.index_copy(0, rest.visual, reduction.embeds_KD.to(states.dtype))
         rows.append(rest)
         kept.append(states)
-    stage = padded(rows, [len(layout.visual_index_N) for layout in state.layouts for _ in range(each)])
+    stage = pad_rows(rows, [len(layout.visual_index_N) for layout in state.layouts for _ in range(each)])
     state.stages.append(stage)
     stage.angles = _prefill_angles(state, stage, hidden, angles)
     stage.mask = prefill_mask(stage, mask)
     return torch.stack([torch.nn.functional.pad(s, (0, 0, stage.columns_RL.shape[1] - len(s), 0)) for s in kept])
 
 
-def _whole(state: Cutting, hidden: Tensor) -> Stage:
+def _whole(state: DroppingState, hidden: Tensor) -> Stage:
     """Return the stage before the first cut: the padded prompt, and behind it what was generated without a cache."""
     each, total = hidden.shape[0] // len(state.layouts), hidden.shape[1]
     extra = torch.arange(state.length, total, device=hidden.device)
@@ -245,16 +245,16 @@ def _whole(state: Cutting, hidden: Tensor) -> Stage:
         text = torch.cat([layout.text_index.to(hidden.device), extra - pad])
         visual = layout.visual_index_N.to(hidden.device)
         columns = torch.arange(pad, total, device=hidden.device)
-        rows += [Row(text, visual, columns, torch.arange(len(visual), device=hidden.device))] * each
+        rows += [RowLayout(text, visual, columns, torch.arange(len(visual), device=hidden.device))] * each
     return Stage(rows, torch.empty(0), None, [0] * len(rows))
 
 
 def _view(
-    state: Cutting,
+    state: DroppingState,
     number: int,
-    layout: Layout,
+    layout: PromptLayout,
     r: int,
-    row: Row,
+    row: RowLayout,
     pad: int,
     hidden: Tensor,
     angles: tuple[Tensor, Tensor],
@@ -291,26 +291,26 @@ def _check_selected(method: Method, reduction: Reduction, wanted: Cut, num_visua
         raise ValueError(f"{type(method).__name__}.select: hidden_KC is tower space; inside the LLM give embeds_KD")
 
 
-def _guarded(state: Cutting, reduction: Reduction, num_visual: int) -> Reduction:
+def _guarded(state: DroppingState, reduction: Reduction, num_visual: int) -> Reduction:
     """Move indices into range and note that it was needed, and NaN scores; the device is not waited for.
 
     An index out of range would make every later call on a GPU fail, those of other methods too.
     """
     indices, scores = reduction.indices_K, reduction.scores_N
     inside = indices.clamp(-1, num_visual - 1)
-    state.doubts.setdefault("an index is no visual row", []).append((inside != indices).any())
+    state.violations.setdefault("an index is no visual row", []).append((inside != indices).any())
     if scores is not None:
-        state.doubts.setdefault("scores are NaN", []).append(scores.isnan().any())
+        state.violations.setdefault("scores are NaN", []).append(scores.isnan().any())
     return replace(reduction, indices_K=inside)
 
 
-def _renumbers(state: Cutting) -> bool:
-    """Tell whether survivors are numbered without gaps; M-RoPE's three axes cannot be."""
+def _renumbers(state: DroppingState) -> bool:
+    """Tell whether select_rows are numbered without gaps; M-RoPE's three axes cannot be."""
     return state.method.positions == "compact" and not state.backbone.mrope
 
 
 def _prefill_angles(
-    state: Cutting, stage: Stage, hidden: Tensor, angles: tuple[Tensor, Tensor]
+    state: DroppingState, stage: Stage, hidden: Tensor, angles: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
     if _renumbers(state):
         length = stage.columns_RL.shape[1]
@@ -323,7 +323,9 @@ def _prefill_angles(
     return cos, sin
 
 
-def _decode_angles(state: Cutting, number: int, hidden: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _decode_angles(
+    state: DroppingState, number: int, hidden: Tensor, angles: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
     """Return the new tokens' angles, moved back by what was dropped where positions are renumbered."""
     if not _renumbers(state):
         return angles

@@ -17,7 +17,7 @@ from PIL.Image import DecompressionBombError
 
 from dpbench.backbones.base import Backbone, Features, Pixels, Prompt
 from dpbench.engine import decision
-from dpbench.engine.feature_cache import FeatureCache, Key, Seen, compact
+from dpbench.engine.feature_cache import EncodedImage, FeatureCache, Key, compact
 from dpbench.errors import ImageError
 from dpbench.machine.device import use_one_thread
 from dpbench.machine.out_of_memory import NO_ROOM, Room
@@ -57,7 +57,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _KeyedRequest:
     """A request and what its images are kept under, or why they cannot be read."""
 
     request: Request
@@ -134,8 +134,8 @@ class Encoder:
             method: may have images made smaller.
             rule: the budget it does so for.
         """
-        asked = [self._asked(request, method, rule) for request in requests]
-        seen: dict[Key, Seen | str] = {}
+        asked = [self._find_keys(request, method, rule) for request in requests]
+        seen: dict[Key, EncodedImage | str] = {}
         missing: dict[Key, tuple[Request, int]] = {}
         for each in asked:
             for number, key in enumerate(each.keys):
@@ -147,19 +147,19 @@ class Encoder:
         seen |= self._encode(missing)
         return [self._sample(each, seen, missing) for each in asked]
 
-    def _asked(self, request: Request, method: Method, rule: decision.Rule) -> _Asked:
+    def _find_keys(self, request: Request, method: Method, rule: decision.Rule) -> _KeyedRequest:
         hashes = self.built.image_hashes(request)
-        if not decision.resizes(method):
-            return _Asked(request, tuple((each, None) for each in hashes))
+        if not decision.has_resize(method):
+            return _KeyedRequest(request, tuple((each, None) for each in hashes))
         if any(each not in self._grids for each in hashes):
             images = self._open(self._batch, request)
             if isinstance(images, str):
-                return _Asked(request, (), images)
+                return _KeyedRequest(request, (), images)
             try:
                 self._grids |= {each: self.backbone.grid(image) for each, image in zip(hashes, images, strict=True)}
             except ImageError as error:
-                return _Asked(request, (), str(error))
-        return _Asked(request, tuple((h, decision.smaller(method, self._grids[h], rule)) for h in hashes))
+                return _KeyedRequest(request, (), str(error))
+        return _KeyedRequest(request, tuple((h, decision.target_grid(method, self._grids[h], rule)) for h in hashes))
 
     def _open(self, batch: _Batch, request: Request) -> list[Image] | str:
         """Decode a sample's images, once per batch, or say why they cannot be."""
@@ -181,9 +181,9 @@ class Encoder:
             return str(error)
         return pixels
 
-    def _encode(self, missing: Mapping[Key, tuple[Request, int]]) -> dict[Key, Seen | str]:
+    def _encode(self, missing: Mapping[Key, tuple[Request, int]]) -> dict[Key, EncodedImage | str]:
         """Decode, process and encode images that are not in the cache, and put them there."""
-        seen: dict[Key, Seen | str] = {}
+        seen: dict[Key, EncodedImage | str] = {}
         ready: dict[Key, Pixels] = {}
         for key, (request, number) in missing.items():
             begun = self._batch.pixels.get(key)
@@ -194,23 +194,23 @@ class Encoder:
                 ready[key] = pixels
         made = self.room.map(list(ready.values()), lambda part: self.backbone.encode(part, self.needs))
         for (key, pixels), features in zip(ready.items(), made, strict=True):
-            seen[key] = NO_ROOM if features is None else Seen(compact(features), pixels.rows, pixels.size)
+            seen[key] = NO_ROOM if features is None else EncodedImage(compact(features), pixels.rows, pixels.size)
         for key, each in seen.items():
-            if isinstance(each, Seen):
+            if isinstance(each, EncodedImage):
                 self.cache.put(key, each)
             if self.cache.get(key) is not None:
                 self._batch.pixels.pop(key, None)
         return seen
 
     def _sample(
-        self, asked: _Asked, seen: Mapping[Key, Seen | str], missing: Mapping[Key, tuple[Request, int]]
+        self, asked: _KeyedRequest, seen: Mapping[Key, EncodedImage | str], missing: Mapping[Key, tuple[Request, int]]
     ) -> Sample:
         group = self.built.image_group(asked.request)
         found = [seen[key] for key in asked.keys]
         failure = asked.failure or next((each for each in found if isinstance(each, str)), None)
         if failure is not None:
             return Sample(asked.request, group, None, failure=failure)
-        images = [each for each in found if isinstance(each, Seen)]
+        images = [each for each in found if isinstance(each, EncodedImage)]
         encoded = sum(missing.get(key) == (asked.request, number) for number, key in enumerate(asked.keys))
         features, counts = tuple(each.features for each in images), self.cache.counts
         counts["hits"] += len(images) - encoded
@@ -218,7 +218,7 @@ class Encoder:
         prompt = self._prompt(asked.request, images)
         return Sample(asked.request, group, prompt, features, len(images) - encoded, encoded)
 
-    def _prompt(self, request: Request, images: Sequence[Seen]) -> Prompt:
+    def _prompt(self, request: Request, images: Sequence[EncodedImage]) -> Prompt:
         """Tokenise a request, once per batch and size of its images."""
         key = (request.doc_id, tuple(each.rows for each in images))
         if key not in self._batch.prompts:

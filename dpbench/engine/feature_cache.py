@@ -19,7 +19,7 @@ Key = tuple[str, tuple[int, int] | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class EncodedImage:
     """One image after processor, tower and projector: all that a later question about it needs.
 
     Attributes:
@@ -48,18 +48,18 @@ class FeatureCache:
         self.capacity = capacity
         self.num_bytes = 0
         self.counts = {"hits": 0, "encoded": 0}
-        self._kept: OrderedDict[Key, Seen] = OrderedDict()
+        self._kept: OrderedDict[Key, EncodedImage] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def get(self, key: Key) -> Seen | None:
+    def get(self, key: Key) -> EncodedImage | None:
         """Return an image's features and mark them as used, or None."""
         if key in self._kept:
             self._kept.move_to_end(key)
         return self._kept.get(key)
 
-    def put(self, key: Key, seen: Seen) -> None:
+    def put(self, key: Key, seen: EncodedImage) -> None:
         """Keep an image's features, dropping others for them; what is larger than the whole cache is not kept."""
         self._drop(key)
         size = features_bytes(seen.features)
@@ -88,13 +88,13 @@ def features_bytes(features: Features) -> int:
 
 def compact(features: Features) -> Features:
     """Copy what is a view of the whole batch's tensor, which would stay in memory as long as one image of it."""
-    copies = {each.name: _own(getattr(features, each.name)) for each in fields(Features)}
+    copies = {each.name: _copy_if_view(getattr(features, each.name)) for each in fields(Features)}
     return replace(features, **copies)
 
 
-def _own(value: Any) -> Any:
+def _copy_if_view(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _own(each) for name, each in value.items()}
+        return {name: _copy_if_view(each) for name, each in value.items()}
     if isinstance(value, Tensor) and value.untyped_storage().nbytes() > value.nbytes:
         return value.clone()
     return value

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from dpbench.backbones.base import Backbone
 from dpbench.engine import dropping
-from dpbench.engine.dropping import Cutting, Layout
-from dpbench.engine.pruned_prompt import Spliced
+from dpbench.engine.dropping import DroppingState, PromptLayout
+from dpbench.engine.pruned_prompt import PrunedPrompt
 from dpbench.method import Method
 
 
@@ -29,7 +29,7 @@ class Batch:
     positions_PBL: Tensor
 
 
-def collate(spliced: Sequence[Spliced]) -> Batch:
+def collate(spliced: Sequence[PrunedPrompt]) -> Batch:
     """Left-pad prompts of ragged lengths into one batch."""
     length = max(len(each.embeds_LD) for each in spliced)
     first = spliced[0]
@@ -43,10 +43,10 @@ def collate(spliced: Sequence[Spliced]) -> Batch:
 
 
 @contextmanager
-def pruned(backbone: Backbone, method: Method, spliced: Sequence[Spliced]) -> Iterator[Cutting]:
+def prune(backbone: Backbone, method: Method, spliced: Sequence[PrunedPrompt]) -> Iterator[DroppingState]:
     """Cut inside the LLM in whatever the backbone runs on `collate(spliced)`; afterwards the model is as it was.
 
-    `with pruned(backbone, method, spliced): backbone.model.generate(inputs_embeds=..., num_beams=3)` works as well as
+    `with prune(backbone, method, spliced): backbone.model.generate(inputs_embeds=..., num_beams=3)` works as well as
     the functions below.
 
     Args:
@@ -61,18 +61,18 @@ def pruned(backbone: Backbone, method: Method, spliced: Sequence[Spliced]) -> It
     if len({_layers(each) for each in spliced}) > 1:
         raise ValueError("prompts cut before different layers cannot be one batch")
     layouts = [_layout(each) for each in spliced]
-    with explicit_mask(backbone), dropping.cut(backbone, method, layouts) as state:
+    with explicit_mask(backbone), dropping.apply_cuts(backbone, method, layouts) as state:
         yield state
 
 
-def _layers(spliced: Spliced) -> tuple[int, ...]:
+def _layers(spliced: PrunedPrompt) -> tuple[int, ...]:
     return tuple(each.layer for each in spliced.cuts)
 
 
-def _layout(spliced: Spliced) -> Layout:
+def _layout(spliced: PrunedPrompt) -> PromptLayout:
     device = spliced.embeds_LD.device
     text, visual = (flags.nonzero()[:, 0].to(device) for flags in (~spliced.visual_L, spliced.visual_L))
-    return Layout(text, visual, spliced.cuts)
+    return PromptLayout(text, visual, spliced.cuts)
 
 
 @contextmanager
@@ -98,21 +98,21 @@ def explicit_mask(backbone: Backbone) -> Iterator[None]:
         handle.remove()
 
 
-def logits(backbone: Backbone, method: Method, spliced: Sequence[Spliced]) -> Tensor:
+def logits(backbone: Backbone, method: Method, spliced: Sequence[PrunedPrompt]) -> Tensor:
     """Prefill a batch and return the logits of every position the last layer reads; padding rows mean nothing.
 
     (B, L, vocabulary), L being the length after the last cut.
     """
     batch = collate(spliced)
-    with pruned(backbone, method, spliced):
+    with prune(backbone, method, spliced):
         return backbone.logits(batch.embeds_BLD, batch.mask_BL, batch.positions_PBL)
 
 
-def prefill(backbone: Backbone, method: Method, spliced: Sequence[Spliced]) -> Tensor:
+def prefill(backbone: Backbone, method: Method, spliced: Sequence[PrunedPrompt]) -> Tensor:
     """Prefill a batch and return the logits of the next token, (B, vocabulary)."""
     batch = collate(spliced)
     padded = len({len(each.embeds_LD) for each in spliced}) > 1
-    with pruned(backbone, method, spliced):
+    with prune(backbone, method, spliced):
         mask = batch.mask_BL if padded else None
         return backbone.logits(batch.embeds_BLD, mask, batch.positions_PBL, last=True)[:, -1]
 
@@ -122,21 +122,21 @@ class Generated:
     """One prompt's answer, and per cut which of its visual rows survived (-1 for merged ones), on the CPU."""
 
     text: str
-    survivors: tuple[Tensor, ...]
+    kept_rows: tuple[Tensor, ...]
 
 
-def last_indices(spliced: Spliced, generated: Generated) -> tuple[Tensor, ...]:
+def last_indices(spliced: PrunedPrompt, generated: Generated) -> tuple[Tensor, ...]:
     """Return per image which tokens the last layer read, in order; -1 for rows that are no single token."""
     rows = torch.cat(spliced.tokens)
     images = torch.cat([torch.full_like(each, n) for n, each in enumerate(spliced.tokens)])
-    for survivors in generated.survivors[-1:]:
-        single = survivors.clamp(min=0)
-        rows, images = torch.where(survivors < 0, -1, rows[single]), images[single]
+    for kept in generated.kept_rows[-1:]:
+        single = kept.clamp(min=0)
+        rows, images = torch.where(kept < 0, -1, rows[single]), images[single]
     return tuple(rows[images == n] for n in range(len(spliced.tokens)))
 
 
 def generate(
-    backbone: Backbone, method: Method, spliced: Sequence[Spliced], *, max_new_tokens: int, use_cache: bool = True
+    backbone: Backbone, method: Method, spliced: Sequence[PrunedPrompt], *, max_new_tokens: int, use_cache: bool = True
 ) -> list[Generated]:
     """Answer a batch of pruned prompts greedily; prompts cut before different layers are run apart."""
     answers: dict[int, Generated] = {}
@@ -144,7 +144,7 @@ def generate(
         numbers = [number for number, each in enumerate(spliced) if _layers(each) == layers]
         part = [spliced[number] for number in numbers]
         batch = collate(part)
-        with pruned(backbone, method, part) as state:
+        with prune(backbone, method, part) as state:
             texts = backbone.generate(
                 batch.embeds_BLD,
                 batch.mask_BL,
@@ -152,6 +152,6 @@ def generate(
                 max_new_tokens=max_new_tokens,
                 use_cache=use_cache,
             )
-        for number, text, kept in zip(numbers, texts, state.survivors(), strict=True):
+        for number, text, kept in zip(numbers, texts, state.kept_rows(), strict=True):
             answers[number] = Generated(text, tuple(each.cpu() for each in kept))
     return [answers[number] for number in range(len(spliced))]

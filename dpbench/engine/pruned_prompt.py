@@ -1,11 +1,10 @@
-"""The engine: apply a method's decisions to a backbone's forward and generate.
+"""Build the prompt that the LLM reads: the text, and of each image what the method keeps or merges.
 
-Pre-LLM selection and merging shrink the prompt before the decoder: embeddings, positions and mask are built once. Cuts
-inside the LLM are data here (`Spliced.cuts`); `dpbench.cutting` carries them out. A reduction (`dpbench.reducing`) is
-a decision only; what happens to it is here. Hooks that change values are here and in `cutting`, and nowhere else.
+Embeddings, position ids and mask are built once, before the decoder. Cuts inside the LLM are only data here
+(`PrunedPrompt.cuts`); `engine.dropping` carries them out.
 
-Shape letters: B prompts, L prompt positions, N visual tokens of one image, K rows kept, D the LLM's width, P position
-axes (1, or M-RoPE's 3).
+Shape letters: L prompt positions, N visual tokens of one image, K rows kept, D the LLM's width, P position axes (1, or
+M-RoPE's 3).
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ import torch
 from torch import Tensor
 
 from dpbench.backbones.base import Backbone, Features, Prompt
-from dpbench.engine.decision import Rule, reduce_image, reduces, visual_tokens
+from dpbench.engine.decision import Rule, has_reduce, reduce_image, visual_tokens
 from dpbench.method import Budget, Cut, Method, Reduction
 
 
 @dataclass(frozen=True, slots=True)
-class Spliced:
+class PrunedPrompt:
     """One prompt as the LLM reads it after pruning.
 
     Attributes:
@@ -67,7 +66,7 @@ def splice(
     features: Sequence[Features],
     generators: Sequence[torch.Generator],
     rule: Rule,
-) -> Spliced:
+) -> PrunedPrompt:
     """Build one prompt from its text and what the method keeps of each image.
 
     Args:
@@ -105,7 +104,7 @@ def assemble(
     features: Sequence[Features],
     kept: Sequence[Reduction],
     rule: Rule,
-) -> Spliced:
+) -> PrunedPrompt:
     """Build the prompt that decisions, one per image, leave; the other arguments as in `splice`."""
     images = list(zip(features, kept, strict=True))
     text, length = backbone.embed(prompt.ids_L), len(prompt.ids_L)
@@ -120,10 +119,10 @@ def assemble(
     slots_L = torch.cat([*slots, torch.arange(at, length)])
     visual_L = torch.cat([*visual_flags, torch.zeros(length - at, dtype=torch.bool)])
     budget = Budget(sum(rule.budget.count(each.num_read) for each, _ in images), rule.kind)
-    cuts = checked_cuts(method, int(visual_L.sum()), backbone.num_layers, budget)
+    cuts = validate_cuts(method, int(visual_L.sum()), backbone.num_layers, budget)
     positions = _positions(backbone, method, prompt, slots_L)
     embeds = torch.cat([*parts, text[at:]])
-    return Spliced(embeds, positions.to(embeds.device), visual_L, tuple(r for _, r in images), tuple(tokens), cuts)
+    return PrunedPrompt(embeds, positions.to(embeds.device), visual_L, tuple(r for _, r in images), tuple(tokens), cuts)
 
 
 def _image_rows(
@@ -137,7 +136,7 @@ def _image_rows(
     indices = reduction.indices_K
     slots = torch.where(indices < 0, -2, features.slot_N[indices.clamp(min=0)])
     read = (slots != -1).nonzero()[:, 0]
-    rows = rows_of(backbone, features, reduction)
+    rows = compute_rows(backbone, features, reduction)
     if len(read) < len(slots):
         rows, slots, indices = rows[read.to(rows.device)], slots[read], indices[read]
     slots = _filled(slots)
@@ -145,7 +144,7 @@ def _image_rows(
         slots, order = slots.sort(stable=True)
         rows, indices = rows[order.to(rows.device)], indices[order]
     flags = torch.ones(len(slots), dtype=torch.bool)
-    if features.newline_D is None or (reduces(method) and rule.newline == "drop"):
+    if features.newline_D is None or (has_reduce(method) and rule.newline == "drop"):
         return rows, slots, flags, indices
     filled = torch.zeros(features.num_read + _num_newlines(features), dtype=torch.bool)
     filled[features.slot_N[features.slot_N >= 0]] = True
@@ -173,7 +172,7 @@ def _filled(slots: Tensor) -> Tensor:
     return torch.where(source < 0, 0, slots[source.clamp(min=0)])
 
 
-def rows_of(backbone: Backbone, features: Features, reduction: Reduction) -> Tensor:
+def compute_rows(backbone: Backbone, features: Features, reduction: Reduction) -> Tensor:
     """Return the rows a decision stands for, (K, D)."""
     if reduction.embeds_KD is not None:
         return reduction.embeds_KD
@@ -189,7 +188,7 @@ def _positions(backbone: Backbone, method: Method, prompt: Prompt, slots_L: Tens
     return (torch.arange(len(slots_L)) if method.positions == "compact" else slots_L)[None]
 
 
-def checked_cuts(method: Method, num_visual: int, num_layers: int, budget: Budget) -> tuple[Cut, ...]:
+def validate_cuts(method: Method, num_visual: int, num_layers: int, budget: Budget) -> tuple[Cut, ...]:
     """Return a method's cuts for one prompt, held to the contract and, for budgeted methods, to the budget.
 
     Raises:

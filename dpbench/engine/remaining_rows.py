@@ -14,7 +14,7 @@ from dpbench.method import Reduction
 
 
 @dataclass(slots=True)
-class Row:
+class RowLayout:
     """One row of the batch at a stage, in the stage's own positions without padding.
 
     Attributes:
@@ -43,7 +43,7 @@ class Stage:
         mask: attention mask for this prefill, or None.
     """
 
-    rows: list[Row]
+    rows: list[RowLayout]
     columns_RL: Tensor
     valid_RL: Tensor | None
     dropped_R: list[int]
@@ -51,7 +51,7 @@ class Stage:
     mask: Tensor | None = None
 
 
-def survivors(row: Row, reduction: Reduction) -> tuple[Tensor, Row]:
+def select_rows(row: RowLayout, reduction: Reduction) -> tuple[Tensor, RowLayout]:
     """Return which positions stay, in order, and the row they make; a merged row follows its predecessor."""
     indices = reduction.indices_K.to(row.text.device)
     single = indices >= 0
@@ -62,10 +62,10 @@ def survivors(row: Row, reduction: Reduction) -> tuple[Tensor, Row]:
     place = order.argsort()
     num_text = len(row.text)
     token = torch.where(single, row.token[indices.clamp(min=0)], -1)
-    return positions, Row(place[:num_text], place[num_text:], row.columns[positions], token)
+    return positions, RowLayout(place[:num_text], place[num_text:], row.columns[positions], token)
 
 
-def padded(rows: list[Row], num_visual: list[int]) -> Stage:
+def pad_rows(rows: list[RowLayout], num_visual: list[int]) -> Stage:
     """Left-pad the rows to one length; padding repeats column 0, which is masked."""
     longest = max(len(row.columns) for row in rows)
     pads = [longest - len(row.columns) for row in rows]

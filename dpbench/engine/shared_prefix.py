@@ -18,7 +18,7 @@ import torch
 from dpbench.backbones.base import Backbone
 from dpbench.engine import forward
 from dpbench.engine.forward import Batch, Generated
-from dpbench.engine.pruned_prompt import Spliced
+from dpbench.engine.pruned_prompt import PrunedPrompt
 from dpbench.method import Method
 
 MIN_SHARING = 1.2
@@ -35,13 +35,13 @@ class Shared:
         head_B: which beginning each prompt has.
     """
 
-    heads: tuple[Spliced, ...]
-    tails: tuple[Spliced, ...]
+    heads: tuple[PrunedPrompt, ...]
+    tails: tuple[PrunedPrompt, ...]
     head_B: tuple[int, ...]
 
 
 def generate(
-    backbone: Backbone, method: Method, spliced: Sequence[Spliced], images: Sequence[str], *, max_new_tokens: int
+    backbone: Backbone, method: Method, spliced: Sequence[PrunedPrompt], images: Sequence[str], *, max_new_tokens: int
 ) -> list[Generated]:
     """Answer a batch of pruned prompts greedily, as `pruning.generate` does.
 
@@ -67,9 +67,9 @@ def generate(
     return [Generated(text, ()) for text in texts]
 
 
-def share(spliced: Sequence[Spliced], images: Sequence[str]) -> Shared:
+def share(spliced: Sequence[PrunedPrompt], images: Sequence[str]) -> Shared:
     """Find which prompts begin alike, and split all behind their last visual row."""
-    heads: list[Spliced] = []
+    heads: list[PrunedPrompt] = []
     tails, head_B = [], []
     of_image: dict[str, list[int]] = {}
     for each, image in zip(spliced, images, strict=True):
@@ -85,13 +85,13 @@ def share(spliced: Sequence[Spliced], images: Sequence[str]) -> Shared:
     return Shared(tuple(heads), tuple(tails), tuple(head_B))
 
 
-def _split(spliced: Spliced) -> tuple[Spliced, Spliced]:
+def _split(spliced: PrunedPrompt) -> tuple[PrunedPrompt, PrunedPrompt]:
     """Split a prompt behind its last visual row."""
     at = int(spliced.visual_L.nonzero()[-1]) + 1
     return _part(spliced, slice(0, at)), _part(spliced, slice(at, None))
 
 
-def _part(spliced: Spliced, rows: slice) -> Spliced:
+def _part(spliced: PrunedPrompt, rows: slice) -> PrunedPrompt:
     return replace(
         spliced,
         embeds_LD=spliced.embeds_LD[rows],
@@ -100,7 +100,7 @@ def _part(spliced: Spliced, rows: slice) -> Spliced:
     )
 
 
-def _equal(one: Spliced, other: Spliced) -> bool:
+def _equal(one: PrunedPrompt, other: PrunedPrompt) -> bool:
     return torch.equal(one.positions_PL, other.positions_PL) and torch.equal(one.embeds_LD, other.embeds_LD)
 
 

@@ -40,7 +40,7 @@ class ActiveCell:
     @property
     def rule(self) -> decision.Rule:
         """Return the cell's budget and how it is applied."""
-        return decision.rule_of(self.cell)
+        return decision.build_rule(self.cell)
 
     def unanswered(self, requests: Iterable[Request]) -> list[Request]:
         """Return the requests that the journal holds no answer to."""
@@ -59,7 +59,7 @@ def open_cell(cell: Cell, backbone: Backbone, folder: Path, cache: FeatureCache,
     method.needs(backbone.provides)
     if backbone.num_visual is not None:
         budget = Budget(cell.budget.count(backbone.num_visual), cell.budget_kind)
-        pruned_prompt.checked_cuts(method, backbone.num_visual, backbone.num_layers, budget)
+        pruned_prompt.validate_cuts(method, backbone.num_visual, backbone.num_layers, budget)
     return ActiveCell(cell, method, shard.journal(folder, cell.id), Room(cache.clear), shard)
 
 
@@ -91,7 +91,7 @@ def answer(
         failed: the run's failed cells; without it, a cell's error is raised.
     """
     size = answers.batch_size(batch_size, backbone.device.type)
-    for batch, following in pairwise([*answers.batches(built, requests, size), []]):
+    for batch, following in pairwise([*answers.split_into_batches(built, requests, size), []]):
         encoder.start_batch(*(_to_encode(group, part, failed) for part in (batch, following)))
         for active in group:
             gave_up = failed is not None and active.cell in failed
@@ -106,7 +106,7 @@ def answer(
 
 def _to_encode(group: Sequence[ActiveCell], requests: Sequence[Request], failed: FailedCells | None) -> list[Request]:
     """Return the requests that some cell is still to answer with the image at its own size."""
-    asking = [a for a in group if not decision.resizes(a.method) and not (failed and a.cell in failed)]
+    asking = [a for a in group if not decision.has_resize(a.method) and not (failed and a.cell in failed)]
     wanted = {id(request) for active in asking for request in active.unanswered(requests)}
     return [request for request in requests if id(request) in wanted]
 
@@ -126,7 +126,7 @@ def _journal_line(
     backbone: Backbone, active: ActiveCell, built: BuiltTask, sample: Sample, reply: Reply, ms: float
 ) -> Answer:
     request = sample.request
-    text = answers.until(reply.generated.text if reply.generated else "", request.until)
+    text = answers.truncate_at_stops(reply.generated.text if reply.generated else "", request.until)
     return Answer(
         task=active.cell.task,
         doc_id=request.doc_id,

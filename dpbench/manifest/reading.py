@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from dpbench.errors import ConfigError, did_you_mean, shown
+from dpbench.errors import ConfigError, did_you_mean, format_value
 from dpbench.manifest.schema import BackboneEntry, Budgets, Manifest, MethodEntry, Protocol
 from dpbench.storage import plain_yaml
 
@@ -108,7 +108,7 @@ def _complaint(error: dict[str, Any], *, in_file: bool) -> str:
     if text.startswith("--"):  # a name that is not known: the sentence has it, and on the command line its flag
         return text.partition(": ")[2] if in_file else text
     if error["type"] != "extra_forbidden":
-        return f"{text}, got {shown(error['input'])}"
+        return f"{text}, got {format_value(error['input'])}"
     owner = _owner(error["loc"])
     return f"unknown key {error['loc'][-1]!r}; {did_you_mean(str(error['loc'][-1]), owner.model_fields)}"
 

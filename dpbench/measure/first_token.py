@@ -15,8 +15,8 @@ from torch import Tensor
 
 from dpbench.backbones.base import Backbone, Features, Prompt
 from dpbench.engine import decision, forward, pruned_prompt
-from dpbench.engine.decision import rule_of
-from dpbench.engine.dropping import Cutting
+from dpbench.engine.decision import build_rule
+from dpbench.engine.dropping import DroppingState
 from dpbench.machine import profiler_ranges
 from dpbench.machine.cuda_graph import Graphed
 from dpbench.manifest.cell import Cell
@@ -32,17 +32,17 @@ class FirstToken:
     """One method at one budget, ready to be run again and again; each stage leaves its result for the next."""
 
     def __init__(self, backbone: Backbone, method: Method, cell: Cell, asked: Inputs, *, graphed: bool = False) -> None:
-        self.backbone, self.method, self.rule, self.asked = backbone, method, rule_of(cell), asked
+        self.backbone, self.method, self.rule, self.asked = backbone, method, build_rule(cell), asked
         self.needs = method.needs(backbone.provides)
         self.images = [asked.images(backbone.name, seed) for seed in range(ROTATION)]
         self.batches = [self._prompts(turn) for turn in range(ROTATION)]
         self.captured_encode = Graphed(self._encode) if graphed else None
         self.captured_prefill = Graphed(self._logits) if graphed else None
-        self.read_by_graphs: list[Cutting] = []
+        self.read_by_graphs: list[DroppingState] = []
         """What recorded prefills read besides their arguments; freed, its memory would become another tensor's."""
         self.features: list[list[Features]] = []
         self.kept: list[tuple[Reduction, ...]] = []
-        self.spliced: list[pruned_prompt.Spliced] = []
+        self.spliced: list[pruned_prompt.PrunedPrompt] = []
 
     def _prompts(self, turn: int) -> list[Prompt]:
         return synthetic_prompts.prompts(
@@ -123,7 +123,7 @@ class FirstToken:
         batch = forward.collate(self.spliced)
         prompt = batch.embeds_BLD, batch.positions_PBL
         if not self.captured_prefill.knows(*prompt):
-            with forward.pruned(self.backbone, self.method, self.spliced) as state:
+            with forward.prune(self.backbone, self.method, self.spliced) as state:
                 self.read_by_graphs.append(state)
                 return self.captured_prefill(*prompt)  # type: ignore[no-any-return]
         return self.captured_prefill(*prompt)  # type: ignore[no-any-return]
@@ -134,13 +134,13 @@ class FirstToken:
     def cache(self) -> Any:
         """Return the cache that a prefill leaves."""
         batch = forward.collate(self.spliced)
-        with forward.pruned(self.backbone, self.method, self.spliced):
+        with forward.prune(self.backbone, self.method, self.spliced):
             output = self.backbone.forward(batch.embeds_BLD, batch.mask_BL, batch.positions_PBL, last=True)
         return output.past_key_values
 
     def _generate(self, marking: _Marking) -> None:
         batch = forward.collate(self.spliced)
-        with forward.pruned(self.backbone, self.method, self.spliced):
+        with forward.prune(self.backbone, self.method, self.spliced):
             self.backbone.generate(
                 batch.embeds_BLD,
                 batch.mask_BL,

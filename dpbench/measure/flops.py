@@ -26,6 +26,8 @@ from dpbench.errors import MissingError
 
 Handle = Callable[[Sequence[Any], Sequence[Any]], float]
 """As fvcore's: multiply-adds from an operator's inputs and outputs."""
+Count = Callable[[Callable[[], Any]], int]
+"""A counter: the FLOPs that a call runs."""
 
 
 def count_flops(call: Callable[[], Any]) -> int:

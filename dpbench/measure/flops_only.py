@@ -21,13 +21,13 @@ from dpbench import backbones, registry
 from dpbench.backbones.architectures import ARCHITECTURES
 from dpbench.backbones.base import Backbone
 from dpbench.engine import decision, pruned_prompt
-from dpbench.engine.decision import Rule, rule_of
-from dpbench.engine.pruned_prompt import Spliced
+from dpbench.engine.decision import Rule, build_rule
+from dpbench.engine.pruned_prompt import PrunedPrompt
 from dpbench.errors import ConfigError, DpbenchError, MissingError
 from dpbench.manifest.cell import Cell
 from dpbench.manifest.schema import BackboneEntry, Manifest
 from dpbench.measure import flops_formula, random_features
-from dpbench.measure.flops import count_flops
+from dpbench.measure.flops import Count, count_flops
 from dpbench.measure.settings import Settings, once_each
 from dpbench.measure.synthetic_prompts import QUESTION, usual_size
 from dpbench.method import Cut, Method
@@ -85,9 +85,7 @@ class FlopsRow:
     @property
     def label(self) -> str:
         """Return the method with its hyper-parameters and budget."""
-        options = ", ".join(f"{name}={value}" for name, value in self.params.items())
-        budget = "" if self.budget == "all" else f" @ {self.budget}"
-        return f"{self.method}{f' ({options})' if options else ''}{budget}"
+        return label(self.method, self.params, self.budget)
 
     @property
     def num_visual(self) -> float:
@@ -98,6 +96,12 @@ class FlopsRow:
     def total(self) -> int:
         """Return the sum over the stages."""
         return sum(self.stages_flops.values())
+
+
+def label(method: str, params: Mapping[str, Any], budget: str) -> str:
+    """Return a method with its hyper-parameters and budget, as tables show it."""
+    options = ", ".join(f"{name}={value}" for name, value in params.items())
+    return f"{method}{f' ({options})' if options else ''}{'' if budget == 'all' else f' @ {budget}'}"
 
 
 def flops_table(manifest: Manifest, settings: Settings) -> str:
@@ -123,18 +127,26 @@ def flops_only(manifest: Manifest, *, text_tokens: int, image_hw: tuple[int, int
         ConfigError: a setting that changes nothing here, or no text.
         DpbenchError: all methods refuse; what the first one says.
     """
-    if text_tokens < 1:
-        raise ConfigError(f"--text-tokens: a prompt has at least 1, got {text_tokens}")
-    backbone = shapes(manifest)
-    size = image_hw or usual_size(manifest.backbone.name)
-    if min(size) < 1:
-        raise ConfigError(f"--image-size: an image has at least 1 pixel a side, got {size[0]} x {size[1]}")
+    backbone, size = shapes(manifest), image_hw or usual_size(manifest.backbone.name)
+    check_sizes(text_tokens, size)
     with torch.inference_mode():
         counted = [_row(backbone, cell, size, text_tokens) for cell in once_each(manifest)]
     refusals = [refusal for _, refusal in counted if refusal]
     if len(refusals) == len(counted):
         raise refusals[0]
     return [row for row, _ in counted]
+
+
+def check_sizes(text_tokens: int, image_hw: tuple[int, int]) -> None:
+    """Check that there is text and that the image has pixels.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    if text_tokens < 1:
+        raise ConfigError(f"--text-tokens: must be at least 1, got {text_tokens}")
+    if min(image_hw) < 1:
+        raise ConfigError(f"--image-size: must be at least 1 pixel a side, got {image_hw[0]} x {image_hw[1]}")
 
 
 def shapes(manifest: Manifest) -> Backbone:
@@ -165,6 +177,11 @@ def shapes(manifest: Manifest) -> Backbone:
     return backbone
 
 
+def is_on_meta(backbone: Backbone) -> bool:
+    """Return True if the decoder's layers have shapes only."""
+    return bool(next(backbone.decoder.layers.parameters()).is_meta)
+
+
 def _refuse_settings(entry: BackboneEntry) -> None:
     named = {"weights": entry.weights, "revision": entry.revision}
     named |= {"quantize": entry.quantize, "device-map": entry.device_map}
@@ -186,8 +203,8 @@ def _row(
         "text_tokens": text_tokens,
     }
     try:
-        method = _bound(registry.load(cell.method, cell.params), backbone)
-        counted = count(backbone, method, rule_of(cell), image_hw, text_tokens)
+        method = bind(registry.load(cell.method, cell.params), backbone)
+        counted = count(backbone, method, build_rule(cell), image_hw, text_tokens)
     except DpbenchError as error:
         return FlopsRow(**described, stages_flops={}, refusal=str(error)), error
     row = FlopsRow(
@@ -199,7 +216,7 @@ def _row(
     return row, None
 
 
-def _bound(method: Method, backbone: Backbone) -> Method:
+def bind(method: Method, backbone: Backbone) -> Method:
     """Bind a method with the weights it has for this backbone, or where there are none with fresh ones."""
     try:
         return method.bind(backbone)
@@ -216,7 +233,9 @@ class Counted:
     stages_flops: Mapping[str, int]
 
 
-def count(backbone: Backbone, method: Method, rule: Rule, image_hw: tuple[int, int], text_tokens: int) -> Counted:
+def count(
+    backbone: Backbone, method: Method, rule: Rule, image_hw: tuple[int, int], text_tokens: int, *, seed: int = 0
+) -> Counted:
     """Count a bound method on one image.
 
     Args:
@@ -225,14 +244,15 @@ def count(backbone: Backbone, method: Method, rule: Rule, image_hw: tuple[int, i
         rule: the budget.
         image_hw: pixels, height and width.
         text_tokens: positions that are neither visual token nor newline.
+        seed: of the noise that the method decides on.
     """
     picture = Image.new("RGB", (image_hw[1], image_hw[0]))
-    prompt = decision.prompt_of(backbone, method, [picture], QUESTION, rule)
+    prompt = decision.build_prompt(backbone, method, [picture], QUESTION, rule)
     config, needs = backbone.model.config, method.needs(backbone.provides)
     num_views, grid = random_features.layout(backbone, prompt.pixels[0])
-    features = [random_features.features(backbone, prompt.pixels[0], needs)]
+    features = [random_features.features(backbone, prompt.pixels[0], needs, seed=seed)]
     generators = [decision.image_generator(0, "flops", 0)]
-    made: list[Spliced] = []
+    made: list[PrunedPrompt] = []
     decided = count_flops(
         lambda: made.append(pruned_prompt.splice(backbone, method, prompt, features, generators, rule))
     )
@@ -240,7 +260,7 @@ def count(backbone: Backbone, method: Method, rule: Rule, image_hw: tuple[int, i
     newlines = len(spliced.visual_L) - spliced.num_visual - (len(prompt.ids_L) - (stop - start))
     per_layer, num_text = spliced.per_layer(backbone.num_layers), newlines + text_tokens
     before = min(start, text_tokens - 1)
-    around = random_features.Around(before, spliced.num_visual, num_text - before)
+    around = random_features.Around(before, spliced.num_visual, num_text - before, seed)
     found = {
         "tower": flops_formula.tower(config, grid, num_views),
         "projector": flops_formula.projector(config, num_views * grid[0] * grid[1]),
@@ -252,7 +272,13 @@ def count(backbone: Backbone, method: Method, rule: Rule, image_hw: tuple[int, i
     return Counted(newlines, per_layer, found)
 
 
-def ranking(backbone: Backbone, method: Method, cuts: Sequence[Cut], around: random_features.Around) -> int:
+def ranking(
+    backbone: Backbone,
+    method: Method,
+    cuts: Sequence[Cut],
+    around: random_features.Around,
+    count: Count = count_flops,
+) -> int:
     """Return the FLOPs of what a method computes at its cuts.
 
     Args:
@@ -260,11 +286,12 @@ def ranking(backbone: Backbone, method: Method, cuts: Sequence[Cut], around: ran
         method: bound to it.
         cuts: where it cuts.
         around: the prompt the first layer reads.
+        count: the counter.
     """
     total, alive = 0, around.num_visual
     for stage, cut in enumerate(cuts):
         view = random_features.layer_view(backbone, cut, stage, around, alive)
-        total += count_flops(partial(method.select, view))
+        total += count(partial(method.select, view))
         alive = min(alive, cut.keep)
     return total
 

@@ -30,20 +30,21 @@ def layout(backbone: Backbone, pixels: Pixels) -> tuple[int, tuple[int, int]]:
     return len(pixels.values) if pixels.values.ndim == 4 else 1, (height, width)
 
 
-def features(backbone: Backbone, pixels: Pixels, needs: frozenset[str]) -> Features:
+def features(backbone: Backbone, pixels: Pixels, needs: frozenset[str], *, seed: int = 0) -> Features:
     """Return what `backbone.encode` would, its values drawn instead of computed.
 
     Args:
         backbone: for its widths and for where AnyRes lays tokens.
         pixels: the image.
         needs: which optional fields are wanted.
+        seed: of the noise.
     """
     config = backbone.model.config
     num_views, (rows, columns) = layout(backbone, pixels)
     num, width = num_views * rows * columns, _tower_width(config.vision_config)
     tiled = isinstance(backbone, LlavaNext)
     slot_N = backbone.slots(pixels.size) if isinstance(backbone, LlavaNext) and pixels.size else torch.arange(num)
-    draw = _Draw(backbone.dtype)
+    draw = _Draw(backbone.dtype, seed)
     return Features(
         embeds_ND=draw(num, config.text_config.hidden_size),
         hidden_NC=draw(num, width),
@@ -91,7 +92,7 @@ def layer_view(backbone: Backbone, cut: Cut, stage: int, around: Around, num_vis
         around: the whole prompt.
         num_visual: visual tokens still there.
     """
-    text, draw = backbone.model.config.text_config, _Draw(backbone.dtype)
+    text, draw = backbone.model.config.text_config, _Draw(backbone.dtype, around.seed)
     length, heads, shared = around.length(num_visual), text.num_attention_heads, text.num_key_value_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // heads
     attention = SimpleNamespace(
@@ -121,11 +122,12 @@ def layer_view(backbone: Backbone, cut: Cut, stage: int, around: Around, num_vis
 
 @dataclass(frozen=True, slots=True)
 class Around:
-    """A prompt in numbers: text positions in front of the visual tokens, those, and text positions behind them."""
+    """A prompt of noise: text positions before the visual tokens, visual tokens, text positions after, and a seed."""
 
     before: int
     num_visual: int
     after: int
+    seed: int = 0
 
     def length(self, num_visual: int) -> int:
         """Return the positions left with so many visual tokens."""
@@ -139,10 +141,10 @@ class Around:
 
 
 class _Draw:
-    """Standard normal numbers, the same at every start."""
+    """Draws standard normal numbers, the same in every process."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype, self.generator = dtype, torch.Generator().manual_seed(0)
+    def __init__(self, dtype: torch.dtype, seed: int) -> None:
+        self.dtype, self.generator = dtype, torch.Generator().manual_seed(seed)
 
     def __call__(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator, dtype=self.dtype)

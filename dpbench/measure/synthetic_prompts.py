@@ -72,7 +72,7 @@ def _prompt(
     backbone: Backbone, method: Method, rule: decision.Rule, inputs: Inputs, images: Sequence[Image.Image]
 ) -> Prompt:
     if inputs.grid is None:
-        return decision.prompt_of(backbone, method, images, QUESTION, rule)
+        return decision.build_prompt(backbone, method, images, QUESTION, rule)
     return backbone.prompt(images, QUESTION, [inputs.grid] * len(images))
 
 

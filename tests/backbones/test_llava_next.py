@@ -19,6 +19,7 @@ from dpbench.backbones.base import Features
 from dpbench.backbones.llava_next import MODEL, LlavaNext
 from dpbench.budget import BudgetRequest
 from dpbench.engine import decision, forward, pruned_prompt
+from dpbench.engine.pruned_prompt import PrunedPrompt
 from dpbench.method import Budget, Cut, LayerView, Method, Reduction, VisualTokens
 
 QUESTION = "Is there a red circle in the image?"
@@ -57,9 +58,7 @@ def picture(seed: int, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
 
 
-def spliced(
-    model: LlavaNext, method: Method, *images: Image.Image, rule: decision.Rule | None = None
-) -> pruned_prompt.Spliced:
+def prune(model: LlavaNext, method: Method, *images: Image.Image, rule: decision.Rule | None = None) -> PrunedPrompt:
     prompt = model.prompt(images, QUESTION)
     generators = [decision.image_generator(0, "test", n) for n in range(len(images))]
     return pruned_prompt.splice(model, method, prompt, model.encode(prompt.pixels), generators, rule or decision.Rule())
@@ -73,14 +72,14 @@ def test_identity_equals_transformers_in_every_logit(names: tuple[str, ...], pos
     with torch.no_grad():
         wanted = model.model(**inputs.to(torch.float64)).logits
     method = Method(positions=positions)
-    assert torch.equal(forward.logits(model, method, [spliced(model, method, *images)]), wanted)
+    assert torch.equal(forward.logits(model, method, [prune(model, method, *images)]), wanted)
 
 
 def test_identity_generates_what_transformers_generates() -> None:
     model, images = tiny(), [picture(1, SIZES["1x3"]), picture(2, SIZES["odd"])]
     inputs = model.processor(images=images, text=model.chat(2, QUESTION), return_tensors="pt").to(torch.float64)
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
-    batch = forward.collate([spliced(model, Method(), *images)])
+    batch = forward.collate([prune(model, Method(), *images)])
     with torch.no_grad():
         wanted = model.model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
         got = model.model.generate(
@@ -198,7 +197,7 @@ def asked(method: type[Leading], size: tuple[int, int], rule: decision.Rule) -> 
     model, calls = wide(), list[tuple[int, int]]()
     pixels = model.prompt([picture(1, size)], QUESTION).pixels
     (features,) = model.encode(pixels)
-    prompt = spliced(model, method(told=calls.append), picture(1, size), rule=rule)
+    prompt = prune(model, method(told=calls.append), picture(1, size), rule=rule)
     kept = prompt.kept[0].indices_K
     read = kept[features.read_N[kept]]
     assert prompt.per_layer(4) == (len(read),) * 4
@@ -243,7 +242,7 @@ def test_a_method_that_shares_out_itself_gets_the_views_budgets_together() -> No
 def test_the_two_images_of_a_prompt_have_a_budget_each() -> None:
     calls: list[tuple[int, int]] = []
     images = [picture(1, SIZES["2x2"]), picture(2, SIZES["1x2"])]
-    prompt = spliced(tiny(), Leading(told=calls.append), *images, rule=decision.Rule(BudgetRequest(keep=20)))
+    prompt = prune(tiny(), Leading(told=calls.append), *images, rule=decision.Rule(BudgetRequest(keep=20)))
     assert calls == [(16, 4)] * 8
     assert prompt.num_visual == 4 * 5 + 4 * 3
 
@@ -258,7 +257,7 @@ def test_newlines_kept_are_text_between_the_rows_in_placeholder_order(name: str)
     """Two tokens of each view are kept; the newlines stay where the map's rows end."""
     model, image, features = tiny(), picture(1, SIZES[name]), features_of(name)
     method = Leading(positions="original")
-    prompt = spliced(model, method, image, rule=decision.Rule(BudgetRequest(keep=10), newline="keep"))
+    prompt = prune(model, method, image, rule=decision.Rule(BudgetRequest(keep=10), newline="keep"))
     start, stop = model.prompt([image], QUESTION).spans[0]
     layout = model.layout(SIZES[name])
     kept = set(prompt.kept[0].indices_K[features.read_N[prompt.kept[0].indices_K]].tolist())
@@ -274,7 +273,7 @@ def test_newlines_kept_are_text_between_the_rows_in_placeholder_order(name: str)
 @pytest.mark.parametrize("name", SIZES)
 def test_newlines_are_dropped_with_the_tokens_otherwise(name: str) -> None:
     model, image, features = tiny(), picture(1, SIZES[name]), features_of(name)
-    prompt = spliced(model, Leading(), image, rule=decision.Rule(BudgetRequest(keep=10)))
+    prompt = prune(model, Leading(), image, rule=decision.Rule(BudgetRequest(keep=10)))
     kept = prompt.kept[0].indices_K
     start, stop = model.prompt([image], QUESTION).spans[0]
     text = len(model.prompt([image], QUESTION).ids_L) - (stop - start)
@@ -293,7 +292,7 @@ def masked_logits(image: Image.Image, kept: list[int], newline: str) -> Tensor:
     visible = torch.ones(len(alive), len(alive), dtype=torch.bool).tril() & (alive | torch.eye(len(alive)).bool())
     with torch.no_grad():
         logits: Tensor = model.model(
-            inputs_embeds=spliced(model, Method(), image).embeds_LD[None],
+            inputs_embeds=prune(model, Method(), image).embeds_LD[None],
             attention_mask=visible[None, None],
             position_ids=torch.arange(len(alive))[None],
         ).logits
@@ -314,7 +313,7 @@ def test_dropping_before_the_llm_equals_masking_at_the_same_positions(
             return Reduction(chosen[visual.slot_N[chosen].argsort()])
 
     image = picture(1, SIZES[name])
-    prompt = spliced(tiny(), EveryThird(positions="original"), image, rule=decision.Rule(newline=newline))
+    prompt = prune(tiny(), EveryThird(positions="original"), image, rule=decision.Rule(newline=newline))
     wanted = masked_logits(image, prompt.kept[0].indices_K.tolist(), newline)
     got = forward.logits(tiny(), Method(), [prompt])[0]
     torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
@@ -335,7 +334,7 @@ def test_cuts_inside_the_llm_never_take_a_newline(name: str, newline: Literal["k
             return view.hidden_LD[view.visual_index_N, 0]
 
     model, image, features = tiny(), picture(1, SIZES[name]), features_of(name)
-    prompt = spliced(model, Cutter(), image, rule=decision.Rule(newline=newline))
+    prompt = prune(model, Cutter(), image, rule=decision.Rule(newline=newline))
     num_newlines = int((model.layout(SIZES[name]) < 0).sum())
     assert prompt.per_layer(4) == (features.num_read, 6, 6, 0)
     forward.logits(model, Cutter(), [prompt])
@@ -349,7 +348,7 @@ def test_cuts_inside_the_llm_never_take_a_newline(name: str, newline: Literal["k
 @pytest.mark.parametrize("newline", ["keep", "drop"])
 def test_none_reads_everything_and_every_newline(newline: Literal["keep", "drop"]) -> None:
     image = picture(1, SIZES["odd"])
-    prompt = spliced(tiny(), registry.load("none"), image, rule=decision.Rule(newline=newline))
+    prompt = prune(tiny(), registry.load("none"), image, rule=decision.Rule(newline=newline))
     assert len(prompt.embeds_LD) == len(tiny().prompt([image], QUESTION).ids_L)
     assert prompt.num_visual == features_of("odd").num_read
 
@@ -365,7 +364,7 @@ def test_merged_rows_stand_behind_the_token_before_them(newline: Literal["keep",
             return Reduction(torch.tensor([5, -1]), hidden_KC=rows)
 
     model, image, features = tiny(), picture(1, SIZES["1x3"]), features_of("1x3")
-    prompt = spliced(model, Merging(), image, rule=decision.Rule(BudgetRequest(keep=10), newline=newline))
+    prompt = prune(model, Merging(), image, rule=decision.Rule(BudgetRequest(keep=10), newline=newline))
     means = [features.hidden_NC[features.view_N == view].mean(0) for view in range(4)]
     single = [features.hidden_NC[5 + 16 * view] for view in range(4)]
     wanted = model.project(torch.stack([row for pair in zip(single, means, strict=True) for row in pair]))

@@ -20,6 +20,7 @@ from dpbench.backbones import architectures
 from dpbench.backbones import miniatures as tinies
 from dpbench.backbones.base import Backbone
 from dpbench.engine import decision, forward, pruned_prompt
+from dpbench.engine.pruned_prompt import PrunedPrompt
 from dpbench.errors import ConfigError, MissingError
 from dpbench.evaluation import runner
 from dpbench.manifest.reading import make_manifest
@@ -328,7 +329,7 @@ def picture(seed: int, size: tuple[int, int] = (90, 170)) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
 
 
-def spliced(model: Backbone, *images: Image.Image, text: str = QUESTION) -> pruned_prompt.Spliced:
+def prune(model: Backbone, *images: Image.Image, text: str = QUESTION) -> PrunedPrompt:
     prompt = model.prompt(images, text)
     generators = [decision.image_generator(0, "test", n) for n in range(len(images))]
     return pruned_prompt.splice(model, Method(), prompt, model.encode(prompt.pixels), generators, decision.Rule())
@@ -345,7 +346,7 @@ def test_the_hubs_files_make_the_model_that_was_saved(name: str, hub: Callable[[
         inputs = model.processor(images=images, text=[model.chat(len(images), QUESTION)], return_tensors="pt")
         with torch.no_grad():
             wanted = saved(**inputs).logits
-        assert torch.equal(forward.logits(model, Method(), [spliced(model, *images)]), wanted)
+        assert torch.equal(forward.logits(model, Method(), [prune(model, *images)]), wanted)
     assert model.dtype == torch.float32
 
 
@@ -408,7 +409,7 @@ def test_answers_are_greedy_whatever_the_hubs_generation_config_says(
     model = backbones.load(name, weights=str(hub(name)[0]))
     texts = [QUESTION, "How many?", "Where is it?", "Describe the image."]
     answers = forward.generate(
-        model, Method(), [spliced(model, picture(1), text=text) for text in texts], max_new_tokens=6
+        model, Method(), [prune(model, picture(1), text=text) for text in texts], max_new_tokens=6
     )
     assert [each.text for each in answers] == [likeliest(model, text, 6) for text in texts]
     assert sum(each.text != "" for each in answers) > 1

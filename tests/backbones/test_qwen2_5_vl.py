@@ -18,6 +18,7 @@ from dpbench.backbones.base import Features, Prompt
 from dpbench.backbones.qwen2_5_vl import Qwen25VL, column_mean
 from dpbench.budget import BudgetRequest
 from dpbench.engine import decision, forward, pruned_prompt
+from dpbench.engine.pruned_prompt import PrunedPrompt
 from dpbench.errors import UnsupportedError
 from dpbench.method import Method, Reduction, VisualTokens
 
@@ -47,13 +48,13 @@ def encoded(prompt: Prompt, needs: frozenset[str] = frozenset()) -> list[Feature
     return tiny().encode(prompt.pixels, needs)
 
 
-def spliced(method: Method, images: Sequence[Image.Image], rule: decision.Rule | None = None) -> pruned_prompt.Spliced:
+def prune(method: Method, images: Sequence[Image.Image], rule: decision.Rule | None = None) -> PrunedPrompt:
     prompt = tiny().prompt(images, QUESTION)
     generators = [decision.image_generator(0, "test", n) for n in range(len(images))]
     return pruned_prompt.splice(tiny(), method, prompt, encoded(prompt), generators, rule or decision.Rule())
 
 
-def generated(prompts: list[pruned_prompt.Spliced]) -> Any:
+def generated(prompts: list[PrunedPrompt]) -> Any:
     batch = forward.collate(prompts)
     with torch.no_grad():
         return tiny().model.generate(
@@ -77,7 +78,7 @@ def test_identity_equals_transformers_in_every_logit(count: int, positions: str)
     with torch.no_grad():
         wanted = tiny().model(**inputs(pictures(count))).logits
     method = Method(positions=positions)
-    assert torch.equal(forward.logits(tiny(), method, [spliced(method, pictures(count))]), wanted)
+    assert torch.equal(forward.logits(tiny(), method, [prune(method, pictures(count))]), wanted)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -85,7 +86,7 @@ def test_identity_generates_what_transformers_generates(count: int) -> None:
     given = inputs(pictures(count))
     with torch.no_grad():
         out = tiny().model.generate(**given, return_dict_in_generate=True, output_logits=True, **FIVE)
-    got = generated([spliced(Method(), pictures(count))])
+    got = generated([prune(Method(), pictures(count))])
     assert torch.equal(got.sequences, out.sequences[:, given["input_ids"].shape[1] :])
     assert all(torch.equal(a, b) for a, b in zip(got.logits, out.logits, strict=True))
 
@@ -192,19 +193,19 @@ def survivors(prompt: Prompt) -> Tensor:
 def test_survivors_keep_their_mrope_positions_whatever_the_method_says(positions: str) -> None:
     prompt = tiny().prompt(pictures(2), QUESTION)
     assert prompt.positions_PL is not None
-    got = spliced(EveryThird(positions=positions), pictures(2)).positions_PL
+    got = prune(EveryThird(positions=positions), pictures(2)).positions_PL
     assert torch.equal(got, prompt.positions_PL[:, survivors(prompt)])
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_every_step_equals_masking_and_decoding_goes_on_after_the_unpruned_length(count: int) -> None:
-    whole, prompt = spliced(Method(), pictures(count)), tiny().prompt(pictures(count), QUESTION)
+    whole, prompt = prune(Method(), pictures(count)), tiny().prompt(pictures(count), QUESTION)
     seen: list[Tensor] = []
     hook = tiny().decoder.register_forward_pre_hook(
         lambda _m, _a, kwargs: seen.append(kwargs["position_ids"][-3:]), with_kwargs=True
     )
     try:
-        out = generated([spliced(EveryThird(), pictures(count))])
+        out = generated([prune(EveryThird(), pictures(count))])
     finally:
         hook.remove()
     later = whole.positions_PL[:, -1:] + torch.arange(1, 5)
@@ -228,7 +229,7 @@ def test_every_step_equals_masking_and_decoding_goes_on_after_the_unpruned_lengt
 
 def test_gaps_in_mrope_positions_hide_nothing_where_transformers_makes_the_mask() -> None:
     """Without mask and cache it takes a gap in the text axis for the start of another packed sequence."""
-    prompt = spliced(EveryThird(), pictures(2))
+    prompt = prune(EveryThird(), pictures(2))
     batch = forward.collate([prompt])
     with torch.no_grad():
         bare = tiny().model(
@@ -240,7 +241,7 @@ def test_gaps_in_mrope_positions_hide_nothing_where_transformers_makes_the_mask(
 
 
 def test_prompts_of_different_sizes_in_a_batch_equal_each_alone() -> None:
-    prompts = [spliced(EveryThird(), pictures(2)), spliced(EveryThird(), [picture(3, (60, 56))])]
+    prompts = [prune(EveryThird(), pictures(2)), prune(EveryThird(), [picture(3, (60, 56))])]
     together = generated(prompts)
     for number, prompt in enumerate(prompts):
         alone = generated([prompt])
@@ -258,8 +259,8 @@ def test_a_rate_is_of_each_images_own_tokens() -> None:
             counts.append(keep)
             return Reduction(torch.arange(keep))
 
-    assert spliced(Counting(), pictures(3), decision.Rule(BudgetRequest(prune_rate=0.75))).num_visual == 12 + 8 + 1
-    assert spliced(Counting(), pictures(3), decision.Rule(BudgetRequest(keep=10))).num_visual == 10 + 10 + 4
+    assert prune(Counting(), pictures(3), decision.Rule(BudgetRequest(prune_rate=0.75))).num_visual == 12 + 8 + 1
+    assert prune(Counting(), pictures(3), decision.Rule(BudgetRequest(keep=10))).num_visual == 10 + 10 + 4
     assert counts == [12, 8, 1, 10, 10, 4]
 
 

@@ -36,7 +36,7 @@ def stored(path: Path) -> dict[str, Tensor]:
 
 
 def kept(method: Method, count: int, kind: Any = "final", num_visual: int = 576, num_layers: int = 32) -> int:
-    (cut,) = pruned_prompt.checked_cuts(method, num_visual, num_layers, Budget(count, kind))
+    (cut,) = pruned_prompt.validate_cuts(method, num_visual, num_layers, Budget(count, kind))
     assert cut == Cut(cut.layer, cut.keep, cut.layer - 1)
     return cut.keep
 

@@ -27,12 +27,12 @@ def one_thread() -> Iterator[None]:
 
 
 def only_cut(method: Method, num_visual: int, num_layers: int, count: int, kind: Any = "mean") -> Cut:
-    (cut,) = pruned_prompt.checked_cuts(method, num_visual, num_layers, Budget(count, kind))
+    (cut,) = pruned_prompt.validate_cuts(method, num_visual, num_layers, Budget(count, kind))
     return cut
 
 
 def mean(method: Method, num_visual: int, num_layers: int, count: int = 64) -> float:
-    cuts = pruned_prompt.checked_cuts(method, num_visual, num_layers, Budget(count))
+    cuts = pruned_prompt.validate_cuts(method, num_visual, num_layers, Budget(count))
     return sum(pruned_prompt.per_layer(num_visual, num_layers, cuts)) / num_layers
 
 
@@ -150,7 +150,7 @@ def test_the_official_count_rounds_half_to_even(num: int, ratio: float, kept: in
 
 
 def test_a_prompt_without_images_is_not_cut() -> None:
-    assert pruned_prompt.checked_cuts(FastV(), 0, 32, Budget(64)) == ()
+    assert pruned_prompt.validate_cuts(FastV(), 0, 32, Budget(64)) == ()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """HoloV against vectors made by the official code, and by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -274,7 +275,7 @@ def test_the_row_of_the_select_layer_ranks() -> None:
     embeds, attention = noise(144)
     data = visual(embeds, attention)
     layers = {3: attention.flip(0)[None], 22: torch.stack([attention * 1.5, attention * 0.5])}
-    other = VisualTokens(**{name: getattr(data, name) for name in data.__slots__} | {"cls_attention": layers})
+    other = replace(data, cls_attention=layers)
     scores = HoloV().reduce(other, 16).scores_N
     assert scores is not None
     torch.testing.assert_close(scores, attention)

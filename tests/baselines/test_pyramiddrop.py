@@ -31,7 +31,7 @@ def schedule(
     method: Method, num_visual: int, num_layers: int, count: int = 64, kind: Any = "mean"
 ) -> tuple[tuple[int, ...], tuple[int, ...], float]:
     """Return the layers cut before, what each cut keeps, and the mean over layers."""
-    cuts = pruned_prompt.checked_cuts(method, num_visual, num_layers, Budget(count, kind))
+    cuts = pruned_prompt.validate_cuts(method, num_visual, num_layers, Budget(count, kind))
     assert all(cut.probe == cut.layer for cut in cuts)
     mean = sum(pruned_prompt.per_layer(num_visual, num_layers, cuts)) / num_layers
     return tuple(cut.layer for cut in cuts), tuple(cut.keep for cut in cuts), mean
@@ -168,7 +168,7 @@ def test_layers_given_are_those_of_the_decoder() -> None:
 
 
 def test_a_prompt_without_images_is_not_cut() -> None:
-    assert pruned_prompt.checked_cuts(PyramidDrop(), 0, 32, Budget(64)) == ()
+    assert pruned_prompt.validate_cuts(PyramidDrop(), 0, 32, Budget(64)) == ()
 
 
 @pytest.mark.parametrize(

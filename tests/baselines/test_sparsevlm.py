@@ -21,6 +21,7 @@ from dpbench.backbones.llava import Llava
 from dpbench.budget import BudgetRequest
 from dpbench.conformance.vectors import run as vectors
 from dpbench.engine import decision, forward, pruned_prompt
+from dpbench.engine.pruned_prompt import PrunedPrompt
 from dpbench.errors import ConfigError, UnsupportedError
 from dpbench.method import Budget, Cut, DecoderInput
 
@@ -98,7 +99,7 @@ def test_the_official_lists_and_what_they_really_cost(
     count: int, left: tuple[int, ...], merged: tuple[int, ...], mean: float
 ) -> None:
     method = registry.load("sparsevlm", {"preset": "official"})
-    cuts = pruned_prompt.checked_cuts(method, 576, 32, Budget(count))
+    cuts = pruned_prompt.validate_cuts(method, 576, 32, Budget(count))
     expected = zip((3, 7, 16), left, (2, 6, 15), merged, strict=True)
     assert cuts == tuple(Cut(*each) for each in expected)
     assert sum(pruned_prompt.per_layer(576, 32, cuts)) / 32 == pytest.approx(mean, abs=0.06)
@@ -127,10 +128,10 @@ def test_a_budget_is_met_within_one_token(version: Any) -> None:
         first = method.cuts(num, depth, Budget(num))[0].layer
         for count in sorted({-(-first * num // depth), num // 2, num // 3, num - 1, num}):
             if count * depth >= first * num:
-                cuts = pruned_prompt.checked_cuts(method, num, depth, Budget(count))
+                cuts = pruned_prompt.validate_cuts(method, num, depth, Budget(count))
                 assert all(cut.merged <= cut.keep for cut in cuts)
         for count in (1, 2, num // 9 + 1, num // 2, num):
-            assert pruned_prompt.checked_cuts(method, num, depth, Budget(count, "final"))[-1].keep == count
+            assert pruned_prompt.validate_cuts(method, num, depth, Budget(count, "final"))[-1].keep == count
 
 
 def test_most_of_a_stage_is_tokens_as_they_are() -> None:
@@ -283,18 +284,16 @@ def test_an_image_that_no_text_follows_is_refused() -> None:
         SparseVLM().rank(view)
 
 
-def spliced(model: Backbone, method: SparseVLM, image: Image.Image, text: str, keep: int) -> pruned_prompt.Spliced:
+def prune(model: Backbone, method: SparseVLM, image: Image.Image, text: str, keep: int) -> PrunedPrompt:
     prompt = model.prompt([image], text)
     features = model.encode(prompt.pixels)
     generators = [decision.image_generator(0, "test", 0)]
     return pruned_prompt.splice(model, method, prompt, features, generators, decision.Rule(BudgetRequest(keep=keep)))
 
 
-def generated(
-    model: Backbone, method: SparseVLM, prompts: list[pruned_prompt.Spliced], **options: Any
-) -> tuple[Any, Any]:
+def generated(model: Backbone, method: SparseVLM, prompts: list[PrunedPrompt], **options: Any) -> tuple[Any, Any]:
     batch = forward.collate(prompts)
-    with torch.no_grad(), forward.pruned(model, method, prompts) as state:
+    with torch.no_grad(), forward.prune(model, method, prompts) as state:
         out = model.model.generate(
             inputs_embeds=batch.embeds_BLD,
             attention_mask=batch.mask_BL,
@@ -312,7 +311,7 @@ class Reference:
 
     model: Backbone
     method: SparseVLM
-    prompt: pruned_prompt.Spliced
+    prompt: PrunedPrompt
 
     def logits(self, ids: Tensor) -> Tensor:
         """Return the logits of the last prompt position and of every answer position but the last."""
@@ -400,7 +399,7 @@ def test_a_whole_answer_equals_the_masked_and_merged_reference(
     tiny: Llava, picture: Callable[[int], Image.Image], keep: int, params: dict[str, Any]
 ) -> None:
     method = SparseVLM(**params)
-    prompt = spliced(tiny, method, picture(keep), LONG, keep)
+    prompt = prune(tiny, method, picture(keep), LONG, keep)
     out, _ = generated(tiny, method, [prompt])
     with torch.no_grad():
         wanted = Reference(tiny, method, prompt).logits(out.sequences[0])
@@ -417,9 +416,9 @@ def test_a_ragged_batch_with_merged_rows_equals_batches_of_one(family: str, atte
     model = miniatures.backbone(family, torch.float64 if attention == "sdpa" else torch.float32, attention)
     method = SparseVLM(version=version, layers=(0, 1), schedule=(6, 2), per_row=2)
     images = [Image.fromarray(np.random.default_rng(n).integers(0, 256, (60, 100, 3), dtype=np.uint8)) for n in (1, 2)]
-    prompts = [spliced(model, method, image, text, 8) for image, text in zip(images, ("Why ?", LONG), strict=True)]
+    prompts = [prune(model, method, image, text, 8) for image, text in zip(images, ("Why ?", LONG), strict=True)]
     together, state = generated(model, method, prompts)
-    assert all((each[-1] < 0).any() == (version == "v1") for each in state.survivors())
+    assert all((each[-1] < 0).any() == (version == "v1") for each in state.kept_rows())
     for number, prompt in enumerate(prompts):
         alone, _ = generated(model, method, [prompt])
         close = 1e-6 if attention == "sdpa" else 1e-4

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from places import TOY_DATA
 
-from dpbench.engine.answers import batches, until
+from dpbench.engine.answers import split_into_batches, truncate_at_stops
 from dpbench.tasks import lmms_eval_adapter
 
 
@@ -14,7 +14,7 @@ from dpbench.tasks import lmms_eval_adapter
     [("yes ASSISTANT: no", ("ASSISTANT:",), "yes"), (" a\n\nb", ("\n\n",), "a"), ("a", (), "a")],
 )
 def test_answers_end_at_the_tasks_stop_strings(text: str, stops: tuple[str, ...], answer: str) -> None:
-    assert until(text, stops) == answer
+    assert truncate_at_stops(text, stops) == answer
 
 
 def test_a_batch_holds_questions_about_one_image_side_by_side() -> None:
@@ -22,7 +22,7 @@ def test_a_batch_holds_questions_about_one_image_side_by_side() -> None:
     limits = [1, 3, 16]
     requests = [replace(request, max_new_tokens=limits[n % 3]) for n, request in enumerate(built.requests)]
     requests[1] = replace(requests[1], text=f"Look closely. {requests[1].text}")
-    split = list(batches(built, requests, 4))
+    split = list(split_into_batches(built, requests, 4))
     assert sorted(request.doc_id for batch in split for request in batch) == [request.doc_id for request in requests]
     for batch in split:
         assert len({request.max_new_tokens for request in batch}) == 1

@@ -13,6 +13,7 @@ from torch import Tensor
 from dpbench.backbones import miniatures as tinies
 from dpbench.backbones.base import Backbone
 from dpbench.engine import decision, dropping, forward, pruned_prompt
+from dpbench.engine.pruned_prompt import PrunedPrompt
 from dpbench.errors import UnsupportedError
 from dpbench.method import Budget, Cut, LayerView, Method, Reduction
 
@@ -48,17 +49,17 @@ def picture(seed: int, size: tuple[int, int] = (60, 100)) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
 
 
-def spliced(model: Backbone, method: Method, *images: Image.Image, text: str = QUESTION) -> pruned_prompt.Spliced:
+def prune(model: Backbone, method: Method, *images: Image.Image, text: str = QUESTION) -> PrunedPrompt:
     prompt = model.prompt(images, text)
     features = model.encode(prompt.pixels) if images else []
     generators = [decision.image_generator(0, "test", n) for n in range(len(images))]
     return pruned_prompt.splice(model, method, prompt, features, generators, decision.Rule())
 
 
-def run(model: Backbone, method: Method, prompts: list[pruned_prompt.Spliced], **options: Any) -> Any:
+def run(model: Backbone, method: Method, prompts: list[PrunedPrompt], **options: Any) -> Any:
     """Generate through transformers with whatever it offers, every step's logits kept."""
     batch = forward.collate(prompts)
-    with torch.no_grad(), forward.pruned(model, method, prompts) as state:
+    with torch.no_grad(), forward.prune(model, method, prompts) as state:
         out = model.model.generate(
             inputs_embeds=batch.embeds_BLD,
             attention_mask=batch.mask_BL,
@@ -70,7 +71,7 @@ def run(model: Backbone, method: Method, prompts: list[pruned_prompt.Spliced], *
     return out, state
 
 
-def masked_reference(model: Backbone, method: Method, prompt: pruned_prompt.Spliced, state: Any, ids: Tensor) -> Tensor:
+def masked_reference(model: Backbone, method: Method, prompt: PrunedPrompt, state: Any, ids: Tensor) -> Tensor:
     """Run prompt and answer in full through the layers one by one, dropped columns masked from their cut on.
 
     Returns the logits of the last prompt position and of every answer position but the last.
@@ -83,7 +84,7 @@ def masked_reference(model: Backbone, method: Method, prompt: pruned_prompt.Spli
     positions = torch.cat([prompt.positions_PL, later], dim=1)
     alive = torch.ones(total, dtype=torch.bool)
     visual = prompt.visual_L.nonzero()[:, 0]
-    survivors = dict(zip((cut.layer for cut in prompt.cuts), state.survivors()[0], strict=True))
+    survivors = dict(zip((cut.layer for cut in prompt.cuts), state.kept_rows()[0], strict=True))
     for number, layer in enumerate(decoder.layers):
         if number in survivors:
             alive[visual] = False
@@ -104,9 +105,15 @@ def masked_reference(model: Backbone, method: Method, prompt: pruned_prompt.Spli
 @pytest.mark.parametrize("positions", ["compact", "original"])
 def test_keeping_everything_changes_no_bit(family: str, attention: str, dtype: torch.dtype, positions: str) -> None:
     model = backbone(family, dtype, attention)
-    plain = [spliced(model, Method(), picture(1)), spliced(model, Method(), picture(2, (100, 60)), text="And now ?")]
+    plain = [
+        prune(model, Method(), picture(1)),
+        prune(model, Method(), picture(2, (100, 60)), text="And now ?"),
+    ]
     method = Attended(**KEEP_ALL, positions=positions)
-    cut = [spliced(model, method, picture(1)), spliced(model, method, picture(2, (100, 60)), text="And now ?")]
+    cut = [
+        prune(model, method, picture(1)),
+        prune(model, method, picture(2, (100, 60)), text="And now ?"),
+    ]
     batches = [(plain[:1], cut[:1]), (plain, cut)]
     if attention == "eager" and dtype == torch.float64:
         batches.pop()  # transformers itself answers NaN there: its softmax is float32, where padding rows are all -inf
@@ -127,13 +134,13 @@ def test_a_cut_equals_masking_from_that_layer_on_in_every_step(
 ) -> None:
     model = backbone(family, torch.float64, attention)
     method = Attended(positions=positions, behind=behind, keeps=keeps)
-    prompt = spliced(model, method, picture(1))
+    prompt = prune(model, method, picture(1))
     out, state = run(model, method, [prompt])
     with torch.no_grad():
         wanted = masked_reference(model, method, prompt, state, out.sequences[0])
     close = 1e-6 if attention == "sdpa" else 5e-6  # eager's softmax is float32
     torch.testing.assert_close(torch.cat(out.logits), wanted.float(), rtol=1e-6, atol=close)
-    assert [len(each) for each in state.survivors()[0]] == list(keeps)
+    assert [len(each) for each in state.kept_rows()[0]] == list(keeps)
 
 
 @pytest.mark.parametrize("family", tinies.FAMILIES)
@@ -142,15 +149,15 @@ def test_a_ragged_batch_equals_batches_of_one(family: str, positions: str) -> No
     model = backbone(family)
     method = Attended(positions=positions, layers=(1, 2), keeps=(9, 4))
     prompts = [
-        spliced(model, method, picture(1)),
-        spliced(model, method, picture(2, (120, 40)), text="And a longer question about this very image ?"),
-        spliced(model, method, picture(3, (60, 60)), picture(4, (60, 60)), text="Two ?"),
+        prune(model, method, picture(1)),
+        prune(model, method, picture(2, (120, 40)), text="And a longer question about this very image ?"),
+        prune(model, method, picture(3, (60, 60)), picture(4, (60, 60)), text="Two ?"),
     ]
     together, state = run(model, method, prompts)
     for number, prompt in enumerate(prompts):
         alone, single = run(model, method, [prompt])
         assert torch.equal(together.sequences[number], alone.sequences[0])
-        for kept, wanted in zip(state.survivors()[number], single.survivors()[0], strict=True):
+        for kept, wanted in zip(state.kept_rows()[number], single.kept_rows()[0], strict=True):
             assert torch.equal(kept, wanted)
         for a, b in zip(together.logits, alone.logits, strict=True):
             torch.testing.assert_close(a[number], b[0], rtol=1e-6, atol=1e-6)
@@ -164,7 +171,10 @@ def test_prompts_that_lose_different_numbers_are_padded_and_masked(family: str) 
             return (Cut(1, num_visual // 3, 0), Cut(2, num_visual // 4, 1))
 
     model, method = backbone(family), Third(positions="original")
-    prompts = [spliced(model, method, picture(1, (60, 60))), spliced(model, method, picture(2), picture(3, (30, 90)))]
+    prompts = [
+        prune(model, method, picture(1, (60, 60))),
+        prune(model, method, picture(2), picture(3, (30, 90))),
+    ]
     together, _ = run(model, method, prompts)
     for number, prompt in enumerate(prompts):
         alone, _ = run(model, method, [prompt])
@@ -176,10 +186,10 @@ def test_prompts_that_lose_different_numbers_are_padded_and_masked(family: str) 
 @pytest.mark.parametrize("positions", ["compact", "original"])
 def test_the_decision_is_the_prompts_with_and_without_a_cache(family: str, positions: str) -> None:
     model, method = backbone(family), Attended(positions=positions)
-    prompt = spliced(model, method, picture(1))
+    prompt = prune(model, method, picture(1))
     cached, one = run(model, method, [prompt])
     fresh, two = run(model, method, [prompt], use_cache=False)
-    for a, b in zip(one.survivors()[0], two.survivors()[0], strict=True):
+    for a, b in zip(one.kept_rows()[0], two.kept_rows()[0], strict=True):
         assert torch.equal(a, b)
     for a, b in zip(cached.logits, fresh.logits, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
@@ -189,7 +199,10 @@ def test_the_decision_is_the_prompts_with_and_without_a_cache(family: str, posit
 @pytest.mark.parametrize("positions", ["compact", "original"])
 def test_beams_and_samples_are_those_of_each_prompt_alone(family: str, positions: str) -> None:
     model, method = backbone(family), Attended(positions=positions)
-    prompts = [spliced(model, method, picture(1)), spliced(model, method, picture(2, (100, 60)), text="Other ?")]
+    prompts = [
+        prune(model, method, picture(1)),
+        prune(model, method, picture(2, (100, 60)), text="Other ?"),
+    ]
     together, _ = run(model, method, prompts, num_beams=3, num_return_sequences=2)
     for number, prompt in enumerate(prompts):
         alone, _ = run(model, method, [prompt], num_beams=3, num_return_sequences=2)
@@ -202,7 +215,7 @@ def test_beams_and_samples_are_those_of_each_prompt_alone(family: str, positions
 @pytest.mark.parametrize("family", tinies.FAMILIES)
 def test_layers_behind_a_cut_cache_what_they_read(family: str) -> None:
     model, method = backbone(family), Attended()
-    prompt = spliced(model, method, picture(1))
+    prompt = prune(model, method, picture(1))
     out, _ = run(model, method, [prompt])
     text, answered = int((~prompt.visual_L).sum()), 4
     lengths = [text + prompt.num_visual + answered, *[text + 5 + answered] * 2, text + 2 + answered]
@@ -217,11 +230,11 @@ def num_hooks(model: Backbone) -> int:
 @pytest.mark.parametrize("family", tinies.FAMILIES)
 def test_the_model_is_as_it_was_afterwards_also_after_an_error(family: str) -> None:
     model, method = backbone(family), Attended()
-    prompt = spliced(model, method, picture(1))
-    plain = [spliced(model, Method(), picture(1))]
+    prompt = prune(model, method, picture(1))
+    plain = [prune(model, Method(), picture(1))]
     before, hooks = forward.logits(model, Method(), plain), num_hooks(model)
     broken = replace(prompt, embeds_LD=prompt.embeds_LD[:, :5])
-    with forward.pruned(model, method, [prompt]):
+    with forward.prune(model, method, [prompt]):
         assert num_hooks(model) > hooks
     with pytest.raises(RuntimeError):
         forward.logits(model, method, [broken])
@@ -230,7 +243,7 @@ def test_the_model_is_as_it_was_afterwards_also_after_an_error(family: str) -> N
     assert torch.equal(forward.logits(model, Method(), plain), before)
 
 
-def seen_views(model: Backbone, prompt: pruned_prompt.Spliced, behind: int) -> list[Any]:
+def seen_views(model: Backbone, prompt: PrunedPrompt, behind: int) -> list[Any]:
     views: list[Any] = []
 
     @dataclass(frozen=True, kw_only=True)
@@ -241,7 +254,7 @@ def seen_views(model: Backbone, prompt: pruned_prompt.Spliced, behind: int) -> l
             return super().select(view)
 
     method = Watching(**KEEP_ALL, behind=behind)
-    cut = pruned_prompt.Spliced(
+    cut = PrunedPrompt(
         prompt.embeds_LD,
         prompt.positions_PL,
         prompt.visual_L,
@@ -258,7 +271,7 @@ def seen_views(model: Backbone, prompt: pruned_prompt.Spliced, behind: int) -> l
 def test_attention_rows_equal_eager_attention(family: str, behind: int) -> None:
     """LLaVA is multi-head here, LLaVA-NeXT and Qwen2.5-VL share keys between query heads."""
     model, eager = backbone(family), backbone(family, torch.float64, "eager")
-    prompt = spliced(model, Method(), picture(1))
+    prompt = prune(model, Method(), picture(1))
     batch = forward.collate([prompt])
     with torch.no_grad():
         wanted = eager.model(
@@ -274,8 +287,6 @@ def test_attention_rows_equal_eager_attention(family: str, behind: int) -> None:
         torch.testing.assert_close(view.attention(), full[:, -1:].float(), rtol=1e-5, atol=1e-7)
         assert torch.equal(view.visual_L, prompt.visual_L)
         assert torch.equal(view.text_index, (~prompt.visual_L).nonzero()[:, 0])
-        after = every > int(prompt.visual_L.nonzero().max())
-        assert torch.equal(view.text_after_L, after)
         torch.testing.assert_close(view.embeds_LD, prompt.embeds_LD)
         assert view.queries_HLd.shape == view.keys_HLd.shape == (4, len(every), 8)
 
@@ -294,7 +305,7 @@ def test_rows_merged_inside_the_llm_are_read_as_given() -> None:
             rows = torch.stack([visual[0], visual[4], visual[5:8].mean(0)])
             return Reduction(torch.tensor([0, 4, -1]), embeds_KD=rows)
 
-    prompt = spliced(model, Merging(), picture(1))
+    prompt = prune(model, Merging(), picture(1))
     got = forward.logits(model, Merging(), [prompt])
     decoder, start = model.decoder, int(prompt.visual_L.nonzero()[0])
     with torch.no_grad():
@@ -330,9 +341,12 @@ def test_merged_rows_in_a_ragged_batch_are_causal_and_a_later_cut_sees_the_whole
             rows = torch.cat([visual[:3], visual[3:6] * 2])
             return Reduction(torch.tensor([0, 1, 2, -1, -1, -1]), embeds_KD=rows)
 
-    prompts = [spliced(model, Merging(), picture(1)), spliced(model, Merging(), picture(2), text="And a longer one ?")]
+    prompts = [
+        prune(model, Merging(), picture(1)),
+        prune(model, Merging(), picture(2), text="And a longer one ?"),
+    ]
     together, state = run(model, Merging(), prompts)
-    assert [each[-1].tolist() for each in state.survivors()] == [[0, -1, -1, -1]] * 2
+    assert [each[-1].tolist() for each in state.kept_rows()] == [[0, -1, -1, -1]] * 2
     for number, prompt in enumerate(prompts):
         late: Any = seen[2 + number]
         assert (late.stage, len(late.visual_index_N)) == (1, 6)
@@ -346,7 +360,7 @@ def test_merged_rows_in_a_ragged_batch_are_causal_and_a_later_cut_sees_the_whole
 
 def test_what_cannot_be_cut_is_one_sentence() -> None:
     model, method = backbone("llava"), Attended()
-    prompt = spliced(model, method, picture(1))
+    prompt = prune(model, method, picture(1))
     batch = forward.collate([prompt])
 
     def run_model(**options: Any) -> None:
@@ -355,23 +369,23 @@ def test_what_cannot_be_cut_is_one_sentence() -> None:
 
     with pytest.raises(UnsupportedError, match="DynamicCache"):
         run(model, method, [prompt], cache_implementation="static")
-    with pytest.raises(UnsupportedError, match="one prefill"), forward.pruned(model, method, [prompt]):
+    with pytest.raises(UnsupportedError, match="one prefill"), forward.prune(model, method, [prompt]):
         model.model(inputs_embeds=batch.embeds_BLD[:, :4])
-    with forward.pruned(model, Method(), [spliced(model, Method(), picture(1))]):
+    with forward.prune(model, Method(), [prune(model, Method(), picture(1))]):
         cache = model.model(inputs_embeds=batch.embeds_BLD, use_cache=True).past_key_values
-    with pytest.raises(UnsupportedError, match="another prompt's"), forward.pruned(model, method, [prompt]):
+    with pytest.raises(UnsupportedError, match="another prompt's"), forward.prune(model, method, [prompt]):
         run_model(past_key_values=cache)
     two = forward.collate([prompt, prompt])
-    with pytest.raises(UnsupportedError, match="3 prompts, 2 rows"), forward.pruned(model, method, [prompt] * 3):
+    with pytest.raises(UnsupportedError, match="3 prompts, 2 rows"), forward.prune(model, method, [prompt] * 3):
         model.model(inputs_embeds=two.embeds_BLD)
 
 
 def test_an_image_in_a_later_turn_is_refused() -> None:
     model, method = backbone("llava"), Attended()
-    prompt = spliced(model, method, picture(1))
+    prompt = prune(model, method, picture(1))
     batch = forward.collate([prompt])
     given = model.prompt([picture(2)], "And this ?")
-    with forward.pruned(model, method, [prompt]), torch.no_grad():
+    with forward.prune(model, method, [prompt]), torch.no_grad():
         cache = model.model(inputs_embeds=batch.embeds_BLD, use_cache=True).past_key_values
         with pytest.raises(UnsupportedError, match="later turn"):
             model.model(
@@ -383,11 +397,11 @@ def test_an_image_in_a_later_turn_is_refused() -> None:
 
 def test_eager_attention_without_a_mask_is_refused() -> None:
     model, method = backbone("llava", torch.float64, "eager"), Attended()
-    prompt = spliced(model, method, picture(1))
-    layout = dropping.Layout((~prompt.visual_L).nonzero()[:, 0], prompt.visual_L.nonzero()[:, 0], prompt.cuts)
+    prompt = prune(model, method, picture(1))
+    layout = dropping.PromptLayout((~prompt.visual_L).nonzero()[:, 0], prompt.visual_L.nonzero()[:, 0], prompt.cuts)
     hidden = prompt.embeds_LD[None]
     angles = model.decoder.rotary_emb(hidden, torch.arange(hidden.shape[1])[None])
-    with dropping.cut(model, method, [layout]), pytest.raises(UnsupportedError, match="not causal"):
+    with dropping.apply_cuts(model, method, [layout]), pytest.raises(UnsupportedError, match="not causal"):
         model.decoder.layers[1](hidden, attention_mask=None, position_embeddings=angles)
 
 
@@ -410,7 +424,7 @@ def test_cuts_that_break_the_contract_are_bugs(cuts: tuple[Cut, ...], message: s
             return cuts
 
     with pytest.raises(ValueError, match=message):
-        pruned_prompt.checked_cuts(Wrong(), 16, 4, Budget(3))
+        pruned_prompt.validate_cuts(Wrong(), 16, 4, Budget(3))
 
 
 @pytest.mark.parametrize(("kind", "fits"), [("mean", Cut(1, 4, 0)), ("final", Cut(1, 7, 0))])
@@ -426,9 +440,9 @@ def test_a_budgeted_method_is_held_to_its_budget(kind: Any, fits: Cut) -> None:
 
         return Budgeted()
 
-    assert pruned_prompt.checked_cuts(method(fits), 16, 4, Budget(7, kind)) == (fits,)
+    assert pruned_prompt.validate_cuts(method(fits), 16, 4, Budget(7, kind)) == (fits,)
     with pytest.raises(ValueError, match="for a budget of 7"):
-        pruned_prompt.checked_cuts(method(Cut(1, 10, 0)), 16, 4, Budget(7, kind))
+        pruned_prompt.validate_cuts(method(Cut(1, 10, 0)), 16, 4, Budget(7, kind))
 
 
 def test_a_selection_of_too_many_rows_is_a_bug() -> None:
@@ -439,14 +453,14 @@ def test_a_selection_of_too_many_rows_is_a_bug() -> None:
 
     model = backbone("llava")
     with pytest.raises(ValueError, match="6 rows at a cut to 5"):
-        forward.logits(model, Greedy(), [spliced(model, Greedy(), picture(1))])
+        forward.logits(model, Greedy(), [prune(model, Greedy(), picture(1))])
 
 
 def test_prompts_without_images_are_answered_beside_those_that_are_cut() -> None:
     model, method = backbone("llava"), Attended()
-    prompts = [spliced(model, method, picture(1)), spliced(model, method, text="Hello ?")]
+    prompts = [prune(model, method, picture(1)), prune(model, method, text="Hello ?")]
     both = forward.generate(model, method, prompts, max_new_tokens=3)
     alone = [forward.generate(model, method, [each], max_new_tokens=3)[0] for each in prompts]
     assert [each.text for each in both] == [each.text for each in alone]
-    assert len(both[0].survivors) == 2
-    assert both[1].survivors == ()
+    assert len(both[0].kept_rows) == 2
+    assert both[1].kept_rows == ()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dpbench.backbones.base import Features
-from dpbench.engine.feature_cache import FeatureCache, Seen, compact, features_bytes
+from dpbench.engine.feature_cache import EncodedImage, FeatureCache, compact, features_bytes
 
 
 def features(num: int, batch: torch.Tensor | None = None) -> Features:
@@ -16,8 +16,8 @@ def features(num: int, batch: torch.Tensor | None = None) -> Features:
     )  # fmt: skip
 
 
-def seen(num: int) -> Seen:
-    return Seen(features(num), num, ())
+def seen(num: int) -> EncodedImage:
+    return EncodedImage(features(num), num, ())
 
 
 def key(name: str) -> tuple[str, None]:

@@ -16,6 +16,7 @@ from dpbench.backbones.base import Backbone, Prompt
 from dpbench.backbones.llava import Llava
 from dpbench.budget import BudgetRequest
 from dpbench.engine import decision, forward, pruned_prompt
+from dpbench.engine.pruned_prompt import PrunedPrompt
 from dpbench.method import Method, Reduction, VisualTokens
 
 Picture = Callable[[int], Image.Image]
@@ -32,9 +33,7 @@ class Chosen(Method):
         return Reduction(torch.tensor(self.chosen, dtype=torch.int64))
 
 
-def spliced(
-    tiny: Backbone, method: Method, prompt: Prompt, keep: int = 144, kind: Any = "mean"
-) -> pruned_prompt.Spliced:
+def prune(tiny: Backbone, method: Method, prompt: Prompt, keep: int = 144, kind: Any = "mean") -> PrunedPrompt:
     features = tiny.encode(prompt.pixels, method.needs(tiny.provides)) if prompt.pixels else []
     generators = [decision.image_generator(0, "test", n) for n in range(len(features))]
     return pruned_prompt.splice(
@@ -66,7 +65,7 @@ def test_identity_equals_transformers_in_every_logit(
 ) -> None:
     wanted = tiny.model(**inputs(tiny, picture, QUESTIONS[0], seeds)).logits
     prompt = tiny.prompt([picture(seed) for seed in seeds], QUESTIONS[0])
-    got = forward.logits(tiny, Method(), [spliced(tiny, Method(positions=positions), prompt)])
+    got = forward.logits(tiny, Method(), [prune(tiny, Method(positions=positions), prompt)])
     assert torch.equal(got, wanted)
 
 
@@ -75,10 +74,10 @@ def test_identity_generates_what_transformers_generates(tiny: Llava, picture: Pi
     ids = tiny.model.generate(**given, max_new_tokens=8, do_sample=False)[:, given["input_ids"].shape[1] :]
     wanted = tiny.processor.batch_decode(ids, skip_special_tokens=True)[0].strip()
     prompt = tiny.prompt([picture(1)], QUESTIONS[0])
-    assert answers(tiny, [spliced(tiny, Method(), prompt)], max_new_tokens=8) == [wanted]
+    assert answers(tiny, [prune(tiny, Method(), prompt)], max_new_tokens=8) == [wanted]
 
 
-def answers(tiny: Llava, prompts: list[pruned_prompt.Spliced], **options: Any) -> list[str]:
+def answers(tiny: Llava, prompts: list[PrunedPrompt], **options: Any) -> list[str]:
     return [each.text for each in forward.generate(tiny, Method(), prompts, **options)]
 
 
@@ -94,7 +93,7 @@ def masked_logits(tiny: Llava, prompt: Prompt, kept: tuple[int, ...]) -> Tensor:
     start = prompt.spans[0][0]
     alive = ~visual_of(prompt)
     alive[[start + index for index in kept]] = True
-    full = spliced(tiny, Method(), prompt)
+    full = prune(tiny, Method(), prompt)
     length = len(prompt.ids_L)
     visible = torch.ones(length, length, dtype=torch.bool).tril() & alive[None, :]
     visible |= torch.eye(length, dtype=torch.bool)
@@ -111,14 +110,14 @@ def test_dropping_before_the_llm_equals_masking_at_the_same_positions(
     tiny: Llava, picture: Picture, kept: tuple[int, ...]
 ) -> None:
     prompt = tiny.prompt([picture(1)], QUESTIONS[0])
-    got = forward.logits(tiny, Method(), [spliced(tiny, Chosen(chosen=kept, positions="original"), prompt)])[0]
+    got = forward.logits(tiny, Method(), [prune(tiny, Chosen(chosen=kept, positions="original"), prompt)])[0]
     torch.testing.assert_close(got, masked_logits(tiny, prompt, kept), rtol=1e-9, atol=1e-9)
 
 
 def test_gaps_in_positions_do_not_hide_anything_without_a_cache(tiny: Llava, picture: Picture) -> None:
     """transformers reads gaps as packed sequences where there is neither mask nor cache."""
     prompt = tiny.prompt([picture(1)], QUESTIONS[0])
-    pruned = spliced(tiny, Chosen(chosen=KEPT, positions="original"), prompt)
+    pruned = prune(tiny, Chosen(chosen=KEPT, positions="original"), prompt)
     embeds, positions = pruned.embeds_LD[None], pruned.positions_PL
     wanted = masked_logits(tiny, prompt, KEPT)
     trapped = tiny.model(inputs_embeds=embeds, position_ids=positions, use_cache=False).logits[0]
@@ -131,7 +130,7 @@ def test_gaps_in_positions_do_not_hide_anything_without_a_cache(tiny: Llava, pic
 @pytest.mark.parametrize("positions", ["compact", "original"])
 def test_generation_is_the_same_with_and_without_cache(tiny: Llava, picture: Picture, positions: str) -> None:
     prompt = tiny.prompt([picture(1)], QUESTIONS[0])
-    pruned = [spliced(tiny, Chosen(chosen=KEPT, positions=positions), prompt)]
+    pruned = [prune(tiny, Chosen(chosen=KEPT, positions=positions), prompt)]
     cached = answers(tiny, pruned, max_new_tokens=8)
     assert answers(tiny, pruned, max_new_tokens=8, use_cache=False) == cached
 
@@ -139,7 +138,7 @@ def test_generation_is_the_same_with_and_without_cache(tiny: Llava, picture: Pic
 @pytest.mark.parametrize("positions", ["compact", "original"])
 def test_a_left_padded_ragged_batch_equals_batch_one(tiny: Llava, picture: Picture, positions: str) -> None:
     pruned = [
-        spliced(tiny, Chosen(chosen=kept, positions=positions), tiny.prompt([picture(n)], QUESTIONS[n % 2]))
+        prune(tiny, Chosen(chosen=kept, positions=positions), tiny.prompt([picture(n)], QUESTIONS[n % 2]))
         for n, kept in enumerate((KEPT, (9,), tuple(range(0, 144, 5))))
     ]
     together = forward.logits(tiny, Method(), pruned)
@@ -153,15 +152,15 @@ def test_a_left_padded_ragged_batch_equals_batch_one(tiny: Llava, picture: Pictu
 def test_position_ids_are_compact_or_original(tiny: Llava, picture: Picture) -> None:
     prompt = tiny.prompt([picture(1)], QUESTIONS[0])
     start, length = prompt.spans[0][0], len(prompt.ids_L)
-    compact = spliced(tiny, Chosen(chosen=KEPT), prompt).positions_PL[0]
-    original = spliced(tiny, Chosen(chosen=KEPT, positions="original"), prompt).positions_PL[0]
+    compact = prune(tiny, Chosen(chosen=KEPT), prompt).positions_PL[0]
+    original = prune(tiny, Chosen(chosen=KEPT, positions="original"), prompt).positions_PL[0]
     assert compact.tolist() == list(range(length - 144 + len(KEPT)))
     assert original.tolist() == [*range(start), *(start + k for k in KEPT), *range(start + 144, length)]
 
 
 def test_hooks_are_gone_after_an_error(tiny: Llava, picture: Picture) -> None:
     prompt = tiny.prompt([picture(1)], QUESTIONS[0])
-    pruned = spliced(tiny, Method(), prompt)
+    pruned = prune(tiny, Method(), prompt)
     broken = replace(pruned, embeds_LD=pruned.embeds_LD[:, :5])
     before = num_hooks(tiny)
     with pytest.raises(RuntimeError):
@@ -183,7 +182,7 @@ def test_a_decision_that_breaks_the_contract_is_refused(
 ) -> None:
     prompt = tiny.prompt([picture(1)], QUESTIONS[0])
     with pytest.raises(ValueError, match=message):
-        spliced(tiny, Chosen(chosen=indices, positions=positions), prompt)
+        prune(tiny, Chosen(chosen=indices, positions=positions), prompt)
 
 
 def test_rows_given_in_tower_space_are_projected(tiny: Llava, picture: Picture) -> None:
@@ -193,14 +192,14 @@ def test_rows_given_in_tower_space_are_projected(tiny: Llava, picture: Picture) 
             return Reduction(torch.full((2,), -1), hidden_KC=visual.hidden_NC[:2])
 
     prompt = tiny.prompt([picture(1)], QUESTIONS[0])
-    merged = spliced(tiny, Tower(), prompt)
-    plain = spliced(tiny, Chosen(chosen=(0, 1)), prompt)
+    merged = prune(tiny, Tower(), prompt)
+    plain = prune(tiny, Chosen(chosen=(0, 1)), prompt)
     torch.testing.assert_close(merged.embeds_LD, plain.embeds_LD, rtol=1e-9, atol=1e-9)
 
 
 def test_a_smaller_grid_goes_through_the_tower_once_and_no_further(tiny: Llava, picture: Picture) -> None:
     """The tower reads 48x40 pixels with interpolated position codes; the LLM reads 6 x 5 tokens."""
-    prompt = decision.prompt_of(
+    prompt = decision.build_prompt(
         tiny, registry.load("downsample"), [picture(1)], QUESTIONS[0], decision.Rule(BudgetRequest(keep=32))
     )
     assert prompt.pixels[0].values.shape[1:] in ((48, 40), (40, 48))
@@ -209,7 +208,7 @@ def test_a_smaller_grid_goes_through_the_tower_once_and_no_further(tiny: Llava, 
     pixels = prompt.pixels[0].values[None].double()
     wanted = tiny.model.model.vision_tower(pixels, output_hidden_states=True, interpolate_pos_encoding=True)
     assert torch.equal(features.hidden_NC, wanted.hidden_states[-2][0, 1:])
-    pruned = spliced(tiny, registry.load("downsample"), prompt, 32)
+    pruned = prune(tiny, registry.load("downsample"), prompt, 32)
     inputs = {"input_ids": prompt.ids_L[None], "attention_mask": torch.ones_like(prompt.ids_L)[None]}
     embeds = tiny.model.get_input_embeddings()(inputs["input_ids"]).clone()
     embeds[0, prompt.spans[0][0] : prompt.spans[0][1]] = features.embeds_ND
@@ -233,8 +232,8 @@ AT_MOST = ("pool", "downsample", "dart")
 def test_every_method_meets_its_budget_and_answers(tiny: Llava, picture: Picture, name: str, keep: int) -> None:
     method = registry.load(name).untrained().bind(tiny)
     rule = decision.Rule(BudgetRequest(keep=keep), kind="final")
-    prompt = decision.prompt_of(tiny, method, [picture(1)], QUESTIONS[0], rule)
-    once, again = (spliced(tiny, method, prompt, keep, "final") for _ in range(2))
+    prompt = decision.build_prompt(tiny, method, [picture(1)], QUESTIONS[0], rule)
+    once, again = (prune(tiny, method, prompt, keep, "final") for _ in range(2))
     read = once.per_layer(tiny.num_layers)[-1]
     assert read <= keep if name in AT_MOST else read == (keep if method.budgeted else 144)
     kept = once.kept[0].indices_K

@@ -10,14 +10,14 @@ from dpbench import registry
 from dpbench.backbones.llava import Llava
 from dpbench.budget import BudgetRequest
 from dpbench.engine import decision, forward, pruned_prompt, shared_prefix
-from dpbench.engine.pruned_prompt import Spliced
+from dpbench.engine.pruned_prompt import PrunedPrompt
 from dpbench.method import Method
 
 QUESTIONS = ("What is it?", "Is there a large red triangle in this image?", "Why", "How many?", "Where is it now?")
 IMAGES = ("a", "b", "a", "a", "b")
 
 
-def spliced(tiny: Llava, picture: Callable[[int], Image.Image], method: Method, keep: int | None) -> list[Spliced]:
+def prune(tiny: Llava, picture: Callable[[int], Image.Image], method: Method, keep: int | None) -> list[PrunedPrompt]:
     made = []
     for number, (question, image) in enumerate(zip(QUESTIONS, IMAGES, strict=True)):
         prompt = tiny.prompt([picture(ord(image))], question)
@@ -48,7 +48,7 @@ def test_answers_equal_those_of_whole_prompts(
     tiny: Llava, picture: Callable[[int], Image.Image], prefilled: list[tuple[int, ...]], name: str
 ) -> None:
     method = registry.load(name).bind(tiny)
-    prompts = spliced(tiny, picture, method, None if name == "none" else 20)
+    prompts = prune(tiny, picture, method, None if name == "none" else 20)
     shared = shared_prefix.generate(tiny, method, prompts, IMAGES, max_new_tokens=8)
     assert prefilled[0][0] == 2, "two images, so two beginnings"
     alone = [forward.generate(tiny, method, [each], max_new_tokens=8)[0].text for each in prompts]
@@ -61,7 +61,7 @@ def test_what_differs_per_question_or_cuts_inside_shares_nothing(
     tiny: Llava, picture: Callable[[int], Image.Image], prefilled: list[tuple[int, ...]], name: str
 ) -> None:
     method = registry.load(name).bind(tiny)
-    prompts = spliced(tiny, picture, method, 40)
+    prompts = prune(tiny, picture, method, 40)
     shared = shared_prefix.generate(tiny, method, prompts, IMAGES, max_new_tokens=4)
     assert not prefilled
     plain = forward.generate(tiny, method, prompts, max_new_tokens=4)
@@ -69,7 +69,7 @@ def test_what_differs_per_question_or_cuts_inside_shares_nothing(
 
 
 def test_prompts_are_only_taken_for_alike_where_they_are(tiny: Llava, picture: Callable[[int], Image.Image]) -> None:
-    prompts = spliced(tiny, picture, Method(), None)
+    prompts = prune(tiny, picture, Method(), None)
     assert shared_prefix.share(prompts, IMAGES).head_B == (0, 1, 0, 0, 1)
     assert shared_prefix.share(prompts, ["x"] * 5).head_B == (0, 1, 0, 0, 1)
     assert shared_prefix.share(prompts, IMAGES).heads[0].embeds_LD.shape[0] > 144
@@ -78,7 +78,7 @@ def test_prompts_are_only_taken_for_alike_where_they_are(tiny: Llava, picture: C
 def test_little_to_share_is_not_split(
     tiny: Llava, picture: Callable[[int], Image.Image], prefilled: list[tuple[int, ...]]
 ) -> None:
-    prompt: Spliced = spliced(tiny, picture, Method(), None)[0]
+    prompt: PrunedPrompt = prune(tiny, picture, Method(), None)[0]
     for images, split in (("abcdeff", False), ("abcdee", True)):
         prefilled.clear()
         shared_prefix.generate(tiny, Method(), [prompt] * len(images), images, max_new_tokens=2)

@@ -33,7 +33,7 @@ def backbone(family: str) -> Backbone:
 def prompt_of(family: str, size_hw: tuple[int, int], method: Method | None = None) -> Prompt:
     pixels = np.random.default_rng(0).integers(0, 256, (*size_hw, 3), dtype=np.uint8)
     rule = Rule(BudgetRequest(prune_rate=0.5))
-    return decision.prompt_of(backbone(family), method or Method(), [Image.fromarray(pixels)], "What is it?", rule)
+    return decision.build_prompt(backbone(family), method or Method(), [Image.fromarray(pixels)], "What is it?", rule)
 
 
 @COUNTERS

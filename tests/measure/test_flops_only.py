@@ -55,13 +55,13 @@ def test_every_stage_equals_what_both_counters_see_run(name: str, family: str) -
     ours, method = backbone(family), supported(name, family)
     height, width = SIZES_HW[family]
     image = Image.new("RGB", (width, height))
-    prompt = decision.prompt_of(ours, method, [image], QUESTION, RULE)
+    prompt = decision.build_prompt(ours, method, [image], QUESTION, RULE)
     num_text = len(prompt.ids_L) - (prompt.spans[0][1] - prompt.spans[0][0])
     counted = flops_only.count(ours, method, RULE, (height, width), num_text)
     needs, stages = method.needs(ours.provides), counted.stages_flops
     features = ours.encode(prompt.pixels, needs)
 
-    def splice() -> pruned_prompt.Spliced:
+    def splice() -> pruned_prompt.PrunedPrompt:
         generators = [decision.image_generator(0, "flops", 0)]
         return pruned_prompt.splice(ours, method, prompt, features, generators, RULE)
 

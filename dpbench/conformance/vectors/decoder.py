@@ -16,7 +16,7 @@ from torch import Tensor
 from dpbench.conformance.vectors.llama import scoring_layers
 from dpbench.conformance.vectors.vector import Vector, configured, differences, distances
 from dpbench.engine.decoder_view import DecoderView, Projected
-from dpbench.engine.pruned_prompt import checked_cuts
+from dpbench.engine.pruned_prompt import validate_cuts
 from dpbench.method import LAST, Budget, Cut, DecoderInput, Method
 
 TOLERANCE = {"float32": 1e-5, "float16": 1e-2}
@@ -140,7 +140,7 @@ def check_batch(method: Method, vector: Vector) -> Iterator[str]:
 def _behind(method: Method, vector: Vector, length: int) -> tuple[Method, Sample]:
     """Set a method to cut behind the vector's layer, which is the decoder's first."""
     made, num = configured(method, vector, layer=1), vector.integer("n_visual")
-    (cut,) = checked_cuts(made, num, 2, Budget(num))
+    (cut,) = validate_cuts(made, num, 2, Budget(num))
     if cut.probe != 0:
         raise ValueError(f"{type(made).__name__} ranks at layer {cut.probe}, the vector holds the one before it")
     return made, Sample(cut, 0, length, vector.integer("image_start"), num)
@@ -158,7 +158,7 @@ def _ahead(method: Method, vector: Vector, sizes: tuple[int, int, int], suffix: 
     num, length, start = sizes
     stage, num_stages = vector.integer("stage"), len(vector["ratios"])
     made = configured(method, vector, layers=tuple(range(1, num_stages + 1)))
-    cuts = checked_cuts(made, num, num_stages + 1, Budget(num))
+    cuts = validate_cuts(made, num, num_stages + 1, Budget(num))
     if cuts[stage].probe != cuts[stage].layer:
         raise ValueError(f"{type(made).__name__} ranks before the layer that runs next, whose weights the vector holds")
     return made, Sample(cuts[stage], stage, length, start, cuts[stage - 1].keep if stage else num, suffix)

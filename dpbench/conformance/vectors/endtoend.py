@@ -9,9 +9,9 @@ import torch
 
 from dpbench.conformance.vectors.llama import Bare, language_model
 from dpbench.conformance.vectors.vector import Vector, configured, differences, distances
-from dpbench.engine.dropping import Cutting
-from dpbench.engine.forward import pruned
-from dpbench.engine.pruned_prompt import Spliced, checked_cuts
+from dpbench.engine.dropping import DroppingState
+from dpbench.engine.forward import prune
+from dpbench.engine.pruned_prompt import PrunedPrompt, validate_cuts
 from dpbench.method import Budget, Method
 
 if TYPE_CHECKING:
@@ -36,16 +36,18 @@ def check_end_to_end(method: Method, vector: Vector) -> Iterator[str]:
     yield from differences("cache lengths after the prefill", after_prefill, vector.tensor("kv_lengths_after_prefill"))
 
 
-def _prompt(method: Method, vector: Vector, num_layers: int) -> Spliced:
+def _prompt(method: Method, vector: Vector, num_layers: int) -> PrunedPrompt:
     embeds_LD = vector.float32("inputs_embeds")
     start, num = vector.integer("image_start"), vector.integer("n_visual")
     positions = torch.arange(len(embeds_LD))
     visual_L = (positions >= start) & (positions < start + num)
-    return Spliced(embeds_LD, positions[None], visual_L, (), (), checked_cuts(method, num, num_layers, Budget(num)))
+    return PrunedPrompt(
+        embeds_LD, positions[None], visual_L, (), (), validate_cuts(method, num, num_layers, Budget(num))
+    )
 
 
-def _generate(bare: Bare, method: Method, spliced: Spliced, *, num_new: int) -> tuple[Any, Cutting]:
-    with pruned(cast("Backbone", bare), method, [spliced]) as state:
+def _generate(bare: Bare, method: Method, spliced: PrunedPrompt, *, num_new: int) -> tuple[Any, DroppingState]:
+    with prune(cast("Backbone", bare), method, [spliced]) as state:
         out = bare.model.generate(
             inputs_embeds=spliced.embeds_LD[None],
             attention_mask=torch.ones(1, len(spliced.embeds_LD), dtype=torch.int64),
@@ -63,7 +65,7 @@ def _num_stages(vector: Vector) -> int:
     return sum(name == "keep_positions" or name.startswith("keep_positions_stage") for name in vector.arrays)
 
 
-def _stage(bare: Bare, vector: Vector, state: Cutting, number: int) -> Iterator[str]:
+def _stage(bare: Bare, vector: Vector, state: DroppingState, number: int) -> Iterator[str]:
     """Compare what is left behind one cut, and the angles of its position ids; without any stated, they are kept."""
     row, single = state.stages[number].rows[0], "keep_positions" in vector
     wanted = vector.tensor("keep_positions" if single else f"keep_positions_stage{number}")

@@ -14,7 +14,7 @@ from torch import Tensor
 from dpbench.budget import BudgetRequest
 from dpbench.conformance.vectors.tokens import square_views
 from dpbench.conformance.vectors.vector import Vector, configured, differences
-from dpbench.engine.decision import Rule, reduce_image, view_of
+from dpbench.engine.decision import Rule, reduce_image, select_view
 from dpbench.method import Method, VisualTokens
 
 TOLERANCE = 1e-4
@@ -52,7 +52,7 @@ def check_packing(method: Method, vector: Vector) -> Iterator[str]:
     attention_VN = torch.zeros(num_views, NUM_PATCHES).scatter_(1, kept_VM, 1.0)
     visual = _view(hidden_VSC, keys_NC, attention_VN.flatten()[None], width=int(vector["grid_wh"][0]))
     alone = [
-        reduce_image(made, view_of(visual, view), Rule(BudgetRequest(keep=keep)), num_read=NUM_PATCHES)
+        reduce_image(made, select_view(visual, view), Rule(BudgetRequest(keep=keep)), num_read=NUM_PATCHES)
         for view in range(num_views)
     ]
     rule = Rule(BudgetRequest(keep=keep * num_views))

@@ -11,7 +11,7 @@ from torch import Tensor
 from dpbench.conformance.vectors.decoder import Sample
 from dpbench.conformance.vectors.vector import Vector, configured, differences
 from dpbench.engine.decoder_view import DecoderView
-from dpbench.engine.pruned_prompt import checked_cuts
+from dpbench.engine.pruned_prompt import validate_cuts
 from dpbench.method import Budget, Method
 
 
@@ -40,7 +40,7 @@ class KeyedView(DecoderView):
 def check_pivots(method: Method, vector: Vector) -> Iterator[str]:
     """Select behind the decoder's first layer, from its keys and from what the second reads."""
     made, num = configured(method, vector, layer=1), vector.integer("n_visual")
-    (cut,) = checked_cuts(made, num, 2, Budget(num))
+    (cut,) = validate_cuts(made, num, 2, Budget(num))
     keys_LHd, normed_LD = vector.float32("key_states"), vector.float32("hidden_norm")
     sample = Sample(cut, 0, len(normed_LD), vector.integer("v_start"), num)
     gain_D = 2.0 ** (torch.arange(normed_LD.shape[1]) % 7 - 3)

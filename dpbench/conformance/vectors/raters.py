@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from dpbench.conformance.vectors.decoder import Sample
 from dpbench.conformance.vectors.vector import Vector, configured, differences
 from dpbench.engine.decoder_view import DecoderView
-from dpbench.engine.pruned_prompt import checked_cuts
+from dpbench.engine.pruned_prompt import validate_cuts
 from dpbench.method import LAST, Budget, DecoderInput, Method
 
 DEPTH = 32
@@ -45,7 +45,7 @@ def check_raters(method: Method, vector: Vector) -> Iterator[str]:
     """Select behind the layer the vector states, by the official list, and compare what is kept and every row."""
     layer, states_ND = vector.integer("layer"), vector.float32("hidden_visual")
     made = configured(method, vector, preset="official", layers=(layer,))
-    (cut,) = checked_cuts(made, len(states_ND), DEPTH, Budget(vector.integer("budget")))
+    (cut,) = validate_cuts(made, len(states_ND), DEPTH, Budget(vector.integer("budget")))
     if cut.probe != layer:
         raise ValueError(f"{type(made).__name__} ranks at layer {cut.probe}, the vector holds layer {layer}")
     visual_ND, text_TD = vector.float32("emb_visual"), vector.float32("emb_text")

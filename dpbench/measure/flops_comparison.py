@@ -1,0 +1,317 @@
+"""The same forward counted three ways: by our closed form, by torch's counter and by fvcore's handles.
+
+At full size, tower and decoder run on the meta device. A method's decisions read values, which the meta device does not
+have, so they run on noise on the CPU. Where a tower reads values too, a whole forward of the family's miniature is
+counted instead. Decisions on other noise show which methods' work depends on the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tabulate import tabulate
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dpbench import backbones, registry
+from dpbench.backbones import miniatures
+from dpbench.backbones.base import Backbone, Prompt
+from dpbench.budget import BudgetRequest
+from dpbench.engine import decision, forward, pruned_prompt
+from dpbench.engine.decision import Rule, build_rule
+from dpbench.errors import DpbenchError, UnsupportedError
+from dpbench.manifest.cell import Cell
+from dpbench.manifest.schema import Manifest
+from dpbench.measure import flops_only, random_features
+from dpbench.measure.flops import Count, count_flops, count_flops_by_fvcore
+from dpbench.measure.settings import Settings, once_each
+from dpbench.measure.synthetic_prompts import QUESTION, Inputs, usual_size, with_text
+from dpbench.method import LayerView, Method, Reduction
+
+COUNTERS: Mapping[str, Count] = {"torch": count_flops, "fvcore": count_flops_by_fvcore}
+FORMULA = "closed form"
+FULL_META, FULL_CPU, MINIATURE = "full, meta", "full, CPU", "miniature"
+SIZES_HW = {"llava": (56, 56), "llava_next": (112, 112), "qwen2_5_vl": (140, 196)}
+"""Images for the miniatures: tiles without padding, and windows that both edges cut off."""
+Counts = tuple[dict[str, int], dict[str, str]]
+"""FLOPs by each way of counting, and why a way could not count."""
+BLIND_SPOTS = (
+    "No counter sees element-wise work, norms, softmax, rotations, look-ups, sorting and top-k; the closed form leaves "
+    "them out as well.",
+    "Fused attention kernels: torch's counter does not know all of them, so attention runs as plain matrix products "
+    "while it counts; fvcore has a handle for none, so the kernel has a handle of ours.",
+    "A method's decisions have no closed form: that column takes them from torch's counter, run on noise.",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonRow:
+    """One (method, budget) counted three ways, up to the first token.
+
+    Attributes:
+        label: the method with its hyper-parameters and budget.
+        size: what was counted: `FULL_META`, `FULL_CPU` or `MINIATURE`.
+        flops: by `FORMULA` and the names of `COUNTERS`, 2 per multiply-add; a way that could not count is missing.
+        reasons: why a way could not count, by its name.
+        decompositions: operators of QR, SVD and the like that ran, which no counter prices.
+        content_flops: how much the method's work changes from one image of noise to another.
+        full_size_refusal: why the counters cannot run the full size, or "".
+    """
+
+    label: str
+    size: str
+    flops: Mapping[str, int]
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    decompositions: tuple[str, ...] = ()
+    content_flops: int = 0
+    full_size_refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A method bound to a backbone, with a budget and an image size."""
+
+    backbone: Backbone
+    method: Method
+    rule: Rule
+    image_hw: tuple[int, int]
+    text_tokens: int
+
+    def prompt(self) -> Prompt:
+        """Return a prompt about one image of noise."""
+        noise = np.random.default_rng(0).integers(0, 256, (*self.image_hw, 3), dtype=np.uint8)
+        prompt = decision.build_prompt(self.backbone, self.method, [Image.fromarray(noise)], QUESTION, self.rule)
+        return with_text(prompt, Inputs(text_tokens=self.text_tokens))
+
+    def count_by_formula(self, seed: int = 0) -> int:
+        """Return the FLOPs that `--flops-only` prints, decisions taken on noise of this seed."""
+        counted = flops_only.count(self.backbone, self.method, self.rule, self.image_hw, self.text_tokens, seed=seed)
+        return sum(counted.stages_flops.values())
+
+    def run(self) -> None:
+        """Run one forward, from pixels to the first token's logits."""
+        prompt = self.prompt()
+        features = self.backbone.encode(prompt.pixels, self.method.needs(self.backbone.provides))
+        generators = [decision.image_generator(0, "flops", 0)]
+        spliced = pruned_prompt.splice(self.backbone, self.method, prompt, features, generators, self.rule)
+        forward.prefill(self.backbone, self.method, [spliced])
+
+    def count_in_parts(self, count: Count, meta: Backbone) -> int:
+        """Return the FLOPs of the same forward, with `meta`'s tower and decoder on the meta device.
+
+        Raises:
+            RuntimeError: the tower or the decoder reads a value, which the meta device does not have.
+        """
+        prompt, needs = self.prompt(), self.method.needs(self.backbone.provides)
+        total = count(lambda: meta.encode(prompt.pixels, needs))
+        features = [random_features.features(self.backbone, prompt.pixels[0], needs)]
+        generators = [decision.image_generator(0, "flops", 0)]
+        decided: list[pruned_prompt.PrunedPrompt] = []
+        total += count(
+            lambda: decided.append(
+                pruned_prompt.splice(self.backbone, self.method, prompt, features, generators, self.rule)
+            )
+        )
+        spliced = decided[0]
+        before = prompt.spans[0][0]
+        around = random_features.Around(before, spliced.num_visual, len(spliced.visual_L) - spliced.num_visual - before)
+        total += flops_only.ranking(self.backbone, self.method, spliced.cuts, around, count)
+        on_meta = replace(spliced, embeds_LD=spliced.embeds_LD.to("meta"), positions_PL=spliced.positions_PL.to("meta"))
+        return total + count(lambda: forward.prefill(meta, _KeepFirst(positions=self.method.positions), [on_meta]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _KeepFirst(Method):
+    """Stands in for a method at its cuts, where only how many tokens remain matters."""
+
+    def select(self, view: LayerView) -> Reduction:
+        num_visual = len(view.visual_index_N)
+        return Reduction(torch.arange(min(view.cut.keep, num_visual), device=view.visual_index_N.device))
+
+
+def comparison_table(manifest: Manifest, settings: Settings) -> str:
+    """Return the three counts of every method as text, and below them what a counter cannot see.
+
+    Raises:
+        DpbenchError: see `compare`.
+    """
+    rows = compare(manifest, text_tokens=settings.text_tokens, image_hw=settings.image_hw)
+    printed = [table_row(row) for row in rows]
+    body = tabulate(printed, headers="keys", tablefmt="github", stralign="right", disable_numparse=True)
+    return "\n".join([body, "", *(f"- {note}" for note in notes(manifest.backbone.name, rows))])
+
+
+def compare(manifest: Manifest, *, text_tokens: int, image_hw: tuple[int, int] | None = None) -> list[ComparisonRow]:
+    """Count each (method, budget) of a manifest three ways; no weights are read.
+
+    Args:
+        manifest: its tasks, limits and seeds do not matter here.
+        text_tokens: positions of the prompt that are neither visual token nor newline.
+        image_hw: pixels of the image, height and width; by default the family's `usual_size`.
+
+    Raises:
+        ConfigError: a setting that has no effect here, or too few text tokens.
+        UnsupportedError: no closed form is known for this backbone.
+    """
+    shapes = flops_only.shapes(manifest)
+    family = shapes.model.config.model_type
+    if family not in SIZES_HW:
+        raise UnsupportedError(f"--verify: there is no closed form for {family!r}; known: {', '.join(SIZES_HW)}")
+    size = image_hw or usual_size(manifest.backbone.name)
+    flops_only.check_sizes(text_tokens, size)
+    on_meta = flops_only.is_on_meta(shapes)
+    meta = backbones.load(shapes.name, weights=backbones.RANDOM, device="meta") if on_meta else shapes
+    with torch.inference_mode():
+        return [_compare_cell(cell, shapes, meta, size, text_tokens) for cell in once_each(manifest)]
+
+
+def _compare_cell(
+    cell: Cell, shapes: Backbone, meta: Backbone, image_hw: tuple[int, int], text_tokens: int
+) -> ComparisonRow:
+    method, label = (
+        registry.load(cell.method, cell.params),
+        flops_only.label(cell.method, cell.params, cell.budget.label),
+    )
+    rule = build_rule(cell)
+    try:
+        full = Subject(shapes, flops_only.bind(method, shapes), rule, image_hw, text_tokens)
+        with _Operators() as operators:
+            formula, other = full.count_by_formula(), full.count_by_formula(seed=1)
+    except DpbenchError as error:
+        return ComparisonRow(label=label, size="-", flops={}, reasons=dict.fromkeys((FORMULA, *COUNTERS), str(error)))
+    blind: dict[str, Any] = {
+        "decompositions": tuple(sorted(operators.decompositions)),
+        "content_flops": abs(other - formula),
+    }
+    try:
+        size, (flops, reasons) = _count_full_size(full, meta, formula)
+    except RuntimeError as error:  # what torch raises where a value is read on the meta device
+        size, (flops, reasons) = MINIATURE, count_miniature(full, method)
+        blind["full_size_refusal"] = str(error).splitlines()[0]
+    return ComparisonRow(label=label, size=size, flops=flops, reasons=reasons, **blind)
+
+
+def _count_full_size(full: Subject, meta: Backbone, formula: int) -> tuple[str, Counts]:
+    if meta is full.backbone:
+        return FULL_CPU, _count_all(lambda count: count(full.run), formula)
+    return FULL_META, _count_all(lambda count: full.count_in_parts(count, meta), formula)
+
+
+def _count_all(count: Callable[[Count], int], formula: int) -> Counts:
+    """Return the FLOPs by each way, and why a counter could not count."""
+    flops, reasons = {FORMULA: formula}, {}
+    for name, counter in COUNTERS.items():
+        try:
+            flops[name] = count(counter)
+        except DpbenchError as error:
+            reasons[name] = str(error)
+    return flops, reasons
+
+
+@cache
+def miniature(family: str) -> Backbone:
+    """Return a family's miniature, built once."""
+    return miniatures.backbone(family)
+
+
+def _miniature_subject(full: Subject, method: Method) -> Subject:
+    """Return the same method on the family's miniature, removing the same share of the visual tokens."""
+    backbone = miniature(full.backbone.model.config.model_type)
+    num_views, grid = random_features.layout(full.backbone, full.prompt().pixels[0])
+    num_visual, budget = num_views * grid[0] * grid[1], full.rule.budget
+    if budget.keep is not None:
+        budget = BudgetRequest(prune_rate=1 - budget.count(num_visual) / num_visual)
+    return Subject(
+        backbone,
+        flops_only.bind(method, backbone),
+        replace(full.rule, budget=budget),
+        SIZES_HW[backbone.name],
+        full.text_tokens,
+    )
+
+
+def count_miniature(full: Subject, method: Method) -> Counts:
+    """Count a whole forward of the family's miniature."""
+    try:
+        small = _miniature_subject(full, method)
+        return _count_all(lambda count: count(small.run), small.count_by_formula())
+    except (DpbenchError, RuntimeError) as error:
+        return {}, dict.fromkeys((FORMULA, *COUNTERS), str(error))
+
+
+class _Operators(TorchDispatchMode):
+    """Collects the names of the decompositions that run inside the block."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.decompositions: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::").lstrip("_")
+        if name.startswith("linalg_") and "norm" not in name:
+            self.decompositions.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+def table_row(row: ComparisonRow) -> dict[str, str]:
+    """Return a row as `tabulate(..., headers="keys")` prints it: MFLOP, and the difference from the closed form."""
+    formula = row.flops.get(FORMULA)
+
+    def difference(name: str) -> str:
+        if formula is None or name not in row.flops:
+            return "-"
+        return f"{100 * (row.flops[name] - formula) / formula:+.3f} %"
+
+    counts = {name: f"{row.flops[name] / 1e6:,.3f}" if name in row.flops else "-" for name in (FORMULA, *COUNTERS)}
+    return {
+        "Method": row.label,
+        "Size": row.size,
+        "Closed form MFLOP": counts[FORMULA],
+        "torch MFLOP": counts["torch"],
+        "torch differs": difference("torch"),
+        "fvcore MFLOP": counts["fvcore"],
+        "fvcore differs": difference("fvcore"),
+    }
+
+
+def notes(backbone: str, rows: Sequence[ComparisonRow]) -> list[str]:
+    """Return the sentences below the table: what each size means, what no counter sees, and why a cell is a dash."""
+    sizes = {row.size for row in rows}
+    meanings = {
+        FULL_META: f"{FULL_META}: {backbone} at its published size. Tower and decoder run on the meta device; the "
+        "method's decisions, which read values, run on noise on the CPU, and at its cuts the first tokens are kept.",
+        FULL_CPU: f"{FULL_CPU}: a whole forward of {backbone} on the CPU.",
+        MINIATURE: f"{MINIATURE}: a whole forward of a small model of the same family on the CPU, with the same share "
+        "of the visual tokens kept.",
+    }
+    refusals = dict.fromkeys(row.full_size_refusal for row in rows if row.full_size_refusal)
+    return [
+        *(meaning for size, meaning in meanings.items() if size in sizes),
+        *(f"{backbone} cannot be counted at full size on the meta device: {refusal}" for refusal in refusals),
+        *BLIND_SPOTS,
+        *(
+            f"{row.label}: no counter sees {', '.join(row.decompositions)} (decompositions)."
+            for row in rows
+            if row.decompositions
+        ),
+        *(
+            f"{row.label}: how much it computes depends on the image, so a whole forward can differ from the closed "
+            f"form; between two images of noise it changes by {row.content_flops / 1e6:,.3f} MFLOP."
+            for row in rows
+            if row.content_flops
+        ),
+        *(note for row in rows for note in _dashes(row)),
+    ]
+
+
+def _dashes(row: ComparisonRow) -> list[str]:
+    """Return why cells of a row are dashes, a sentence per reason."""
+    ways: dict[str, list[str]] = {}
+    for way, reason in row.reasons.items():
+        ways.setdefault(reason, []).append(way)
+    return [f"{row.label} ({', '.join(names)}): {reason}" for reason, names in ways.items()]
