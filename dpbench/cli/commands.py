@@ -94,7 +94,7 @@ def run(
         keep=[keep] if keep is not None else [],
         prune_rate=[prune_rate] if prune_rate is not None else [],
         budget_kind=budget_kind,
-        tasks=arguments.split_names(tasks or []),
+        tasks=arguments.split_names(tasks) if tasks is not None else None,
         placement=placement,
         protocol={**protocol, **({"ocr": asked_as == "llava"} if asked_as else {})},
     )
@@ -180,6 +180,9 @@ def profile(
     flops_only: Annotated[
         bool, typer.Option("--flops-only", help="Count FLOPs from shapes; no weights, no times.")
     ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="With --flops-only: count by torch and by fvcore as well.")
+    ] = False,
     out: Out = Path("results"),
 ) -> None:
     """Measure encode, reduce, splice and prefill of each method, decoding, memory and energy, and count FLOPs."""
@@ -207,13 +210,15 @@ def profile(
         cuda_graph=cuda_graph,
         sweep="visual-tokens" if sweep else None,
     )
+    profile_arguments.check_verify(verify=verify, flops_only=flops_only)
     name = "flops" if flops_only else profile_arguments.folder_name(device.value)
     wanted = profile_arguments.build_comparison(manifest, flags, name)
     asked = profile_arguments.build_settings(wanted, measured)
     if flops_only:
+        from dpbench.measure.flops_comparison import comparison_table
         from dpbench.measure.flops_only import flops_table
 
-        typer.echo(flops_table(wanted, asked))
+        typer.echo(comparison_table(wanted, asked) if verify else flops_table(wanted, asked))
         return
     from dpbench.measure.profile import profile_table
 
@@ -324,10 +329,10 @@ def list_methods(
 ) -> None:
     """List the installed methods."""
     from dpbench import registry
-    from dpbench.report.tables.cited import cited as cited_systems
+    from dpbench.report.tables.cited import load_cited
 
     if cited:
-        rows = [(name, f"{system.reason} ({system.paper})") for name, system in cited_systems().items()]
+        rows = [(name, f"{system.reason} ({system.paper})") for name, system in load_cited().items()]
     else:
         rows = [(name, registry.summary(name)) for name in registry.methods()]
     typer.echo(messages.two_columns(rows))

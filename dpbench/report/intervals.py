@@ -70,8 +70,8 @@ def load_or_compute(comparison: Comparison, resamples: int = statistics.RESAMPLE
     Raises:
         RecordError: a journal or packed file cannot be read.
     """
-    path = _cache() / f"{_hash(comparison, resamples)}.json"
-    result = _cached(path)
+    path = _cache_folder() / f"{_hash(comparison, resamples)}.json"
+    result = _read_cache(path)
     if result is None:
         result = compute(comparison, resamples)
         if result.differences:
@@ -96,7 +96,7 @@ class _Scores:
 
 def compute(comparison: Comparison, resamples: int = statistics.RESAMPLES) -> Intervals:
     """Return a comparison's intervals, resampled anew."""
-    cells, notes = usable(comparison)
+    cells, notes = load_usable(comparison)
     scores = _scores(comparison, cells, resamples)
     differences: dict[Key, Difference] = {}
     for key in comparison.rows:
@@ -168,7 +168,7 @@ def scores_by_task(
             continue
         # Seeded by the images, not by the benchmark: benchmarks on the same images draw the same ones.
         seed = next(iter(members.values()))[1].layout.images
-        drawn = statistics.resampled({name: cell.sums() for name, (_, cell) in members.items()}, seed, resamples)
+        drawn = statistics.resample({name: cell.sums() for name, (_, cell) in members.items()}, seed, resamples)
         rows: dict[RowKey, list[NDArray[np.float64]]] = defaultdict(list)
         for name, scores_R in drawn.items():
             rows[members[name][0]].append(scores_R)
@@ -180,7 +180,7 @@ def _score(cell: Contribution) -> float:
     return float(aggregators.score(cell.sums())[0])
 
 
-def usable(comparison: Comparison) -> tuple[dict[str, Contribution], tuple[str, ...]]:
+def load_usable(comparison: Comparison) -> tuple[dict[str, Contribution], tuple[str, ...]]:
     """Return the contributions that fit their record and the other cells of their benchmark, and notes on the rest."""
     cells: dict[str, Contribution] = {}
     for folder in comparison.folders:
@@ -190,7 +190,7 @@ def usable(comparison: Comparison) -> tuple[dict[str, Contribution], tuple[str, 
         for record in comparison.records
         if record.cell_id in cells and abs(_score(cells[record.cell_id]) - record.score) <= TOLERANCE
     }
-    paired = _paired(comparison, good)
+    paired = _select_paired(comparison, good)
     # A row's seeds count together or not at all: a mean over some of them would be another row.
     paired = {
         record.cell_id: paired[record.cell_id]
@@ -199,10 +199,10 @@ def usable(comparison: Comparison) -> tuple[dict[str, Contribution], tuple[str, 
         if all(other.cell_id in paired for other in comparison.of(key, record.cell["task"]))
     }
     total = len(comparison.records)
-    return paired, tuple(_complaints(total, len(cells), len(good), len(paired)))
+    return paired, tuple(_explain_missing(total, len(cells), len(good), len(paired)))
 
 
-def _paired(comparison: Comparison, cells: Mapping[str, Contribution]) -> dict[str, Contribution]:
+def _select_paired(comparison: Comparison, cells: Mapping[str, Contribution]) -> dict[str, Contribution]:
     """Keep, per benchmark, the cells that answered the samples most cells answered."""
     paired: dict[str, Contribution] = {}
     for task in comparison.tasks:
@@ -215,7 +215,7 @@ def _paired(comparison: Comparison, cells: Mapping[str, Contribution]) -> dict[s
     return paired
 
 
-def _complaints(total: int, num_found: int, num_good: int, num_paired: int) -> Iterable[str]:
+def _explain_missing(total: int, num_found: int, num_good: int, num_paired: int) -> Iterable[str]:
     if not num_found:
         yield (
             f"No intervals: there is no {contributions.NAME} and no samples/ in the run folder; "
@@ -244,13 +244,13 @@ def _hash(comparison: Comparison, resamples: int) -> str:
     return sha256(text.encode()).hexdigest()[:32]
 
 
-def _cache() -> Path:
+def _cache_folder() -> Path:
     """Return the folder intervals are kept in: the user's, so that a run folder may be read-only."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "dpbench" / "intervals"
 
 
-def _cached(path: Path) -> Intervals | None:
+def _read_cache(path: Path) -> Intervals | None:
     """Return what a cache file holds, or None where there is none or it is damaged."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

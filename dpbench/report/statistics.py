@@ -66,7 +66,7 @@ def weights(num_clusters: int, resamples: int, seed: str) -> Iterator[NDArray[np
         yield counts.reshape(rows, num_clusters).astype(np.float64)
 
 
-def resampled(cells: Mapping[Name, Sums], seed: str, resamples: int = RESAMPLES) -> dict[Name, NDArray[np.float64]]:
+def resample(cells: Mapping[Name, Sums], seed: str, resamples: int = RESAMPLES) -> dict[Name, NDArray[np.float64]]:
     """Return every cell's score on the same resamples: (R,) each, 0-100.
 
     Args:

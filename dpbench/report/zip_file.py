@@ -99,24 +99,24 @@ def _clean_file(path: Path) -> str:
     text = path.read_text(encoding="utf-8")
     try:
         if path.suffix == ".yaml":
-            return yaml.safe_dump(cleaned(plain_yaml.load(text)[0]), sort_keys=False, allow_unicode=True)
+            return yaml.safe_dump(clean(plain_yaml.load(text)[0]), sort_keys=False, allow_unicode=True)
         if path.suffix == ".json":
-            return json.dumps(cleaned(json.loads(text)), indent=2, ensure_ascii=False) + "\n"
+            return json.dumps(clean(json.loads(text)), indent=2, ensure_ascii=False) + "\n"
         rows = [json.loads(line) for line in text.split("\n") if line]
     except ValueError as error:
         raise RecordError(f"{path} is damaged ({error}); restore it before it is sent") from None
-    return "".join(json.dumps(cleaned(row), ensure_ascii=False) + "\n" for row in rows)
+    return "".join(json.dumps(clean(row), ensure_ascii=False) + "\n" for row in rows)
 
 
-def cleaned(value: Any, name: str = "") -> Any:
+def clean(value: Any, name: str = "") -> Any:
     """Return data without absolute paths and without what looks like a token.
 
     A path keeps its last part: which checkpoint it was stays readable.
     """
     if isinstance(value, dict):
-        return {key: cleaned(entry, str(key)) for key, entry in value.items()}
+        return {key: clean(entry, str(key)) for key, entry in value.items()}
     if isinstance(value, list):
-        return [cleaned(entry, name) for entry in value]
+        return [clean(entry, name) for entry in value]
     if not isinstance(value, str):
         return value
     if _SECRET.search(name):

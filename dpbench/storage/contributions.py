@@ -79,7 +79,7 @@ class Contribution:
         return np.asarray(2 * self.numerator_UT.sum(1) >= self.layout.denominator_UT.sum(1))
 
 
-def of_answers(task: str, answers: Sequence[Answer]) -> Contribution:
+def from_answers(task: str, answers: Sequence[Answer]) -> Contribution:
     """Return a cell's contribution from its journal.
 
     Raises:
@@ -158,7 +158,7 @@ def load(folder: Path, records: Iterable[Record], *, journals: bool = True) -> d
     for name, row in by_id.items():
         lines = folder / "samples" / f"{name}.jsonl"
         if journals and name not in cells and lines.is_file():
-            cells[name] = of_answers(row.cell["task"], list(journal.Journal(lines).answers.values()))
+            cells[name] = from_answers(row.cell["task"], list(journal.Journal(lines).answers.values()))
     return cells
 
 

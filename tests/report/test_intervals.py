@@ -84,7 +84,7 @@ def test_values_are_the_tables_own(tmp_path: Path) -> None:
 
 def test_retention_is_recomputed_on_every_resample(tmp_path: Path) -> None:
     one = loaded(run(tmp_path, ROWS))
-    cells, _ = intervals.usable(one)
+    cells, _ = intervals.load_usable(one)
     drawn = intervals.scores_by_task(one, cells, 500)
     none = one.find("none")
     assert none is not None
@@ -102,7 +102,7 @@ def test_seeds_are_pooled(tmp_path: Path) -> None:
     assert len(one.of(RANDOM, "gqa")) == 2
     value = found.differences[GRID, "random", "gqa"].value
     assert value == pytest.approx(scores[GRID]["gqa"] - scores[RANDOM]["gqa"])
-    drawn = intervals.scores_by_task(one, intervals.usable(one)[0], 500)
+    drawn = intervals.scores_by_task(one, intervals.load_usable(one)[0], 500)
     assert drawn["gqa"][RANDOM].mean() == pytest.approx(scores[RANDOM]["gqa"], abs=1)
 
 
@@ -113,13 +113,13 @@ def test_benchmarks_on_the_same_images_draw_them_together(tmp_path: Path) -> Non
         records.append(each)
         journals[each.cell_id] = journal(task, rights(0.5))
     one = loaded(write_run(tmp_path, records, journals))
-    drawn = intervals.scores_by_task(one, intervals.usable(one)[0], 50)
+    drawn = intervals.scores_by_task(one, intervals.load_usable(one)[0], 50)
     assert (drawn["gqa"][GRID] == drawn["vqav2"][GRID]).all()
 
 
 def test_pairing_narrows_the_interval(tmp_path: Path) -> None:
     one = loaded(run(tmp_path, ROWS))
-    cells, _ = intervals.usable(one)
+    cells, _ = intervals.load_usable(one)
     drawn = intervals.scores_by_task(one, cells, 2000)["gqa"]
     unpaired = drawn[HOLOV] - np.random.default_rng(0).permutation(drawn[RANDOM])
     assert (drawn[HOLOV] - drawn[RANDOM]).std() < unpaired.std()

@@ -17,7 +17,7 @@ def per_sample(values_CS: NDArray[np.float64]) -> Sums:
 
 
 def delta(ours: NDArray[np.float64], theirs: NDArray[np.float64], resamples: int = 10_000) -> NDArray[np.float64]:
-    drawn = statistics.resampled({"a": per_sample(ours), "b": per_sample(theirs)}, "seed", resamples)
+    drawn = statistics.resample({"a": per_sample(ours), "b": per_sample(theirs)}, "seed", resamples)
     return drawn["a"] - drawn["b"]
 
 
@@ -65,7 +65,7 @@ def test_a_resample_is_scored_as_if_its_images_had_been_asked_again() -> None:
             scores.append({"mme_total_score": found})
             clusters.append(f"{image}")
     sums = aggregators.sums("mme", scores, clusters)
-    drawn = statistics.resampled({0: sums}, "any", 5)[0]
+    drawn = statistics.resample({0: sums}, "any", 5)[0]
     (block,) = statistics.weights(12, 5, "any")
     for row, value in zip(block, drawn, strict=True):
         again = []
@@ -94,16 +94,16 @@ def test_every_image_is_drawn_equally_often() -> None:
 
 def test_the_same_images_are_drawn_for_all_methods_and_for_the_same_seed_only() -> None:
     values = np.random.default_rng(6).random((40, 2))
-    drawn = statistics.resampled({"a": per_sample(values), "b": per_sample(values)}, "seed", 50)
+    drawn = statistics.resample({"a": per_sample(values), "b": per_sample(values)}, "seed", 50)
     assert (drawn["a"] == drawn["b"]).all()
-    other = statistics.resampled({"a": per_sample(values)}, "another", 50)
+    other = statistics.resample({"a": per_sample(values)}, "another", 50)
     assert (drawn["a"] != other["a"]).any()
 
 
 def test_cells_of_other_images_cannot_be_paired() -> None:
     cells = {0: per_sample(np.ones((3, 1))), 1: per_sample(np.ones((4, 1)))}
     with pytest.raises(ValueError, match="same clusters"):
-        statistics.resampled(cells, "seed", 10)
+        statistics.resample(cells, "seed", 10)
 
 
 def test_holm_by_hand() -> None:

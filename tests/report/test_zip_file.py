@@ -121,4 +121,4 @@ def test_a_damaged_file_is_not_sent(run: Path, tmp_path: Path) -> None:
     ],
 )
 def test_only_absolute_paths_and_tokens_are_cleaned(text: str, wanted: str) -> None:
-    assert zip_file.cleaned(text) == wanted
+    assert zip_file.clean(text) == wanted

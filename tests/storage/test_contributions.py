@@ -36,41 +36,41 @@ def circles(rights: str) -> list[Answer]:
 
 
 def test_samples_of_one_image_add_up() -> None:
-    sums = contributions.of_answers("pope", pope("1101", "aaab")).sums()
+    sums = contributions.from_answers("pope", pope("1101", "aaab")).sums()
     assert sums.numerator_CT.tolist() == [[2.0], [1.0]]
     assert sums.denominator_CT.tolist() == [[3.0], [1.0]]
-    assert contributions.of_answers("pope", pope("1101", "abab")).layout.cluster_U.tolist() == [0, 1, 0, 1]
+    assert contributions.from_answers("pope", pope("1101", "abab")).layout.cluster_U.tolist() == [0, 1, 0, 1]
 
 
 def test_the_score_is_the_aggregators() -> None:
     answers = circles("11100111")
-    ours = aggregators.score(contributions.of_answers("mmbench_en", answers).sums())
+    ours = aggregators.score(contributions.from_answers("mmbench_en", answers).sums())
     wanted = aggregators.sums("mmbench_en", [a.scores for a in answers], [a.image_group for a in answers])
     assert ours[0] == aggregators.score(wanted)[0] == 50.0
 
 
 def test_a_unit_is_right_as_a_whole() -> None:
-    assert contributions.of_answers("mmbench_en", circles("1110")).right_U().tolist() == [True, False]
+    assert contributions.from_answers("mmbench_en", circles("1110")).right_U().tolist() == [True, False]
     found = {"category": "count", "question_id": "1.jpg"}
     pair = [make_answer("mme", at, "a", {"mme_total_score": {**found, "score": float(at)}}) for at in range(2)]
-    assert contributions.of_answers("mme", pair).right_U().tolist() == [False]
+    assert contributions.from_answers("mme", pair).right_U().tolist() == [False]
 
 
 def test_consensus_counts_from_one_half() -> None:
     answers = [make_answer("vqav2", at, "a", {"exact_match": value}) for at, value in enumerate((0.3, 0.6, 1.0))]
-    assert contributions.of_answers("vqav2", answers).right_U().tolist() == [False, True, True]
+    assert contributions.from_answers("vqav2", answers).right_U().tolist() == [False, True, True]
 
 
 def test_the_order_of_a_journal_does_not_matter() -> None:
     answers = pope("1100", "abca")
-    first, second = (contributions.of_answers("pope", each) for each in (answers, answers[::-1]))
+    first, second = (contributions.from_answers("pope", each) for each in (answers, answers[::-1]))
     assert first.layout.id == second.layout.id
     assert (first.numerator_UT == second.numerator_UT).all()
 
 
 def test_chosen_units_alone_can_be_added() -> None:
     chosen = np.array([False, True, True, False])
-    assert contributions.of_answers("pope", pope("1101", "aabb")).sums(chosen).numerator_CT.tolist() == [[1.0], [0.0]]
+    assert contributions.from_answers("pope", pope("1101", "aabb")).sums(chosen).numerator_CT.tolist() == [[1.0], [0.0]]
 
 
 def test_what_is_packed_is_what_the_journals_say(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_unpruned_answers_are_right_where_the_recorded_ones_are(tmp_path: Path) 
         recorded_units = right_units(stored[recorded()[name].cell_id])
         same += [
             recorded_units[first] == right
-            for first, right in right_units(contributions.of_answers(name, list(answers))).items()
+            for first, right in right_units(contributions.from_answers(name, list(answers))).items()
         ]
     assert len(same) >= 10 * 4
     assert mean(same) >= 0.97

@@ -33,7 +33,7 @@ def flat_table(section: Section, comparison: Comparison | None = None, heading: 
             continue
         key = next(keys, None)
         flat_row = _row(section.columns, row, len(groups) - 1, comparison, key)
-        rows.append({**flat_row, "budget": _short(groups[-1]) if groups else ""})
+        rows.append({**flat_row, "budget": _short_heading(groups[-1]) if groups else ""})
     return {
         "heading": heading or section.heading,
         "columns": section.columns,
@@ -43,7 +43,7 @@ def flat_table(section: Section, comparison: Comparison | None = None, heading: 
     }
 
 
-def _short(group: str) -> str:
+def _short_heading(group: str) -> str:
     """Return the first words of a budget's heading, for rows that were sorted away from it."""
     return re.split(r"[,(]| visual", group)[0].strip()
 

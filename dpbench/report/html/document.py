@@ -102,7 +102,7 @@ def _part(comparison: Comparison, tables: Sequence[CostTable]) -> Part:
         sentences=summary.sentences(comparison, bootstrap),
         tables=(*map(flat_table, trained), flat_table(section, comparison, heading="Scores")),
         claims=tuple(
-            flat_table(table, heading=_rest(table.heading, heading))
+            flat_table(table, heading=_strip_start(table.heading, heading))
             for table in significance.sections(comparison, bootstrap)
         ),
         chart=_chart(comparison, tables, retention_intervals(bootstrap)),
@@ -110,7 +110,7 @@ def _part(comparison: Comparison, tables: Sequence[CostTable]) -> Part:
     )
 
 
-def _rest(heading: str, start: str) -> str:
+def _strip_start(heading: str, start: str) -> str:
     """Return what a heading says beyond the one it stands under."""
     rest = heading.removeprefix(start).lstrip(":;,. ")
     return rest[:1].upper() + rest[1:] if rest else heading

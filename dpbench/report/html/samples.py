@@ -79,7 +79,7 @@ def browser(comparison: Comparison, data_root: Path | None, budget: float) -> Br
         except MissingError as error:
             missing.append(f"Left out: {error}.")
     total = sum(next(iter(journals.values())).read_bytes().count(b"\n") for journals in answered.values())
-    mixed = _mixed(shelf.samples)
+    mixed = _alternate_tasks(shelf.samples)
     note = " ".join([f"{len(mixed):,} of {total:,} samples.", *shelf.notes(), *missing])
     return Browser(tuple(map(row_label, rows)), tuple(shelf.images), mixed, note, shelf.fit)
 
@@ -96,7 +96,7 @@ def row_label(key: RowKey) -> str:
     return key.label if key.budget.keeps_all else f"{key.label} @ {key.budget.label}"
 
 
-def _mixed(samples: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+def _alternate_tasks(samples: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
     """Return samples so that the benchmarks take turns."""
     by_task: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for sample in samples:
@@ -159,7 +159,7 @@ class Shelf:
         """Yield samples in the order they are wanted, with each row's answer; holds one journal and what is wanted."""
         first = journal.Journal(next(iter(journals.values()))).answers.values()
         ids = sorted({answer.doc_id for answer in first})
-        by_doc: dict[int, dict[RowKey, Answer]] = {doc_id: {} for doc_id in _spread(ids, data)[:most]}
+        by_doc: dict[int, dict[RowKey, Answer]] = {doc_id: {} for doc_id in _reading_order(ids, data)[:most]}
         for key, path in journals.items():
             for answer in journal.Journal(path).answers.values():
                 if answer.doc_id in by_doc:
@@ -172,7 +172,7 @@ class Shelf:
             self.images.append(uri)
 
     def _sample(self, task: str, doc_id: int, answers: Answers, document: Document, place: int) -> dict[str, Any]:
-        answered = [_answered(task, answers[key]) if key in answers else None for key in self.rows]
+        answered = [_answer_fields(task, answers[key]) if key in answers else None for key in self.rows]
         title = tasks.ALL[task].title
         return {
             "task": title,
@@ -191,7 +191,7 @@ class Shelf:
             yield "Kept patches are drawn on the base view, tiles are not shown."
 
 
-def _answered(task: str, answer: Answer) -> list[Any]:
+def _answer_fields(task: str, answer: Answer) -> list[Any]:
     """Return an answer as the page's script reads it: text, points 0-1 or None, kept patches or None, tokens read."""
     kept = answer.kept[0] if len(answer.kept) == 1 else None
     tokens = round(sum(answer.visual_tokens) / len(answer.visual_tokens), 1) if answer.visual_tokens else None
@@ -213,7 +213,7 @@ def points(task: str, scores: Mapping[str, Any]) -> float | None:
     return None if earned is None else round(float(earned), 2)
 
 
-def _spread(docs: Iterable[int], data: Documents) -> list[int]:
+def _reading_order(docs: Iterable[int], data: Documents) -> list[int]:
     """Return samples in the order they are wanted: from a few evenly spaced row groups in turns, then the next few."""
     groups: dict[int, list[int]] = defaultdict(list)
     for doc_id in docs:

@@ -12,7 +12,7 @@ from dpbench.report.tables.scores import RETENTION, scores_of
 
 def sentences(comparison: Comparison, intervals: Intervals) -> tuple[str, str, str]:
     """Return what was compared, which method keeps most at the smallest budget, and what the differences are worth."""
-    return _compared(comparison), _best(comparison, intervals), _worth(comparison, intervals)
+    return _compared(comparison), _best(comparison, intervals), _significance(comparison, intervals)
 
 
 def _compared(comparison: Comparison) -> str:
@@ -50,12 +50,12 @@ def _best(comparison: Comparison, intervals: Intervals) -> str:
     same = {key: value for key, value in averages.items() if key.budget == budget}
     best = max(same, key=lambda key: same[key])
     random = comparison.find("random", budget)
-    text = f"{_at(comparison, best)} {best.label} retains most: {same[best]:.1f} % of the unpruned scores"
-    text += _between(retention_intervals(intervals).get(best))
+    text = f"{_format_budget(comparison, best)} {best.label} retains most: {same[best]:.1f} % of the unpruned scores"
+    text += _format_interval(retention_intervals(intervals).get(best))
     return text + (f"; random tokens retain {same[random]:.1f} %." if random in same and random != best else ".")
 
 
-def _at(comparison: Comparison, key: RowKey) -> str:
+def _format_budget(comparison: Comparison, key: RowKey) -> str:
     total = unpruned_tokens(comparison)
     keep, rate = key.budget.keep, key.budget.prune_rate
     if keep is None:
@@ -63,11 +63,11 @@ def _at(comparison: Comparison, key: RowKey) -> str:
     return f"At {keep}{f' of {total:.0f}' if total else ''} visual tokens,"
 
 
-def _between(ends: tuple[float, float] | None) -> str:
+def _format_interval(ends: tuple[float, float] | None) -> str:
     return f" (95 % interval {ends[0]:.1f} to {ends[1]:.1f})" if ends else ""
 
 
-def _worth(comparison: Comparison, intervals: Intervals) -> str:
+def _significance(comparison: Comparison, intervals: Intervals) -> str:
     against = intervals.corrected("random", of_retention=True)
     if not against:
         return "No retention has an interval here, so small differences may be noise."

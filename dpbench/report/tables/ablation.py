@@ -14,7 +14,7 @@ from dpbench.budget import BudgetRequest
 from dpbench.report.runs import Comparison, largest_first
 from dpbench.report.tables.render import frame_of
 from dpbench.report.tables.scores import heading, retention, scores_of
-from dpbench.report.tables.table import Cell, Row, Section, number, ranked
+from dpbench.report.tables.table import Cell, Row, Section, mark_best, number
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def variants(comparison: Comparison) -> dict[str, dict[BudgetRequest, Pooled]]:
         name, value = _variant(key.method, key.params), retention(scores_of(records), full)
         if name and value is not None and {record.cell["task"] for record in records} == set(comparison.tasks):
             retentions[name][key.budget].append(value)
-    return {name: {budget: _pooled(values) for budget, values in row.items()} for name, row in retentions.items()}
+    return {name: {budget: _pool(values) for budget, values in row.items()} for name, row in retentions.items()}
 
 
 def is_ablation(comparison: Comparison) -> bool:
@@ -56,7 +56,7 @@ def _variant(method: str, params: str) -> str | None:
     return re.sub(r"-\d+$", "", Path(checkpoint).name)
 
 
-def _pooled(values: list[float]) -> Pooled:
+def _pool(values: list[float]) -> Pooled:
     if len(values) < 2:
         return Pooled(values[0], None, len(values))
     from scipy.stats import t
@@ -69,7 +69,7 @@ def section(comparison: Comparison) -> Section:
     """Return the table: variants by budgets, the smallest budget first as in the paper."""
     rows = variants(comparison)
     budgets = sorted({budget for row in rows.values() for budget in row}, key=largest_first, reverse=True)
-    marks = {b: ranked({name: row[b].value if b in row else None for name, row in rows.items()}) for b in budgets}
+    marks = {b: mark_best({name: row[b].value if b in row else None for name, row in rows.items()}) for b in budgets}
     columns = ("Variant", *(f"Keep {b.keep}" if b.keep is not None else b.label for b in budgets))
     lines = [
         Row((Cell(name), *(Cell(_text(row.get(b)), marks[b].get(name, "")) for b in budgets)))

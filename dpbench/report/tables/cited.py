@@ -23,7 +23,7 @@ class Cited:
     reason: str
 
 
-def cited() -> Mapping[str, Cited]:
+def load_cited() -> Mapping[str, Cited]:
     """Return them by name, in the file's order: from the wheel, or from a source checkout."""
     package = Path(str(files("dpbench")))
     inside = package / "manifests"

@@ -16,7 +16,7 @@ from dpbench import backbones
 from dpbench.report.runs import format_params
 from dpbench.report.tables.render import frame_of
 from dpbench.report.tables.scores import at_layers
-from dpbench.report.tables.table import DASH, Cell, Footnotes, Mark, Row, Section, group_row, number, ranked
+from dpbench.report.tables.table import DASH, Cell, Footnotes, Mark, Row, Section, group_row, mark_best, number
 from dpbench.storage.record import Profile
 
 VOLATILE = ("gpu_clock_mhz",)
@@ -191,7 +191,7 @@ def _columns(rows: Sequence[Measured], stages: Sequence[str]) -> dict[str, Text]
         "Loc.": lambda row: _location(row.profile) or DASH,
         "Tokens": lambda row: number(row.profile.num_visual),
         f"{letter}FLOP": lambda row: number(row.flops and row.flops / unit, 2),
-        **{f"{STAGES[stage]} (ms)": partial(_spread, stage=stage) for stage in stages},
+        **{f"{STAGES[stage]} (ms)": partial(_format_quantiles, stage=stage) for stage in stages},
         "Speed-up": lambda row: f"{row.speedup:.2f}x" if row.speedup else DASH,
         "Peak (MiB)": lambda row: number(row.peak_mib),
         "KV (MiB)": lambda row: number(row.kv_mib, 2),
@@ -200,7 +200,7 @@ def _columns(rows: Sequence[Measured], stages: Sequence[str]) -> dict[str, Text]
     return {heading: text for heading, text in columns.items() if any(text(row) != DASH for row in rows)}
 
 
-def _spread(row: Measured, stage: str) -> str:
+def _format_quantiles(row: Measured, stage: str) -> str:
     """Return median [p10-p90]; a stage that did not happen is a dash."""
     middle, low, high = (row.quantile(stage, share) for share in (0.5, 0.1, 0.9))
     if middle is None or low is None or high is None:
@@ -214,9 +214,9 @@ def _marks(rows: Sequence[Measured]) -> dict[str, dict[int, Mark]]:
     for budget in dict.fromkeys(row.profile.budget for row in rows):
         pruned = [row for row in rows if row.profile.budget == budget and row.profile.method != "none"]
         times = {id(row): row.quantile("ttft", 0.5) for row in pruned}
-        # `ranked` marks the largest, and the fastest is the smallest.
-        marks["TTFT (ms)"] |= ranked({key: None if time is None else -time for key, time in times.items()}, 2)
-        marks["Speed-up"] |= ranked({id(row): row.speedup for row in pruned}, 2)
+        # `mark_best` marks the largest, and the fastest is the smallest.
+        marks["TTFT (ms)"] |= mark_best({key: None if time is None else -time for key, time in times.items()}, 2)
+        marks["Speed-up"] |= mark_best({id(row): row.speedup for row in pruned}, 2)
     return marks
 
 
@@ -289,11 +289,11 @@ def _notes(first: Profile, rows: Sequence[Measured], other: Profile | None) -> I
     if other is not None:
         yield (
             f"Shown apart from {other.configuration}, {other.environment.get('gpu', other.environment.get('cpu'))}: "
-            + ("; ".join(_unlike(conditions(first), conditions(other))) + ".")
+            + ("; ".join(_list_differences(conditions(first), conditions(other))) + ".")
         )
 
 
-def _unlike(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterable[str]:
+def _list_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterable[str]:
     """Yield the conditions that differ."""
     for name in sorted(set(ours) | set(theirs)):
         if ours.get(name) != theirs.get(name):

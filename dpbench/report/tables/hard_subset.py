@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dpbench import tasks
 from dpbench.errors import ConfigError
-from dpbench.report.intervals import usable
+from dpbench.report.intervals import load_usable
 from dpbench.report.runs import Comparison, RowKey
 from dpbench.report.tables.render import frame_of
 from dpbench.report.tables.scores import budget_heading, heading, scores_of
@@ -48,7 +48,7 @@ def section(comparison: Comparison) -> Section:
     for key, row in hard_scores.items():
         if key.budget != budget:
             budget = key.budget
-            lines += [group_row(budget_heading(comparison, key), len(columns)), _counts(row, names)]
+            lines += [group_row(budget_heading(comparison, key), len(columns)), _count_row(row, names)]
         full = scores_of(comparison.rows[key])
         lines.append(Row((Cell(key.label), *(Cell(_text(row.get(name), full.get(name))) for name in names))))
         numbers += _numbers(key, row, full)
@@ -78,12 +78,12 @@ def scores(comparison: Comparison) -> dict[RowKey, dict[str, Hard]]:
         raise ConfigError(
             f"--subset hard: this run has no cell of method {missing}, which the subset is chosen by; add it"
         )
-    cells, notes = usable(comparison)
+    cells, notes = load_usable(comparison)
     by_row: dict[RowKey, dict[str, Hard]] = {}
     for key in comparison.rows:
         if key.budget in easy and key.method != EASY:
             for task in comparison.tasks:
-                chosen = _chosen(comparison, none, easy[key.budget], task, cells)
+                chosen = _find_hard(comparison, none, easy[key.budget], task, cells)
                 hard_score = _score(comparison.of(key, task), cells, chosen)
                 by_row.setdefault(key, {}).update({task: hard_score} if hard_score else {})
     if not any(by_row.values()):
@@ -92,7 +92,7 @@ def scores(comparison: Comparison) -> dict[RowKey, dict[str, Hard]]:
     return by_row
 
 
-def _chosen(
+def _find_hard(
     comparison: Comparison, none: RowKey, easy: RowKey, task: str, cells: Mapping[str, Contribution]
 ) -> NDArray[np.bool_] | None:
     """Return which units are hard, by the first seed of both."""
@@ -113,7 +113,7 @@ def _score(
     return Hard(float(np.mean(values)), int(chosen_U.sum())) if values else None
 
 
-def _counts(row: Mapping[str, Hard], names: Iterable[str]) -> Row:
+def _count_row(row: Mapping[str, Hard], names: Iterable[str]) -> Row:
     return Row((Cell("hard questions"), *(Cell(str(row[name].num_units) if name in row else "0") for name in names)))
 
 

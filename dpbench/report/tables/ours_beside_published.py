@@ -244,11 +244,11 @@ def _section(
             group = pair.group
             lines.append(group_row(group, len(columns)))
         refs = (letters.letter(pair.reason),) if pair.reason else ()
-        lines += _three(pair, list(titles), digits, refs)
+        lines += _build_rows(pair, list(titles), digits, refs)
     numbers = [
         {
             "Table": table.number, "Row": pair.name, "Group": pair.group or None, "Column": title,
-            "Theirs": pair.theirs.get(name), "Ours": pair.ours.get(name), "Difference": _minus(pair, name),
+            "Theirs": pair.theirs.get(name), "Ours": pair.ours.get(name), "Difference": _difference(pair, name),
         }
         for pair in pairs
         for name, title in titles.items()
@@ -258,16 +258,16 @@ def _section(
     return Section(head, frame_of(numbers), (f"Theirs: {table.source}.", *notes, *cited), columns, tuple(lines))
 
 
-def _three(pair: Pair, names: Sequence[str], digits: Mapping[str, int], refs: tuple[str, ...]) -> Iterable[Row]:
+def _build_rows(pair: Pair, names: Sequence[str], digits: Mapping[str, int], refs: tuple[str, ...]) -> Iterable[Row]:
     theirs = [Cell(number(pair.theirs.get(name), digits.get(name, 1))) for name in names]
     yield Row((Cell(pair.name, refs=refs), Cell("paper"), *theirs), "cited" if pair.reason else "data")
     if pair.ours:
         ours = [Cell(number(pair.ours.get(name), digits.get(name, 1))) for name in names]
-        apart = [Cell(number(_minus(pair, name), digits.get(name, 1), sign=True)) for name in names]
+        apart = [Cell(number(_difference(pair, name), digits.get(name, 1), sign=True)) for name in names]
         yield Row((Cell(""), Cell("ours"), *ours))
         yield Row((Cell(""), Cell("difference"), *apart))
 
 
-def _minus(pair: Pair, name: str) -> float | None:
+def _difference(pair: Pair, name: str) -> float | None:
     theirs, ours = pair.theirs.get(name), pair.ours.get(name)
     return None if theirs is None or ours is None else ours - theirs

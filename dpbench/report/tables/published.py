@@ -18,7 +18,7 @@ import yaml
 from dpbench import registry, tasks
 from dpbench.report.tables.render import frame_of
 from dpbench.report.tables.scores import RETENTION, retention
-from dpbench.report.tables.table import DASH, Cell, Footnotes, Row, Section, group_row, number, ranked
+from dpbench.report.tables.table import DASH, Cell, Footnotes, Row, Section, group_row, mark_best, number
 
 TABLES = (1, 2, 3, 4, 5)
 COMPARISONS = (1, 2, 3)
@@ -185,8 +185,8 @@ def _marks(table: PaperTable, names: Sequence[str]) -> dict[str, dict[int, Any]]
     for heading in dict.fromkeys(group(table, row) for row in table.rows):
         same = {at: row for at, row in enumerate(table.rows) if group(table, row) == heading}
         for name in names:
-            marks[name] |= ranked({at: row["scores"][name] for at, row in same.items()})
-        marks[RETENTION] |= ranked({at: row["average"] for at, row in same.items()})
+            marks[name] |= mark_best({at: row["scores"][name] for at, row in same.items()})
+        marks[RETENTION] |= mark_best({at: row["average"] for at, row in same.items()})
     return marks
 
 

@@ -56,10 +56,10 @@ def render_all(sections: Sequence[Section], form: str) -> str:
 def _json(section: Section) -> dict[str, Any]:
     frame = section.frame.astype(object)
     rows = frame.where(frame.notna(), None).to_dict("records")
-    return {"heading": section.heading, "rows": [_present(row) for row in rows], "notes": list(section.notes)}
+    return {"heading": section.heading, "rows": [_drop_missing(row) for row in rows], "notes": list(section.notes)}
 
 
-def _present(row: dict[Any, Any]) -> dict[str, Any]:
+def _drop_missing(row: dict[Any, Any]) -> dict[str, Any]:
     """Leave out what was not measured."""
     return {str(name): value for name, value in row.items() if value is not None}
 
@@ -68,17 +68,17 @@ def _markdown(section: Section) -> str:
     aligned = ["left", *("right" for _ in section.columns[1:])]
     body = tabulate(
         [[_markdown_cell(cell, row) for cell in row.cells] for row in section.rows],
-        headers=[_escaped(name) for name in section.columns],
+        headers=[_escape_markdown(name) for name in section.columns],
         tablefmt="pipe",
         colalign=aligned if section.rows else None,
         disable_numparse=True,
     )
-    notes = [f"- {_escaped(note)}" for note in section.notes]
-    return "\n".join([f"### {_escaped(section.heading)}", "", body, *([""] if notes else []), *notes])
+    notes = [f"- {_escape_markdown(note)}" for note in section.notes]
+    return "\n".join([f"### {_escape_markdown(section.heading)}", "", body, *([""] if notes else []), *notes])
 
 
 def _markdown_cell(cell: Cell, row: Row) -> str:
-    text = _escaped(cell.text)
+    text = _escape_markdown(cell.text)
     if text and (cell.mark == "best" or row.kind == "group"):
         text = f"**{text}**"
     if cell.mark == "second":
@@ -86,7 +86,7 @@ def _markdown_cell(cell: Cell, row: Row) -> str:
     if text and row.kind == "cited":
         text = f"*{text}*"
     signs, letters = _signs(cell)
-    return text + _escaped(signs) + (f"<sup>{letters}</sup>" if letters else "")
+    return text + _escape_markdown(signs) + (f"<sup>{letters}</sup>" if letters else "")
 
 
 def _signs(cell: Cell) -> tuple[str, str]:
@@ -95,7 +95,7 @@ def _signs(cell: Cell) -> tuple[str, str]:
     return (f" {signs}" if signs else ""), ",".join(ref for ref in cell.refs if ref.isalpha())
 
 
-def _escaped(text: str) -> str:
+def _escape_markdown(text: str) -> str:
     return _MARKDOWN.sub(r"\\\1", text)
 
 

@@ -11,7 +11,7 @@ from dpbench import tasks
 from dpbench.budget import BudgetRequest
 from dpbench.report.runs import Comparison, RowKey, unpruned_tokens
 from dpbench.report.tables.render import frame_of
-from dpbench.report.tables.table import DASH, Cell, Footnotes, Mark, Row, Section, group_row, number, ranked
+from dpbench.report.tables.table import DASH, Cell, Footnotes, Mark, Row, Section, group_row, mark_best, number
 from dpbench.storage.record import Record
 
 RETENTION = "Retention"
@@ -54,7 +54,7 @@ def section(comparison: Comparison, like_random: frozenset[RowKey] = frozenset()
     return Section(
         heading(comparison),
         frame_of([_numbers(comparison, key, values[key], titles) for key in values]),
-        (*notes_of(comparison, unpruned, like_random), *_missing(comparison, values, notes)),
+        (*notes_of(comparison, unpruned, like_random), *_explain_missing(comparison, values, notes)),
         columns,
         tuple(_rows(comparison, values, like_random, notes, len(columns))),
     )
@@ -73,7 +73,7 @@ def _numbers(
     }
 
 
-def _missing(
+def _explain_missing(
     comparison: Comparison, values: Mapping[RowKey, Mapping[str, float | None]], notes: Footnotes
 ) -> tuple[str, ...]:
     """Give every hole its letter, in reading order, and return the letters' reasons."""
@@ -129,7 +129,7 @@ def _marks(rows: Mapping[RowKey, Mapping[str, float | None]]) -> dict[str, dict[
     names = list(next(iter(rows.values()), {}))
     columns = {name: {key: row[name] for key, row in rows.items()} for name in names}
     complete = {key: value for key, value in columns.get(RETENTION, {}).items() if num[key] == most}
-    return {name: ranked(complete if name == RETENTION else columns[name]) for name in names}
+    return {name: mark_best(complete if name == RETENTION else columns[name]) for name in names}
 
 
 def why_missing(comparison: Comparison, key: RowKey, task: str) -> str:

@@ -88,7 +88,7 @@ def number(value: float | None, digits: int = 1, *, sign: bool = False) -> str:
     return text.replace("-", "+", 1) if sign and float(text) == 0 else text
 
 
-def ranked(values: Mapping[Name, float | None], digits: int = 1) -> dict[Name, Mark]:
+def mark_best(values: Mapping[Name, float | None], digits: int = 1) -> dict[Name, Mark]:
     """Mark the best and the second of a column; rows that print the same number share a mark.
 
     A mark that half the rows or more would share says nothing and is left out.

@@ -95,7 +95,7 @@ def _difference(first: Contribution, second: Contribution, resamples: int) -> Di
     sums = first.sums(), second.sums()
     seeds = first.layout.images, second.layout.images
     drawn = [
-        statistics.resampled({0: cell_sums}, seed, resamples)[0] for cell_sums, seed in zip(sums, seeds, strict=True)
+        statistics.resample({0: cell_sums}, seed, resamples)[0] for cell_sums, seed in zip(sums, seeds, strict=True)
     ]
     plain = [float(aggregators.score(cell_sums)[0]) for cell_sums in sums]
     return difference(plain[1] - plain[0], drawn[1] - drawn[0], min(len(cell_sums.clusters) for cell_sums in sums))

@@ -8,7 +8,7 @@ import yaml
 from dpbench import registry
 from dpbench.cli import commands
 from dpbench.report.tables import published
-from dpbench.report.tables.cited import cited
+from dpbench.report.tables.cited import load_cited
 
 
 def test_the_command_shows_each_with_paper_and_reason(
@@ -20,13 +20,13 @@ def test_the_command_shows_each_with_paper_and_reason(
     assert not done.value.code
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["VoCo-LLaMA", "ATP-LLaVA", "Dynamic-LLaVA", "p-MoD", "GlimpsePrune"]
-    for line, each in zip(lines, cited().values(), strict=True):
+    for line, each in zip(lines, load_cited().values(), strict=True):
         assert line.endswith(f"{each.reason} ({each.paper})")
 
 
 def test_they_are_no_installed_methods_and_cover_the_papers_rows_without_one() -> None:
-    names = {name.lower() for name in cited()}
+    names = {name.lower() for name in load_cited()}
     assert not names & set(registry.methods())
     for number in published.COMPARISONS:
         data = yaml.safe_load((published.folder() / f"table{number}.yaml").read_text(encoding="utf-8"))
-        assert {row["row"] for row in data["rows"] if row["method"] is None} <= set(cited())
+        assert {row["row"] for row in data["rows"] if row["method"] is None} <= set(load_cited())
