@@ -53,6 +53,16 @@ def parse_image_size(text: str | None) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[-1])
 
 
+def check_verify(*, verify: bool, flops_only: bool) -> None:
+    """Refuse `--verify` without `--flops-only`.
+
+    Raises:
+        ConfigError: only FLOPs can be verified.
+    """
+    if verify and not flops_only:
+        raise ConfigError("--verify compares FLOP counters; add --flops-only")
+
+
 def build_comparison(path: Path | None, flags: CellFlags, name: str) -> Manifest:
     """Return what is profiled: a manifest file, or what flags describe.
 

@@ -38,6 +38,8 @@ FORMULA = "closed form"
 FULL_META, FULL_CPU, MINIATURE = "full, meta", "full, CPU", "miniature"
 SIZES_HW = {"llava": (56, 56), "llava_next": (112, 112), "qwen2_5_vl": (140, 196)}
 """Images for the miniatures: tiles without padding, and windows that both edges cut off."""
+MINIATURE_RATE = 0.5
+"""Share of the visual tokens that methods remove on a miniature: every one of them reaches it."""
 Counts = tuple[dict[str, int], dict[str, str]]
 """FLOPs by each way of counting, and why a way could not count."""
 BLIND_SPOTS = (
@@ -220,12 +222,9 @@ def miniature(family: str) -> Backbone:
 
 
 def _miniature_subject(full: Subject, method: Method) -> Subject:
-    """Return the same method on the family's miniature, removing the same share of the visual tokens."""
+    """Return the same method on the family's miniature; its few layers only allow a moderate budget."""
     backbone = miniature(full.backbone.model.config.model_type)
-    num_views, grid = random_features.layout(full.backbone, full.prompt().pixels[0])
-    num_visual, budget = num_views * grid[0] * grid[1], full.rule.budget
-    if budget.keep is not None:
-        budget = BudgetRequest(prune_rate=1 - budget.count(num_visual) / num_visual)
+    budget = full.rule.budget if full.rule.budget.keeps_all else BudgetRequest(prune_rate=MINIATURE_RATE)
     return Subject(
         backbone,
         flops_only.bind(method, backbone),
@@ -286,8 +285,8 @@ def notes(backbone: str, rows: Sequence[ComparisonRow]) -> list[str]:
         FULL_META: f"{FULL_META}: {backbone} at its published size. Tower and decoder run on the meta device; the "
         "method's decisions, which read values, run on noise on the CPU, and at its cuts the first tokens are kept.",
         FULL_CPU: f"{FULL_CPU}: a whole forward of {backbone} on the CPU.",
-        MINIATURE: f"{MINIATURE}: a whole forward of a small model of the same family on the CPU, with the same share "
-        "of the visual tokens kept.",
+        MINIATURE: f"{MINIATURE}: a whole forward of a small model of the same family on the CPU; methods "
+        f"remove {MINIATURE_RATE:.0%} of its visual tokens, whatever the budget.",
     }
     refusals = dict.fromkeys(row.full_size_refusal for row in rows if row.full_size_refusal)
     return [

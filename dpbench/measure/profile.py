@@ -104,11 +104,14 @@ def _configured(backbone: Backbone, configuration: Configuration) -> Iterator[No
     for layer in compiled:
         layer.compile()
     try:
+        # The limit can only be set for the whole process; patch() is dynamo's own way to set and restore it.
         with torch._dynamo.config.patch(recompile_limit=VERSIONS * max(1, len(compiled))):
             yield
     finally:
         for layer in compiled:
-            layer._compiled_call_impl = None
+            layer._compiled_call_impl = (
+                None  # nn.Module.compile has no public undo; without it eager rows stay compiled
+            )
 
 
 def _layers(backbone: Backbone) -> list[Any]:

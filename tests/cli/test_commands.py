@@ -26,7 +26,7 @@ COMMANDS = {
     },
     "profile": CELL_FLAGS | {
         "--batch-size", "--image-size", "--text-tokens", "--repetitions", "--seconds", "--warmups", "--answers",
-        "--compile", "--cuda-graph", "--sweep", "--flops-only",
+        "--compile", "--cuda-graph", "--sweep", "--flops-only", "--verify",
     },
     "report": {
         "--run", "--table", "--format", "--out", "--compare", "--paper", "--diff", "--subset", "--figures", "--bundle",

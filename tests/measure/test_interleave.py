@@ -1,17 +1,39 @@
 """Subjects run in turn, warm-ups end when times are stable, and every subject gets its repetitions and seconds."""
 
-import time
-
 import pytest
 
 from dpbench.measure import interleave
 from dpbench.measure.interleave import MOST_WARMUPS, Run, stable
 
 
-def subject(name: str, seen: list[tuple[str, int]], times: list[float] | None = None, seconds: float = 0.0) -> Run:
+class FakeTime:
+    """A clock that moves only when a subject runs."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
+    fake = FakeTime()
+    monkeypatch.setattr(interleave, "time", fake)
+    return fake
+
+
+def subject(
+    name: str,
+    seen: list[tuple[str, int]],
+    times: list[float] | None = None,
+    *,
+    clock: FakeTime | None = None,
+    seconds: float = 0.0,
+) -> Run:
     def run(turn: int) -> dict[str, float]:
         seen.append((name, turn))
-        time.sleep(seconds)
+        if clock:
+            clock.now += seconds
         return {"encode": 1.0, "ttft": times[min(turn, len(times) - 1)] if times else 10.0}
 
     return run
@@ -41,18 +63,17 @@ def test_warm_up_ends_in_any_case() -> None:
     assert series[0].warmups == MOST_WARMUPS
 
 
-def test_warm_up_ends_after_a_minute_of_long_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interleave, "MOST_SECONDS", 0.05)
+def test_warm_up_ends_after_a_minute_of_long_prompts(clock: FakeTime) -> None:
     rising = [float(2**n) for n in range(100)]
-    run = subject("a", [], rising, seconds=0.02)
-    assert 2 <= interleave.interleave([run], repetitions=1, seconds=0, warmups=2)[0].warmups < 6
+    run = subject("a", [], rising, clock=clock, seconds=25.0)
+    assert interleave.interleave([run], repetitions=1, seconds=0, warmups=2)[0].warmups == 3
 
 
-def test_seconds_are_spent_in_the_fastest_subject_too() -> None:
-    runs = [subject("fast", [], seconds=0.005), subject("slow", [], seconds=0.01)]
-    series = interleave.interleave(runs, repetitions=1, seconds=0.05, warmups=0)
-    assert all(each.seconds >= 0.05 for each in series)
-    assert len(series[0].seen) == len(series[1].seen)
+def test_seconds_are_spent_in_the_fastest_subject_too(clock: FakeTime) -> None:
+    runs = [subject("fast", [], clock=clock, seconds=0.5), subject("slow", [], clock=clock, seconds=1.0)]
+    series = interleave.interleave(runs, repetitions=1, seconds=5.0, warmups=0)
+    assert [one.seconds for one in series] == [5.0, 10.0]
+    assert len(series[0].seen) == len(series[1].seen) == 10
 
 
 def test_progress_ends_at_one() -> None:
