@@ -114,7 +114,7 @@ class SevenB:
     @torch.inference_mode()
     def pruner(self, way: str) -> float:
         """Return the milliseconds of scorer, top-k and gather."""
-        scorer: nn.Module = Scorer(self.size).deployed(self.device, self.tokens.dtype)
+        scorer: nn.Module = Scorer(self.size).deploy(self.device, self.tokens.dtype)
         if way == "compiled":
             scorer = torch.compile(scorer, mode="max-autotune-no-cudagraphs")
 

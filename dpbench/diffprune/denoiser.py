@@ -1,7 +1,7 @@
-"""The denoiser: brings throttled tokens back to what the frozen LLM expects, in training only (DiffPrune section 4.4).
+"""The denoiser: maps throttled tokens back to what the frozen LLM expects, in training only (DiffPrune section 4.4).
 
-One Transformer block in a residual bottleneck under an identity attention mask: each token alone, so that nothing that
-was throttled can come back from another token. Attention over all tokens is the ablation.
+One Transformer block in a residual bottleneck under an identity attention mask: a token sees only itself, so that no
+throttled content can come back from another token. Attention over all tokens is the ablation.
 
 Shape letters: R rows (one view each), N visual tokens of a view, D the LLM's width, E the bottleneck's.
 """

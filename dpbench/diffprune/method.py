@@ -1,4 +1,4 @@
-"""DiffPrune as it is deployed: one scorer pass, hard top-k, a gather. Throttler and denoiser are not even imported."""
+"""DiffPrune as deployed: one pass of the scorer, hard top-k, a gather. Throttler and denoiser are not imported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ UNTRAINED = "untrained"
 class DiffPrune(Method):
     """Keep the tokens that a trained scorer ranks highest (DiffPrune).
 
-    checkpoint: folder that `dpbench train` wrote; by default the scorer that ships for the backbone.
+    checkpoint: folder that `dpbench train` wrote; by default the scorer that ships with dpbench for the backbone.
     graph: on a GPU, replay scorer and ranking as a CUDA graph, one per number of tokens and budget.
     """
 
@@ -45,14 +45,14 @@ class DiffPrune(Method):
         """Return the scorer's weights and card."""
         if self.checkpoint == UNTRAINED:
             raise ConfigError(
-                "--param checkpoint=untrained: its answers mean nothing, it is for profile and check only"
+                "--param checkpoint=untrained: its answers mean nothing; use it with profile and check only"
             )
         folder = checkpoints.find(self.checkpoint, backbone)
         checkpoints.check_pair(folder, checkpoints.read_card(folder, backbone))
         return folder / checkpoints.WEIGHTS, folder / checkpoints.CARD
 
     def untrained(self) -> DiffPrune:
-        """Return a copy whose scorer has fresh weights, where no checkpoint was named."""
+        """Return a copy whose scorer has fresh weights, unless a checkpoint was named."""
         return self if self.checkpoint else replace(self, checkpoint=UNTRAINED)
 
     def graphed(self) -> DiffPrune:
@@ -63,10 +63,10 @@ class DiffPrune(Method):
         """Return a copy that holds the scorer, on the backbone's device and in its type."""
         width = backbone.decoder.config.hidden_size
         if self.checkpoint == UNTRAINED:
-            scorer = _fresh(ScorerSize(width=width))
+            scorer = _build_untrained(ScorerSize(width=width))
         else:
             scorer = checkpoints.load(checkpoints.find(self.checkpoint, backbone.name), backbone.name, width)
-        scorer = scorer.deployed(backbone.device, backbone.dtype)
+        scorer = scorer.deploy(backbone.device, backbone.dtype)
         bound = copy.copy(self)
         object.__setattr__(bound, "scorer", scorer)
         object.__setattr__(bound, "graphs", {} if self.graph and backbone.device.type == "cuda" else None)
@@ -75,22 +75,22 @@ class DiffPrune(Method):
 
     @torch.inference_mode()
     def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
-        """Score the tokens, view by view, and keep the highest, in their order (equation 3)."""
+        """Score the tokens view by view and keep the highest, in their order (equation 3)."""
         views = self.num_views or int(visual.view_N[-1]) + 1
-        inputs = *(_by_view(each, views) for each in (visual.embeds_ND, visual.row_N, visual.col_N)), visual.read_N
+        fields = (visual.embeds_ND, visual.row_N, visual.col_N)
+        inputs = *(_by_view(field, views) for field in fields), visual.read_N
         if self.graphs is None:
-            indices, scores = _ranked(self.scorer, keep, *inputs)
+            indices, scores = _rank(self.scorer, keep, *inputs)
             return Reduction(indices, scores_N=scores)
         if keep not in self.graphs:
-            self.graphs[keep] = Graphed(partial(_ranked, self.scorer, keep))
-        indices, scores = (each.clone() for each in self.graphs[keep](*inputs))
+            self.graphs[keep] = Graphed(partial(_rank, self.scorer, keep))
+        # a graph writes every result into the same memory
+        indices, scores = (result.clone() for result in self.graphs[keep](*inputs))
         return Reduction(indices, scores_N=scores)
 
 
-def _ranked(
-    scorer: Scorer, keep: int, embeds: Tensor, row: Tensor, col: Tensor, read_N: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return which tokens score highest, and all scores; embeddings, rows and columns are view by view."""
+def _rank(scorer: Scorer, keep: int, embeds: Tensor, row: Tensor, col: Tensor, read_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the indices of the highest-scoring tokens, and all scores; the fields are (view, token, ...)."""
     scores = scorer(embeds, row, col).flatten()
     scores = scores.masked_fill(~read_N, torch.finfo(scores.dtype).min)
     return top_indices(scores, keep), scores
@@ -100,7 +100,7 @@ def _by_view(values_N: Tensor, num_views: int) -> Tensor:
     return values_N.view(num_views, -1, *values_N.shape[1:])
 
 
-def _fresh(size: ScorerSize) -> Scorer:
+def _build_untrained(size: ScorerSize) -> Scorer:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Scorer(size)

@@ -1,6 +1,6 @@
 """The scorer: two Transformer encoder blocks and a linear head, one logit per visual token (DiffPrune section 4.2).
 
-The paper's text has lost its constants; width, heads and feed-forward factor here are our defaults.
+The paper's text lost its constants; width, heads and feed-forward factor are our defaults.
 
 Shape letters: R rows (one view each), N visual tokens of a view, D the LLM's width, E the scorer's.
 """
@@ -40,13 +40,13 @@ class Scorer(nn.Module):
         self.head = nn.Linear(size.hidden, 1)
 
     def forward(self, tokens_RND: Tensor, row_RN: Tensor, col_RN: Tensor, valid_RN: Tensor | None = None) -> Tensor:
-        """Return (R, N) float32 logits (float64 for a float64 scorer); those of padding mean nothing.
+        """Return (R, N) float32 logits (float64 for a float64 scorer); those of padding are meaningless.
 
         Args:
             tokens_RND: visual tokens after the projector.
             row_RN: int64 rows of the patches in their view.
             col_RN: int64 columns.
-            valid_RN: bool, False for padding, which no token attends to; None where there is none.
+            valid_RN: bool, False for padding, which no token attends to; None without padding.
         """
         hidden = self.project(self.norm(tokens_RND))
         hidden = hidden + sine_code(row_RN, col_RN, self.size.hidden).to(hidden.dtype)
@@ -54,8 +54,8 @@ class Scorer(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             return self.head(hidden.to(self.head.weight.dtype))[..., 0]  # type: ignore[no-any-return]
 
-    def deployed(self, device: torch.device, dtype: torch.dtype) -> Scorer:
-        """Move it to where it serves: blocks in the backbone's type, the head, which ranks, in float32 or better."""
+    def deploy(self, device: torch.device, dtype: torch.dtype) -> Scorer:
+        """Prepare for inference: blocks in the backbone's type; the head, which ranks, in float32 or better."""
         self.to(device, dtype).eval().requires_grad_(False)
         self.head.to(torch.promote_types(dtype, torch.float32))
         return self
@@ -67,7 +67,7 @@ def encoder(hidden: int, heads: int, layers: int, ffn: int) -> nn.TransformerEnc
         hidden, heads, ffn * hidden, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
     )
     blocks = nn.TransformerEncoder(block, layers, norm=nn.LayerNorm(hidden), enable_nested_tensor=False)
-    for parameter in blocks.parameters():  # else all blocks begin as copies of one
+    for parameter in blocks.parameters():  # nn.TransformerEncoder copies one block, so all would begin the same
         if parameter.ndim > 1:
             nn.init.xavier_uniform_(parameter)
     return blocks
@@ -84,10 +84,10 @@ def sine_code(row_RN: Tensor, col_RN: Tensor, hidden: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """How the views of several images lie as rows of one padded batch.
+    """Layout of the views of several images as rows of one padded batch.
 
     Attributes:
-        sizes: per image its views' numbers of tokens, all the same.
+        sizes: per image, the number of tokens of each of its views, all the same.
         valid_RN: bool, False for padding.
     """
 
@@ -96,22 +96,22 @@ class Views:
 
     @property
     def padding_mask(self) -> Tensor | None:
-        """Return `valid_RN`, or None where nothing is padded."""
+        """`valid_RN`, or None if nothing is padded."""
         return None if len({size for image in self.sizes for size in image}) == 1 else self.valid_RN
 
     def rows(self, images: Sequence[Tensor]) -> Tensor:
         """Lay one tensor per image (N of all its views, ...) out as (R, N, ...), zeros as padding."""
-        parts = [part for each, sizes in zip(images, self.sizes, strict=True) for part in each.split(sizes)]
+        parts = [view for image, sizes in zip(images, self.sizes, strict=True) for view in image.split(sizes)]
         return nn.utils.rnn.pad_sequence(parts, batch_first=True)
 
     def images(self, values_RN: Tensor) -> list[Tensor]:
-        """Take (R, N, ...) apart again into one tensor per image, in tower order."""
+        """Split (R, N, ...) into one tensor per image, in tower order."""
         rows = iter(values_RN)
         return [torch.cat([next(rows)[:size] for size in image]) for image in self.sizes]
 
 
 def lay_out(num_tokens: Sequence[int], num_views: Sequence[int], device: torch.device) -> Views:
-    """Return the layout of images of so many tokens in so many views each."""
+    """Return the layout of images, given their numbers of tokens and of views."""
     sizes = tuple((n // views,) * views for n, views in zip(num_tokens, num_views, strict=True))
     lengths = torch.tensor([size for image in sizes for size in image], device=device)
     return Views(sizes, torch.arange(int(lengths.max()), device=device) < lengths[:, None])

@@ -1,4 +1,4 @@
-"""Budgeted soft top-k: weights in (0, 1) that sum to the budget, with the gradient of the very function that is run.
+"""Budgeted soft top-k: weights in (0, 1) that sum to the budget, with their exact gradient.
 
 p_i = F((s_i - theta) / tau), theta such that the p_i sum to k (DiffPrune section 4.2). For the Laplace distribution
 function theta has a closed form after one sort (LapSum: Struski et al., ICML 2025); the logistic one's is bisected.
@@ -18,7 +18,7 @@ from torch.nn.functional import logsigmoid
 
 Kernel = Literal["laplace", "sigmoid"]
 FAR = 1e4
-"""How far below the lowest valid item a masked one is put, in units of tau: its weight is 0 in float64."""
+"""Distance of masked items below the lowest valid one, in units of tau: their weight is 0 in float64."""
 BISECTIONS = 80
 
 
@@ -32,15 +32,15 @@ def soft_topk(
 ) -> Tensor:
     """Return retention weights (..., N) that sum to `k` in every row.
 
-    Monotone in the scores, so that the hard top-k at inference keeps the same order; the hard top-k mask as tau -> 0,
-    k/N everywhere as tau -> infinity. Differentiable once, in scores, k and tau.
+    Monotone in the scores, so the hard top-k at inference keeps the same order. As tau -> 0 it becomes the hard top-k
+    mask, as tau -> infinity k/N everywhere. Differentiable once, in scores, k and tau.
 
     Args:
         scores: (..., N), any floating-point type, left unchanged.
         k: budget, a number or (...); a row gets all zeros for k <= 0 and all ones for k >= its valid items.
         tau: temperature > 0, a number or (...), in the units of the scores.
         kernel: the distribution function F.
-        mask: (..., N) bool, False where an item takes no part and gets 0.
+        mask: (..., N) bool, False for items that are ignored and get 0.
         out_dtype: by default float64 for float64 scores, else float32. In half precision the sum is off by percents.
     """
     rows = scores.shape[:-1]
@@ -55,7 +55,7 @@ def hard_topk_mask(scores: Tensor, k: int | Tensor, mask: Tensor | None = None) 
 
     Args:
         scores: (..., N).
-        k: how many, a number or (...).
+        k: how many to keep, a number or (...).
         mask: (..., N) bool, False for items that are never kept.
     """
     valued = scores if mask is None else scores.masked_fill(~mask, -math.inf)
@@ -68,7 +68,7 @@ def hard_topk_mask(scores: Tensor, k: int | Tensor, mask: Tensor | None = None) 
 
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
-    """Return `hard` in the forward pass, with the gradient of `soft` in the backward pass: a surrogate."""
+    """Return `hard`, with the gradient of `soft` as a surrogate."""
     return hard.to(soft.dtype) + (soft - soft.detach())
 
 
@@ -79,7 +79,7 @@ class _SoftTopK(torch.autograd.Function):
         num_valid = valid.sum(-1)
         solvable = (k > 0) & (k < num_valid)
         safe = torch.where(solvable, k, (num_valid / 2).clamp(min=0.5))  # has a root; the row is overwritten below
-        items = _centred(scores, safe, tau, valid)
+        items = _center(scores, safe, tau, valid)
         offset = items - _THRESHOLDS[kernel](items, safe, num_valid.clamp(min=1))[..., None]
         weights = torch.where(solvable[..., None], _cdf(offset, kernel), (k >= num_valid)[..., None].double())
         ctx.save_for_backward(offset, tau, valid, solvable)
@@ -100,10 +100,10 @@ class _SoftTopK(torch.autograd.Function):
         return density * (upstream - mean[..., None]), mean, (upstream * density * drift).sum(-1), None, None
 
 
-def _centred(scores: Tensor, k: Tensor, tau: Tensor, valid: Tensor) -> Tensor:
+def _center(scores: Tensor, k: Tensor, tau: Tensor, valid: Tensor) -> Tensor:
     """Return scores in units of tau, 0 at the ceil(k)-th highest, masked items far below all others.
 
-    Centring before the division keeps the digits where the weights change.
+    Centring before the division keeps precision near the threshold, where the weights change.
     """
     ranked = scores.masked_fill(~valid, -math.inf).sort(dim=-1, descending=True).values
     last = (k.ceil().long() - 1).clamp(0, scores.shape[-1] - 1)
@@ -117,7 +117,7 @@ def _laplace_threshold(items: Tensor, k: Tensor, num_valid: Tensor) -> Tensor:
 
     `log_above` holds, per item from the highest, the log of the sum of exp(own - other) over items at or above it,
     `log_below` that of exp(other - own) over those at or below. Between two neighbours the budget is quadratic in the
-    exponential of the threshold; its root is taken in logarithms because it underflows where the gap is wide.
+    exponential of the threshold; its root is taken in logarithms because it underflows when the gap is wide.
     """
     ranked = items.sort(dim=-1, descending=True).values
     log_above = ranked + (-ranked).logcumsumexp(-1)

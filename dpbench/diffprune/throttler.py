@@ -17,12 +17,12 @@ from torch import Tensor
 from dpbench.diffprune.soft_topk import hard_topk_mask, soft_topk, straight_through
 
 LEAST_WEIGHT = 1e-9
-"""Weights are held this far from 0 and 1, where the square roots of VP-Noise have no finite slope."""
+"""Weights are clamped this far from 0 and 1, where the square roots of VP-Noise have an infinite slope."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """What a throttler is given besides logits and tokens.
+    """Inputs of a throttler besides logits and tokens.
 
     Attributes:
         k_R: float64, the budget of each row.
@@ -42,8 +42,8 @@ class Gate:
 def vp_noise(tokens_RND: Tensor, weights_RN: Tensor, noise_RND: Tensor) -> Tensor:
     """Return sqrt(p) x + sqrt(1 - p) eps on tokens of unit root mean square, at their own scale again.
 
-    A token is divided by its root mean square over D, mixed with the noise, and multiplied by it again: content and
-    noise have equal power in every token, and only the token's size is let through.
+    A token is divided by its root mean square over D, mixed with the noise, and multiplied by it again. So content and
+    noise have equal power in every token, and only the size of a token always gets through.
     """
     share = weights_RN.double().clamp(LEAST_WEIGHT, 1 - LEAST_WEIGHT)[..., None]
     scale = tokens_RND.square().mean(-1, keepdim=True).sqrt()
@@ -52,7 +52,7 @@ def vp_noise(tokens_RND: Tensor, weights_RN: Tensor, noise_RND: Tensor) -> Tenso
 
 
 def throttle(logits_RN: Tensor, tokens_RND: Tensor, gate: Gate) -> Tensor:
-    """Throttle by VP-Noise under soft top-k weights: the paper's."""
+    """Throttle by VP-Noise under soft top-k weights (the paper's throttler)."""
     return vp_noise(tokens_RND, _weights(logits_RN, gate), gate.noise_RND)
 
 
@@ -64,8 +64,8 @@ def scale_gate(logits_RN: Tensor, tokens_RND: Tensor, gate: Gate) -> Tensor:
 def gumbel_ste(logits_RN: Tensor, tokens_RND: Tensor, gate: Gate) -> Tensor:
     """Drop all but the hard top-k of Gumbel-perturbed logits; the gradient is that of the soft top-k instead.
 
-    The top-k of s/tau + g is a sample without replacement from softmax(s/tau); written here in the units of s, so that
-    the noise fades with the temperature as the softness does.
+    The top-k of s/tau + g is a sample without replacement from softmax(s/tau). Here it is in the units of s, so that
+    the noise fades with the temperature, as the softness does.
     """
     perturbed = logits_RN + gate.tau * gate.gumbel_RN
     hard = hard_topk_mask(perturbed, gate.k_R.round().clamp(min=1), gate.valid_RN)
@@ -83,7 +83,7 @@ THROTTLERS: dict[str, Callable[[Tensor, Tensor, Gate], Tensor]] = {
     "scale-gate": scale_gate,
     "gumbel-ste": gumbel_ste,
 }
-"""Variant -> its throttler; "global-denoiser" differs in the denoiser only."""
+"""The throttler of each variant; "global-denoiser" differs in the denoiser only."""
 
 
 def gumbel_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

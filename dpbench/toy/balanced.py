@@ -1,6 +1,6 @@
-"""Questions that nothing can answer without looking: each text is asked of as many scenes as it has answers, once each.
+"""Questions that cannot be answered without the image: each text is asked of one scene per possible answer.
 
-So a guesser who sees only the text scores exactly one in the number of answers, whatever it guesses.
+A guesser who sees only the text is right once in the number of answers, whatever it guesses.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ _EXTRA_PROPOSALS = 40
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One question of one scene; `scene` numbers the scene within its set."""
+    """One question about one scene, and its answer; `scene` is the number of the scene in its set."""
 
     scene: int
     question: Question
@@ -36,14 +36,14 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class BalancedSet:
-    """A few held-out scenes that differ little, and questions balanced over them."""
+    """A few held-out scenes that differ little, and questions balanced over their answers."""
 
     scenes: tuple[Scene, ...]
     asked: tuple[Asked, ...]
 
 
 def mutate(scene: Scene, rng: np.random.Generator) -> Scene:
-    """Change one thing: an attribute, a place, two places swapped, an object more or less."""
+    """Change one thing: an attribute, a place, two swapped places, one object more or one less."""
     items, at = list(scene), int(rng.integers(len(scene)))
     free = [place for place in PLACES if place not in {item.place for item in items}]
     change = rng.choice(["colour", "shape", "glyph", "size", "move", "swap", "add", "remove", "replace"])
@@ -77,8 +77,8 @@ def held_out_scene(rng: np.random.Generator) -> Scene:
     return scene
 
 
-def with_answer(scene: Scene, question: Question, wanted: str, rng: np.random.Generator) -> Scene | None:
-    """Look for a held-out scene near this one on which the question has the wanted answer."""
+def find_scene_with_answer(scene: Scene, question: Question, wanted: str, rng: np.random.Generator) -> Scene | None:
+    """Return a held-out scene near this one on which the question has the wanted answer, or None if none is found."""
     for _ in range(_TRIES):
         near = scene
         for _ in range(int(rng.integers(1, 4))):
@@ -91,12 +91,12 @@ def with_answer(scene: Scene, question: Question, wanted: str, rng: np.random.Ge
 def balanced_set(
     kinds: Sequence[str], rng: np.random.Generator, *, answers: int | None = None, also: tuple[str, ...] = ()
 ) -> BalancedSet:
-    """Make one set: a question, a scene per answer, and further questions that happen to balance over these scenes.
+    """Build one set: a question, and a scene for each of its answers.
 
     Args:
         kinds: kinds of question to draw from; the first question's kind is drawn from them evenly.
         rng: the source of randomness.
-        answers: use only so many of the kind's answers (the options of a multiple choice).
+        answers: number of answers to use (the options of a multiple choice); all by default.
         also: further answers, such as "unanswerable".
     """
     while True:
@@ -107,8 +107,8 @@ def balanced_set(
             continue
         others = [choice for choice in question.choices if choice != truth]
         picked = [truth, *map(str, rng.permutation(others)[: (answers or len(question.choices)) - 1]), *also]
-        found = [base, *(with_answer(base, question, wanted, rng) for wanted in picked[1:])]
-        scenes = tuple(scene for scene in found if scene is not None)
+        near = [base, *(find_scene_with_answer(base, question, wanted, rng) for wanted in picked[1:])]
+        scenes = tuple(scene for scene in near if scene is not None)
         if len(scenes) == len(picked) == len(set(scenes)):
             first = tuple(Asked(i, question, wanted) for i, wanted in enumerate(picked))
             return BalancedSet(scenes, first)

@@ -1,4 +1,4 @@
-"""What is asked of toy-llava, measured: its scores, what it scores blind, what random pruning retains, where CLS looks.
+"""What toy-llava must reach, measured: its scores, the best blind score, what random pruning retains, CLS attention.
 
 `dpbench toy bars` prints the table of `dpbench/toy/README.md`.
 """
@@ -55,11 +55,11 @@ class Bars:
 
 
 def chance(name: str, data_root: Path) -> float:
-    """Return the best score, 0-100, that is possible without looking.
+    """Return the best score, 0-100, that is possible without the image.
 
-    Every question is balanced over its answers, so a guess at it is right once in the number of answers. A circle
-    counts if one content is named in all four rotations: one in four. A guess that goes by the text gets both questions
-    of an MME pair right on one image of two, and none on the other: half the maximum.
+    A guesser answers the same text the same way every time, so at best it is right on the most frequent answer. MMBench
+    counts a question if all four rotations are right: a guesser that names the same content in all is right once in
+    four. In MME it gets both questions of a pair right on one image of two, and none on the other: half the maximum.
     """
     if name in BLIND:
         return BLIND[name]
@@ -67,19 +67,20 @@ def chance(name: str, data_root: Path) -> float:
     for path in data_files(name, data_root):
         for row in pq.read_table(path).drop_columns(["image"] if name != "gqa" else []).to_pylist():
             if row.get("data_type", "image") == "image":
-                questions.setdefault(_asked(row), Counter())[_truth(row)] += 1
-    return 100 * sum(max(each.values()) for each in questions.values()) / sum(map(Counter.total, questions.values()))
+                questions.setdefault(_prompt_of(row), Counter())[_answer_of(row)] += 1
+    best = sum(max(answers.values()) for answers in questions.values())
+    return 100 * best / sum(map(Counter.total, questions.values()))
 
 
-def _asked(row: dict[str, object]) -> str:
+def _prompt_of(row: dict[str, object]) -> str:
     options = [str(row[name]) for name in ("choices", "choice_a", "choice_b", "choice_c", "choice_d") if name in row]
     return "\n".join([str(row["question"]), *options, str(row.get("hint", ""))])
 
 
-def _truth(row: dict[str, object]) -> str:
+def _answer_of(row: dict[str, object]) -> str:
     answers = row.get("answers")
     if isinstance(answers, list):
-        words = [str(each["answer"] if isinstance(each, dict) else each) for each in answers]
+        words = [str(entry["answer"] if isinstance(entry, dict) else entry) for entry in answers]
         return max(words, key=words.count)
     return str(row["answer"])
 
@@ -109,7 +110,7 @@ def unpruned(name: str, weights: Path | None = None) -> Manifest:
 
 
 def object_patches(scene: Scene, seed: int) -> NDArray[np.bool_]:
-    """Return which of the 12x12 patches hold pixels of an object, drawn with this seed, flattened."""
+    """Return which of the 12x12 patches hold pixels of an object, (144,); the scene is drawn with this seed."""
     image = draw([scene], np.random.default_rng(seed))[0].astype(int)
     colours = [np.array(COLOURS[item.colour]) for item in scene]
     hit = np.stack([np.abs(image - colour).max(-1) <= 6 for colour in colours]).any(0)
@@ -118,7 +119,7 @@ def object_patches(scene: Scene, seed: int) -> NDArray[np.bool_]:
 
 
 def cls_attention_share(backbone: Backbone, num_scenes: int = 200, seed: int = 0) -> tuple[float, float]:
-    """Return how much of the CLS row lies on object patches, and how many patches those are, both as shares."""
+    """Return the share of CLS attention on object patches, and their share of all patches, means over scenes."""
     rng = np.random.default_rng(seed)
     shares, areas = [], []
     for number in range(num_scenes):
@@ -133,7 +134,7 @@ def cls_attention_share(backbone: Backbone, num_scenes: int = 200, seed: int = 0
 
 
 def bars(run: Path, data_root: Path, backbone: Backbone) -> Bars:
-    """Read the bars off a finished run of every toy question under `none` and `random`, and measure the rest.
+    """Compute the bars from a finished run of every toy question under `none` and `random`, and measure the rest.
 
     Raises:
         ConfigError: the run has no records.
@@ -141,23 +142,24 @@ def bars(run: Path, data_root: Path, backbone: Backbone) -> Bars:
     records = record.newest(record.read(run / "records.jsonl", Record))
     if not records:
         raise ConfigError(f"--run: {run} holds no records; make them with: dpbench run toy-full")
-    scores = {each.cell["task"]: each.score for each in records if each.cell["method"] == "none"}
+    scores = {row.cell["task"]: row.score for row in records if row.cell["method"] == "none"}
     retained = {}
-    for keep in sorted({each.cell["keep"] for each in records if each.cell["method"] == "random"}):
-        row = {e.cell["task"]: e.score for e in records if e.cell["method"] == "random" and e.cell["keep"] == keep}
-        retained[keep] = retention(row, scores) or 0.0
+    random = [row for row in records if row.cell["method"] == "random"]
+    for keep in sorted({row.cell["keep"] for row in random}):
+        by_task = {row.cell["task"]: row.score for row in random if row.cell["keep"] == keep}
+        retained[keep] = retention(by_task, scores) or 0.0
     share, area = cls_attention_share(backbone)
     return Bars(scores, {name: chance(name, data_root) for name in scores}, retained, share, area)
 
 
-def render(found: Bars) -> str:
+def render(measured: Bars) -> str:
     """Return the bars as Markdown."""
-    rows = [[tasks.TASKS[n].title, s, found.chance[n], s - found.chance[n]] for n, s in found.scores.items()]
-    rows.append(["mean", mean(found.scores.values()), mean(found.chance.values()), None])
+    rows = [[tasks.TASKS[n].title, s, measured.chance[n], s - measured.chance[n]] for n, s in measured.scores.items()]
+    rows.append(["mean", mean(measured.scores.values()), mean(measured.chance.values()), None])
     table = tabulate(rows, ["task", "unpruned", "chance", "above"], "github", floatfmt=".1f", missingval="")
-    kept = ", ".join(f"{value:.1f} % at {keep}" for keep, value in found.retained.items())
+    kept = ", ".join(f"{value:.1f} % at {keep}" for keep, value in measured.retained.items())
     return (
         f"{table}\n\nRandom retains {kept}.\n"
-        f"CLS attention on object patches: {found.cls_share:.2f} of the row on {found.cls_area:.2f} of the patches, "
-        f"{found.cls_share / found.cls_area:.1f} times their area."
+        f"CLS attention on object patches: {measured.cls_share:.2f} of the row on {measured.cls_area:.2f} of the "
+        f"patches, {measured.cls_share / measured.cls_area:.1f} times their area."
     )

@@ -1,4 +1,4 @@
-"""The recipe of toy-llava in order: tower, then decoder. A stage whose result is there is not run again."""
+"""Build toy-llava: train the tower, then the decoder. A stage whose result exists is not run again."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def build(out: Path, *, seed: int = 0, scale: str = "small", device: str = "auto
     """Train toy-llava and return the folder with weights, processor and logs.
 
     Args:
-        out: `out/tower` and `out/weights` are made; the stage's log is `log.jsonl` in each.
+        out: gets `tower` and `weights`, each with the log of its stage, `log.jsonl`.
         seed: seed of weights, scenes and questions.
         scale: a key of SCALES.
         device: "auto", "cpu" or "cuda".
-        compiled: compile the decoder's layers; on a CPU that takes a C++ compiler and halves the step.
+        compiled: compile the decoder's layers; on a CPU this needs a C++ compiler and halves the time of a step.
     """
     console = Console(stderr=True)
     device = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,11 +1,11 @@
 """Stage 2 of toy-llava: projector and decoder learn to caption and to answer, on top of the tower of stage 1.
 
-Captions first, then captions and questions, then questions; then the skills that questions alone did not teach, each by
-turns of its own (`PHASES`): finding what a phrase names, telling yes from no, and choosing a letter.
+Captions first, then captions and questions, then questions. Then come the skills that questions alone did not teach,
+each in a phase of its own (`PHASES`): finding what a phrase names, telling yes from no, and choosing a letter.
 
 Each scene is one packed sequence: the image (or the list) once, then turns that see it and themselves but not each
-other (a block mask, with positions that restart after the image), so that each turn is trained exactly as it is asked.
-The loss is on replies only.
+other (a block mask, with positions that restart after the image), so that a turn is trained exactly as it is asked
+later. The loss is on replies only.
 
 Shape letters: B scenes, L packed positions, N visual tokens, D width.
 """
@@ -65,7 +65,7 @@ class LlavaStage:
     """Size of the decoder and length of its training.
 
     phases: names in PHASES with their steps, in order. In "lists" one step in three is on `lists` option lists without
-        an image, a text skill that LLaVA's decoder had before it saw one.
+        an image: a text skill that the decoder of LLaVA has before it sees images.
     """
 
     width: int = 128
@@ -86,11 +86,11 @@ class LlavaStage:
 
     @property
     def steps(self) -> int:
-        """Return how many steps all phases have."""
+        """Number of steps of all phases."""
         return sum(length for _, length in self.phases)
 
     def phase(self, step: int) -> str:
-        """Return which phase a step belongs to."""
+        """Return the phase of a step."""
         ends = accumulate(length for _, length in self.phases)
         return next(name for (name, _), end in zip(self.phases, ends, strict=True) if step < end)
 
@@ -120,7 +120,7 @@ def fresh_llava(tower: Path, processor: LlavaProcessor, stage: LlavaStage) -> Ll
     """Assemble an untrained LLaVA around the trained tower."""
     tokenizer = processor.tokenizer
     trained = CLIPVisionModel.from_pretrained(tower)
-    trained.config._name_or_path = ""  # else the folder it was trained in would be written into the weights' config
+    trained.config._name_or_path = ""  # otherwise the config of the weights would hold the path of the training folder
     text = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=stage.width,
@@ -150,10 +150,10 @@ def fresh_llava(tower: Path, processor: LlavaProcessor, stage: LlavaStage) -> Ll
 
 @torch.no_grad()
 def whiten_projector(model: LlavaForConditionalGeneration, rng: np.random.Generator) -> None:
-    """Start the projector as a random map of whitened features, as large as text embeddings become.
+    """Start the projector as a random map of whitened features, at the size of text embeddings.
 
-    The select layer's features are far from the origin and a hundred times larger than text embeddings: left so, no
-    decoder layer can change what a visual token says.
+    The select layer's features are far from the origin and a hundred times larger than text embeddings. Without this,
+    the decoder layers could hardly change a visual token.
     """
     core, images = model.model, draw([training_scene(rng) for _ in range(64)], rng)
     hidden = core.vision_tower(pixels(images), output_hidden_states=True).hidden_states[SELECT_LAYER][:, 1:]
@@ -177,7 +177,7 @@ def captions(scene: Scene, rng: np.random.Generator, num_places: int) -> list[Ex
 
 
 def descriptions(scene: Scene, rng: np.random.Generator, num: int) -> list[Exchange]:
-    """Return what some phrases name, or that there is nothing of the kind."""
+    """Return descriptions of what some phrases name, or that nothing matches."""
     phrases = [random_phrase(scene, rng) for _ in range(num)]
     return [Exchange(describe(phrase.english), phrase_caption(scene, phrase)) for phrase in phrases]
 
@@ -227,8 +227,8 @@ PHASES: dict[str, Callable[[Scene, np.random.Generator], list[Exchange]]] = {
         *reordered(scene, rng, 2),
     ],
 }
-"""What is said about a scene in each phase. One question about a scene teaches a bias; two that differ in one word, or
-in the order of their options, and have different answers teach to look.
+"""The turns about a scene in each phase. One question about a scene teaches a bias. Two that differ in one word, or in
+the order of their options, and have different answers teach to look at the image.
 """
 
 
@@ -266,7 +266,7 @@ def _pack_one(
 
 
 def visual_embeds(model: LlavaForConditionalGeneration, images: Tensor) -> Tensor:
-    """Run tower and projector, (B, N, D); the tower gets a gradient only if its parameters want one."""
+    """Run tower and projector, (B, N, D); the tower gets a gradient only if its parameters require one."""
     core = model.model
     tower = core.vision_tower
     with torch.set_grad_enabled(any(p.requires_grad for p in tower.parameters())):
@@ -276,7 +276,7 @@ def visual_embeds(model: LlavaForConditionalGeneration, images: Tensor) -> Tenso
 
 
 def reply_loss(model: LlavaForConditionalGeneration, images: Tensor | None, packed: Packed) -> tuple[Tensor, Tensor]:
-    """Return the mean cross-entropy over reply tokens and the share of them predicted right; None is no image."""
+    """Return the mean cross-entropy over reply tokens and the share predicted right; `images` is None for lists."""
     embeds = model.get_input_embeddings()(packed.ids_BL)
     if images is not None:
         visual = visual_embeds(model, images)
@@ -298,15 +298,15 @@ def reply_loss(model: LlavaForConditionalGeneration, images: Tensor | None, pack
 def example_batch(
     stage: LlavaStage, step: int, tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator
 ) -> tuple[Packed, Tensor | None]:
-    """Return a step's turns and images; None where the step is on lists."""
+    """Return the turns and images of a step; the images are None if the step is on lists."""
     phase = stage.phase(step)
     if phase == "lists" and step % LIST_EVERY == 0:
         lists = [random_list(rng) for _ in range(stage.lists)]
         heads = [tokenizer(f"USER: {text}\n")["input_ids"] for text, _ in lists]
         return pack([exchanges for _, exchanges in lists], heads, tokenizer), None
     scenes = [training_scene(rng) for _ in range(stage.batch)]
-    said = [PHASES[phase](scene, rng) for scene in scenes]
-    return pack(said, [image_head(tokenizer)] * len(scenes), tokenizer), pixels(draw(scenes, rng))
+    turns = [PHASES[phase](scene, rng) for scene in scenes]
+    return pack(turns, [image_head(tokenizer)] * len(scenes), tokenizer), pixels(draw(scenes, rng))
 
 
 def train_llava(

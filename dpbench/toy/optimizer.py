@@ -13,7 +13,7 @@ FLOOR = 0.1
 class MuonAdamW:
     """Two optimisers on one schedule: linear warm-up, then cosine to a tenth.
 
-    `start` is the step to go on from: a resumed stage warms up afresh and joins the same cosine.
+    `start` is the step to resume from: a resumed stage warms up again and continues the same cosine.
     Muon (Jordan et al. 2024) takes the 2-D weights inside transformer layers, AdamW all other parameters.
     """
 

@@ -1,6 +1,6 @@
-"""The benchmarks' prompt formats, as training needs them; a test holds them equal to what the tasks ask.
+"""The prompt formats of the benchmarks, for training; a test checks that they equal the prompts of the tasks.
 
-`worded` turns a question about a scene into a prompt and the answer in one of the formats.
+`format_exchange` turns a question about a scene into a prompt and the answer in one of the formats.
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ def describe(name: str) -> str:
     return f"Describe the {name}."
 
 
-def lettered(options: Sequence[str]) -> str:
+def format_options(options: Sequence[str]) -> str:
     """List options under the letters A, B, ..., one a line."""
     return "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
 
@@ -73,17 +73,17 @@ def vizwiz(text: str) -> str:
 
 def mmbench(text: str, options: Sequence[str]) -> str:
     """Return the prompt of MMBench."""
-    return f"{text} {OPTIONS}\n{lettered(options)}\n{LETTER}"
+    return f"{text} {OPTIONS}\n{format_options(options)}\n{LETTER}"
 
 
 def mmbench_cn(text: str, options: Sequence[str]) -> str:
     """Return the prompt of MMBench-CN."""
-    return f"{text}\n{lettered(options)}\n{LETTER_CN}"
+    return f"{text}\n{format_options(options)}\n{LETTER_CN}"
 
 
 def seedbench(text: str, options: Sequence[str]) -> str:
     """Return the prompt of SEED-Bench."""
-    return f"{text}\n{lettered(options)}{LETTER}"
+    return f"{text}\n{format_options(options)}{LETTER}"
 
 
 def scienceqa(text: str, options: Sequence[str], *, hint: str = "") -> str:
@@ -108,11 +108,11 @@ def random_list(rng: np.random.Generator) -> tuple[str, list[Exchange]]:
         options, letter = [in_chinese(option) for option in options], LETTER_CN
     lettering = list(zip(LETTERS, options, strict=False))
     named = [Exchange(option + letter, name) for name, option in lettering]
-    return lettered(options), named + [Exchange(f"{name}.", option) for name, option in lettering]
+    return format_options(options), named + [Exchange(f"{name}.", option) for name, option in lettering]
 
 
 def random_exchange(scene: Scene, rng: np.random.Generator, form: str, kinds: Sequence[str] | None = None) -> Exchange:
-    """Ask about a scene in a format; questions whose words are ambiguous there are drawn again.
+    """Ask about a scene in a format; questions that are ambiguous on it are drawn again.
 
     Args:
         scene: what is asked about.
@@ -124,23 +124,23 @@ def random_exchange(scene: Scene, rng: np.random.Generator, form: str, kinds: Se
         question = propose(str(rng.choice(kinds or _KINDS[form])), _other_scene(scene, form, rng), rng)
         truth = answer(question, scene)
         if truth is not None and (truth != UNANSWERABLE or form == "vizwiz"):
-            return worded(question, truth, form, rng)
+            return format_exchange(question, truth, form, rng)
 
 
 def _other_scene(scene: Scene, form: str, rng: np.random.Generator) -> Scene:
-    """Return the scene a question is taken from; for VizWiz sometimes another one, to make it unanswerable."""
+    """Return the scene a question is taken from; for VizWiz sometimes another scene, so that it is unanswerable."""
     if form != "vizwiz" or rng.random() < 0.75:
         return scene
     return random_scene(rng)
 
 
-def worded(question: Question, truth: str, form: str, rng: np.random.Generator) -> Exchange:
-    """Put a question and its answer into a format's words."""
+def format_exchange(question: Question, truth: str, form: str, rng: np.random.Generator) -> Exchange:
+    """Return a question and its answer in the words of a format."""
     if form == "short":
         return Exchange(short(english(question)), truth)
     if form == "vizwiz":
         return Exchange(vizwiz(english(question)), truth)
-    return _lettered(question, truth, form, options_for(question, truth, form, rng), rng)
+    return _format_choice(question, truth, form, options_for(question, truth, form, rng), rng)
 
 
 def options_for(question: Question, truth: str, form: str, rng: np.random.Generator) -> list[str]:
@@ -149,7 +149,9 @@ def options_for(question: Question, truth: str, form: str, rng: np.random.Genera
     return some_options(truth, question.kind, int(rng.integers(2, most + 1)) if form == "scienceqa" else most, rng)
 
 
-def _lettered(question: Question, truth: str, form: str, options: Sequence[str], rng: np.random.Generator) -> Exchange:
+def _format_choice(
+    question: Question, truth: str, form: str, options: Sequence[str], rng: np.random.Generator
+) -> Exchange:
     letter = LETTERS[options.index(truth)]
     if form == "mmbench_cn":
         return Exchange(mmbench_cn(chinese(question), [in_chinese(o) for o in options]), letter)
@@ -176,11 +178,11 @@ def reordered(
     form, (question, truth) = str(rng.choice(forms)), _answerable(scene, rng)
     options = options_for(question, truth, form, rng)
     orders = [[options[at] for at in rng.permutation(len(options))] for _ in range(num)]
-    return [_lettered(question, truth, form, order, rng) for order in orders]
+    return [_format_choice(question, truth, form, order, rng) for order in orders]
 
 
 def in_plain_chinese(scene: Scene, rng: np.random.Generator) -> Exchange:
-    """Ask an open question in Chinese, answered in Chinese: what the Chinese multiple choice takes for granted."""
+    """Ask an open question in Chinese, answered in Chinese: the Chinese multiple choice needs this vocabulary."""
     question, truth = _answerable(scene, rng)
     return Exchange(chinese(question), in_chinese(truth))
 
@@ -189,7 +191,7 @@ def swapped(scene: Scene, rng: np.random.Generator, forms: Sequence[str] = CHOIC
     """Ask one choice between two options twice, once in each order."""
     form, (question, truth) = str(rng.choice(forms)), _answerable(scene, rng)
     options = some_options(truth, question.kind, 2, rng)
-    return [_lettered(question, truth, form, order, rng) for order in (options, options[::-1])]
+    return [_format_choice(question, truth, form, order, rng) for order in (options, options[::-1])]
 
 
 def _answerable(scene: Scene, rng: np.random.Generator) -> tuple[Question, str]:

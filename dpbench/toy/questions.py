@@ -45,17 +45,17 @@ _CHINESE = {
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """What a question names: any object that has all the attributes given here."""
+    """What a question names: any object that has all of these attributes."""
 
     colour: str = ""
     shape: str = ""
     place: str = ""
 
     def matches(self, item: SceneObject) -> bool:
-        """Tell whether an object is one of those named."""
+        """Return True if the object has all attributes of the phrase."""
         return all(
-            not wanted or wanted == found
-            for wanted, found in ((self.colour, item.colour), (self.shape, item.shape), (self.place, item.place))
+            not wanted or wanted == value
+            for wanted, value in ((self.colour, item.colour), (self.shape, item.shape), (self.place, item.place))
         )
 
     @property
@@ -89,14 +89,14 @@ class Question:
 
 
 def answer(question: Question, scene: Scene) -> str | None:
-    """Return the answer, "unanswerable" where what it is about is not there, or None where the words are ambiguous."""
+    """Return the answer, "unanswerable" if its object is not in the scene, or None if the question is ambiguous."""
     found = [item for item in scene if question.phrase.matches(item)]
     if question.kind == "exist":
         return YES_NO[not found]
     if question.kind == "count":
         return str(len(found)) if str(len(found)) in COUNTS else None
     if question.kind == "verify":
-        return _verified(question, scene)
+        return _verify(question, scene)
     if question.kind == "relation":
         others = [item for item in scene if question.other.matches(item)]
         if len(found) != 1 or len(others) != 1 or found == others:
@@ -109,7 +109,7 @@ def answer(question: Question, scene: Scene) -> str | None:
     return value or None
 
 
-def _verified(question: Question, scene: Scene) -> str | None:
+def _verify(question: Question, scene: Scene) -> str | None:
     value = answer(Question(question.about, question.phrase), scene)
     return None if value in (None, UNANSWERABLE) else YES_NO[value != question.claim]
 
@@ -165,7 +165,7 @@ def in_chinese(value: str) -> str:
 
 
 def propose(kind: str, scene: Scene, rng: np.random.Generator) -> Question:
-    """Make up a question of a kind about a scene; it may turn out to be ambiguous (`answer` is None)."""
+    """Draw a question of a kind about a scene; it may be ambiguous (`answer` is then None)."""
     item = scene[rng.integers(len(scene))]
     if kind == "exist":
         return Question(kind, _maybe_absent(item, rng))
@@ -199,7 +199,7 @@ def _full(item: SceneObject) -> Phrase:
 
 
 def contrast(scene: Scene, rng: np.random.Generator) -> tuple[Question, Question]:
-    """Make up two yes-or-no questions about a scene that differ in one word; the first is true, the second false."""
+    """Draw two yes-or-no questions about a scene that differ in one word; the answers are yes, then no."""
     while True:  # a scene of one object has no relations: the kind is drawn again
         pair = _CONTRASTS[str(rng.choice(YES_NO_KINDS, p=(0.4, 0.15, 0.45)))](scene, rng)
         if [answer(question, scene) for question in pair] == ["yes", "no"]:
@@ -251,14 +251,14 @@ def caption(scene: Scene) -> str:
 def phrase_caption(scene: Scene, phrase: Phrase) -> str:
     """Describe every object a phrase names, in reading order, or say that there is none."""
     found = sorted(filter(phrase.matches, scene), key=lambda item: PLACES.index(item.place))
-    return ", ".join(f"{_described(item)} at the {item.place}" for item in found) or NOTHING
+    return ", ".join(f"{_describe(item)} at the {item.place}" for item in found) or NOTHING
 
 
 def place_caption(scene: Scene, place: str) -> str:
     """Describe what is at one place."""
-    return "".join(_described(item) for item in scene if item.place == place) or NOTHING
+    return "".join(_describe(item) for item in scene if item.place == place) or NOTHING
 
 
-def _described(item: SceneObject) -> str:
+def _describe(item: SceneObject) -> str:
     written = f" marked {item.glyph}" if item.glyph else ""
     return f"a {item.size} {item.colour} {item.shape}{written}"

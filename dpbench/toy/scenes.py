@@ -73,7 +73,7 @@ def random_scene(rng: np.random.Generator) -> Scene:
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Tell whether a scene belongs to the benchmarks (and so may never be trained on)."""
+    """Return True if a scene belongs to the benchmarks and must not be trained on."""
     text = "|".join(f"{o.place},{o.colour},{o.shape},{o.size},{o.glyph}" for o in sorted(scene))
     return hashlib.sha256(text.encode()).digest()[0] % _HELD_OUT_IN == 0
 

@@ -1,9 +1,9 @@
-"""Stage 1 of toy-llava: a CLIP vision tower with a CLS token that was really trained.
+"""Stage 1 of toy-llava: a CLIP vision tower with a trained CLS token.
 
 It learns what a caption of the scene says place by place (shape, colour, size, glyph, or nothing there), twice: from
 the CLS token after the last layer, so that CLS attention means something, and by nine queries that cross-attend to the
-patches of the select layer, a one-step caption decoder. No label says which patch holds what. Both readers are thrown
-away.
+patches of the select layer, a one-step caption decoder. No label says which patch holds what. Both readers are
+discarded after training.
 
 Shape letters: B scenes, P places (9), L labels of one attribute, N patches, C width.
 """
@@ -59,7 +59,7 @@ def tower_config(stage: TowerStage) -> CLIPVisionConfig:
 
 
 def fresh_tower(stage: TowerStage) -> CLIPVisionModel:
-    """Return an untrained tower whose position codes start as 2-D sines and cosines, to tell places apart early.
+    """Return an untrained tower whose position codes start as 2-D sines and cosines, so that places differ at once.
 
     Attention is eager in training only: on CPU its backward pass is faster than SDPA's at this size.
     """
@@ -120,15 +120,15 @@ class PlaceReader(nn.Module):
 
 
 def label_loss(logits: Tensor, labels: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the summed cross-entropy and the share of occupied places read without any mistake."""
+    """Return the summed cross-entropy and the share of occupied places whose labels are all right."""
     parts = logits.split([len(words) for words in ATTRIBUTES.values()], dim=-1)
     loss = torch.zeros((), device=logits.device)
     right = torch.ones_like(labels["shape"], dtype=torch.bool)
     occupied = labels["shape"] > 0
     for part, (name, _) in zip(parts, ATTRIBUTES.items(), strict=True):
-        each = nn.functional.cross_entropy(part.flatten(0, 1).float(), labels[name].flatten(), reduction="none")
+        losses_BP = nn.functional.cross_entropy(part.flatten(0, 1).float(), labels[name].flatten(), reduction="none")
         weight = torch.where(occupied.flatten(), 1.0, 0.25)
-        loss = loss + (each * weight).sum() / weight.sum()
+        loss = loss + (losses_BP * weight).sum() / weight.sum()
         right &= part.argmax(-1) == labels[name]
     return loss, right[occupied].float().mean()
 

@@ -194,7 +194,7 @@ def test_an_untrained_scorer_has_no_files() -> None:
     with pytest.raises(ConfigError) as raised:
         method.files("llava")
     assert str(raised.value) == (
-        "--param checkpoint=untrained: its answers mean nothing, it is for profile and check only"
+        "--param checkpoint=untrained: its answers mean nothing; use it with profile and check only"
     )
 
 
@@ -241,7 +241,7 @@ def test_a_bound_method_is_equal_to_the_one_it_came_from_and_can_be_bound_again(
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_on_a_gpu_the_graph_gives_the_same_logits_and_nothing_waits(dtype: torch.dtype) -> None:
-    scorer = Scorer(ScorerSize(width=64)).deployed(torch.device("cuda"), dtype)
+    scorer = Scorer(ScorerSize(width=64)).deploy(torch.device("cuda"), dtype)
     replayed = Graphed(scorer)
     tokens, side = torch.randn(3, 1, 576, 64, device="cuda", dtype=dtype), torch.arange(576, device="cuda")[None]
     with torch.inference_mode():

@@ -97,7 +97,7 @@ def test_the_blocks_begin_different() -> None:
 def test_a_deployed_scorer_ranks_in_float32() -> None:
     made = scorer(dtype=torch.float32)
     wanted = made(normal(2, 20, 24, dtype=torch.float32), *places(4, 5, 2)).detach()
-    served = made.deployed(CPU, torch.bfloat16)
+    served = made.deploy(CPU, torch.bfloat16)
     assert served is made
     types = {name: parameter.dtype for name, parameter in served.named_parameters()}
     assert {name for name, dtype in types.items() if dtype == torch.float32} == {"head.weight", "head.bias"}
@@ -112,7 +112,7 @@ def test_a_deployed_scorer_ranks_in_float32() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_scorer_is_deployed_in_the_backbones_type(dtype: torch.dtype) -> None:
-    served = scorer(dtype=torch.float32).deployed(CPU, dtype)
+    served = scorer(dtype=torch.float32).deploy(CPU, dtype)
     assert {parameter.dtype for parameter in served.parameters()} == {dtype}
     assert served(normal(2, 20, 24, dtype=dtype), *places(4, 5, 2)).dtype == dtype
 

@@ -1,6 +1,7 @@
 """The recipe: packed turns equal turns asked one by one, stages resume, what is written loads as any LLaVA."""
 
 import re
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def test_packed_turns_see_the_image_and_themselves_only(
     ]
     packed, total, count = reply_loss(model, images, pack(conversations, processor))[0], 0.0, 0
     for turn in range(len(conversations[0])):
-        single = pack([[each[turn]] for each in conversations], processor)
+        single = pack([[exchanges[turn]] for exchanges in conversations], processor)
         wanted = int((single.labels_BL != IGNORE).sum())
         total += float(reply_loss(model, images, single)[0]) * wanted
         count += wanted
@@ -94,17 +95,19 @@ def test_lists_ask_each_letter_and_each_option_once() -> None:
         text, exchanges = random_list(rng)
         lines = dict(line.split(". ", 1) for line in text.split("\n"))
         half = len(exchanges) // 2
-        assert [each.reply for each in exchanges[:half]] == list(lines) == list(LETTERS[:half])
-        assert [each.reply for each in exchanges[half:]] == list(lines.values())
-        assert all(each.prompt.startswith(option) for each, option in zip(exchanges, lines.values(), strict=False))
+        assert [exchange.reply for exchange in exchanges[:half]] == list(lines) == list(LETTERS[:half])
+        assert [exchange.reply for exchange in exchanges[half:]] == list(lines.values())
+        assert all(
+            exchange.prompt.startswith(option) for exchange, option in zip(exchanges, lines.values(), strict=False)
+        )
 
 
 def test_contrasts_are_half_true_and_differ_in_a_word() -> None:
     rng = np.random.default_rng(4)
     for _ in range(100):
         asked = contrasts(training_scene(rng), rng, 1)
-        assert sorted(each.reply for each in asked) == ["no", "yes"]
-        first, second = (each.prompt.removesuffix(SHORT).rstrip("?").split() for each in asked)
+        assert sorted(exchange.reply for exchange in asked) == ["no", "yes"]
+        first, second = (exchange.prompt.removesuffix(SHORT).rstrip("?").split() for exchange in asked)
         assert 1 <= sum(a != b for a, b in zip_longest(first, second)) <= 3
 
 
@@ -113,16 +116,16 @@ def test_a_reordered_choice_keeps_its_answer_not_its_letter() -> None:
     letters = set()
     for _ in range(50):
         asked = reordered(training_scene(rng), rng, 4)
-        options = {re.search(rf"\n{each.reply}\. (.*)", each.prompt).group(1) for each in asked}  # type: ignore[union-attr]
+        options = {re.search(rf"\n{exchange.reply}\. (.*)", exchange.prompt).group(1) for exchange in asked}  # type: ignore[union-attr]
         assert len(options) == 1
-        letters |= {each.reply for each in asked}
+        letters |= {exchange.reply for exchange in asked}
     assert letters == set(LETTERS[:4])
 
 
 def test_a_swapped_choice_has_both_letters() -> None:
     rng = np.random.default_rng(6)
     for _ in range(50):
-        assert sorted(each.reply for each in swapped(training_scene(rng), rng)) == ["A", "B"]
+        assert sorted(exchange.reply for exchange in swapped(training_scene(rng), rng)) == ["A", "B"]
 
 
 def test_visual_embeddings_start_at_the_size_of_text_embeddings(trained_tower: Path, processor: LlavaProcessor) -> None:
@@ -135,6 +138,7 @@ def test_visual_embeddings_start_at_the_size_of_text_embeddings(trained_tower: P
 
 def test_the_recipe_builds_a_backbone_and_resumes_per_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(build.SCALES, "small", (TOWER, DECODER))
+    monkeypatch.setattr(build, "make_processor", cache(build.make_processor))  # training the tokenizer takes seconds
     weights = build.build(tmp_path, device="cpu")
     backbone = backbones.load("toy-llava", weights=str(weights))
     assert backbone.num_visual == 144
