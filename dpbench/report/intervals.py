@@ -26,7 +26,7 @@ from dpbench.storage.contributions import Contribution
 from dpbench.tasks import aggregators
 
 VERSION = 3
-"""Raised when the same records would give other intervals, or the cache files another form."""
+"""To be raised when the same records would give other intervals, or the cache file's format changes."""
 REFERENCES = ("none", "random")
 SIGNIFICANT = 0.05
 TOLERANCE = 0.01
@@ -60,12 +60,12 @@ class Intervals:
         return statistics.holm(family)
 
     def like_random(self) -> frozenset[RowKey]:
-        """Return the rows whose retention cannot be told from random's at their budget."""
+        """Return the rows whose retention does not differ significantly from random's at their budget."""
         return frozenset(key[0] for key, p in self.corrected("random", of_retention=True).items() if p >= SIGNIFICANT)
 
 
 def load_or_compute(comparison: Comparison, resamples: int = statistics.RESAMPLES) -> Intervals:
-    """Return a comparison's intervals, from the cache where the same records were computed before.
+    """Return a comparison's intervals, from the cache if the same records were computed before.
 
     Raises:
         RecordError: a journal or packed file cannot be read.
@@ -245,13 +245,13 @@ def _hash(comparison: Comparison, resamples: int) -> str:
 
 
 def _cache_folder() -> Path:
-    """Return the folder intervals are kept in: the user's, so that a run folder may be read-only."""
+    """Return the user's cache folder for intervals: a run folder may be read-only."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "dpbench" / "intervals"
 
 
 def _read_cache(path: Path) -> Intervals | None:
-    """Return what a cache file holds, or None where there is none or it is damaged."""
+    """Return the content of a cache file, or None if it does not exist or is damaged."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         differences = {

@@ -1,4 +1,4 @@
-"""`dpbench report`: from run folders to text, whatever the tables and the format."""
+"""`dpbench report`: from run folders to text, for every table and format."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RESULTS = Path("results")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a report is asked for.
+    """What a report shall contain and where it goes.
 
     Attributes:
         folders: runs; none stands for all under results/.
@@ -140,7 +140,7 @@ def sections(request: Request, folders: Sequence[Path]) -> list[Section]:
     """Return the tables of these runs.
 
     Raises:
-        ConfigError: there is no such table in them.
+        ConfigError: the runs have nothing for the requested table.
         RecordError: see `report`.
     """
     if request.diff:

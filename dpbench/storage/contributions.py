@@ -1,4 +1,4 @@
-"""What each scored unit of a run adds to its benchmark's score, packed into one small file: enough for every interval.
+"""What each scored unit of a run adds to its benchmark's score, packed in a small file that suffices for intervals.
 
 A unit is what is right or wrong as a whole: a sample, an MME pair, an MMBench circle. U units, T ratios of a score (see
 `dpbench.tasks.aggregators`), C clusters. `contributions.npz` lies in the run folder and is committed with the records,
@@ -38,7 +38,7 @@ class Layout:
     Attributes:
         unit_U: number of each unit's first sample in its split, int32.
         cluster_U: number of each unit's image group, in order of first appearance, int32.
-        denominator_UT: what each unit asks, float32.
+        denominator_UT: points that each unit can earn, float32.
         images: hash over the image groups' names in that order.
     """
 
@@ -58,13 +58,13 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """One cell's units: what was asked and what was right, float32 (U, T)."""
+    """One cell's units: their layout, and the points each earned, float32 (U, T)."""
 
     layout: Layout
     numerator_UT: NDArray[np.float32]
 
     def sums(self, chosen_U: NDArray[np.bool_] | None = None) -> Sums:
-        """Add up units per image group, of the chosen ones if some are left out."""
+        """Add up units per image group, only the chosen ones if given."""
         keep_U = np.ones(len(self.numerator_UT), dtype=bool) if chosen_U is None else chosen_U
         _, row_U = np.unique(self.layout.cluster_U[keep_U], return_inverse=True)
         size = int(row_U.max()) + 1 if len(row_U) else 0
@@ -75,7 +75,7 @@ class Contribution:
         return Sums(added[0].astype(np.float64), added[1].astype(np.float64), tuple(map(str, range(size))))
 
     def right_U(self) -> NDArray[np.bool_]:
-        """Return which units are more right than wrong; VQA's consensus counts from one half."""
+        """Return which units earned at least half of their points, as VQA's consensus counts."""
         return np.asarray(2 * self.numerator_UT.sum(1) >= self.layout.denominator_UT.sum(1))
 
 
@@ -105,7 +105,7 @@ def from_answers(task: str, answers: Sequence[Answer]) -> Contribution:
 
 
 def unit(task: str, answer: Answer) -> str:
-    """Name what a sample is scored together with."""
+    """Return the name of the unit that a sample is scored in."""
     benchmark = tasks.find(task)
     scores = answer.scores.get(benchmark.metric or "") or {}
     if benchmark.group == "circle":
@@ -146,7 +146,7 @@ _PARTS = ("unit_U", "cluster_U", "denominator_UT")
 
 
 def load(folder: Path, records: Iterable[Record], *, journals: bool = True) -> dict[str, Contribution]:
-    """Return what is known of these records, by cell id: from the packed file, else from the journals.
+    """Return the contributions of these records, by cell id: from the packed file, else from the journals.
 
     Raises:
         RecordError: the packed file or a journal cannot be read.

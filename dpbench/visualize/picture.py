@@ -185,7 +185,7 @@ def _picture(row: str, decision: Kept) -> NDArray[np.uint8]:
 
 
 def _shade(sheet: Sheet, picture: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the picture with every patch darkened, and white where there is none."""
+    """Return the picture with every patch darkened, and white elsewhere."""
     return picture * sheet.paint(np.full(len(sheet.corner_N2), _DARK), 1.0)[..., None]
 
 

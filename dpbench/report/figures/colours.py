@@ -1,7 +1,7 @@
 """One look per method, the same in every figure and in the page: colour, marker and dash.
 
-Colours are Okabe and Ito's and Paul Tol's muted ones, mid-bright, so that they hold on white and on black. Colour never
-tells alone: methods whose colours a colour-blind reader could take for each other have different markers.
+Colours are Okabe and Ito's and Paul Tol's muted ones, mid-bright, so that they hold on white and on black. Colour is
+never the only cue: methods whose colours a colour-blind reader could confuse have different markers.
 """
 
 from __future__ import annotations

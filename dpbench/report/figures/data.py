@@ -29,7 +29,7 @@ class Point:
         method: what its colour follows.
         at: where it stands on the horizontal axis.
         value: how high.
-        low: lower end of its interval, or None where there is none.
+        low: lower end of its interval, or None without one.
         high: upper end.
         budget: as tables show it.
     """

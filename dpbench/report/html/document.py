@@ -1,4 +1,4 @@
-"""Everything a run says in one HTML file that needs no network: summary, tables, Pareto chart, samples, commands.
+"""Everything about a run in one HTML file that needs no network: summary, tables, Pareto chart, samples, commands.
 
 What comes from records is text: the template escapes it, the data block cannot end its own script element, the page's
 script writes text nodes only, and a content-security policy forbids every script and style but those hashed here.
@@ -111,7 +111,7 @@ def _part(comparison: Comparison, tables: Sequence[CostTable]) -> Part:
 
 
 def _strip_start(heading: str, start: str) -> str:
-    """Return what a heading says beyond the one it stands under."""
+    """Return a heading without the start that repeats the one above it."""
     rest = heading.removeprefix(start).lstrip(":;,. ")
     return rest[:1].upper() + rest[1:] if rest else heading
 
@@ -176,7 +176,7 @@ def _data(parts: Sequence[Part], commands: Sequence[Mapping[str, Any]]) -> dict[
 
 
 def data_block(data: Any) -> str:
-    """Return JSON that is safe inside a script element, whatever its texts say."""
+    """Return JSON that is safe inside a script element, whatever texts it contains."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

@@ -1,6 +1,6 @@
-"""A benchmark's samples as people read them, straight from its parquet files: question, truth, image file.
+"""A benchmark's samples in readable form, straight from its parquet files: question, truth, image file.
 
-Only what is asked for is read: texts by row, images by row group. No torch, no datasets.
+Only what is needed is read: texts by row, images by row group. No torch, no datasets.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Documents:
         return self.table.group(self.rows[doc_id])
 
     def document(self, doc_id: int) -> Document | None:
-        """Return a sample, or None where there is no such number or no single image."""
+        """Return a sample, or None if its number is out of range or it does not have exactly one image."""
         if not 0 <= doc_id < len(self.rows):
             return None
         row = self.rows[doc_id]

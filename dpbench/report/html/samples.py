@@ -31,7 +31,7 @@ NO_JOURNALS = "No samples: the run folder has no journals (samples/); copy them 
 THUMBNAIL = 160
 """Longest side of an embedded image in pixels."""
 _TOGETHER = 4
-"""Row groups that samples are taken from in turns: an image costs reading its whole group, which is then at hand."""
+"""Row groups that samples are taken from in turns; reading one image reads and caches its whole group."""
 
 Answers = Mapping[RowKey, Answer]
 """What each row answered to one sample."""
@@ -57,7 +57,7 @@ class Browser:
 
 
 def browser(comparison: Comparison, data_root: Path | None, budget: float) -> Browser:
-    """Collect a comparison's samples, from all its benchmarks alike.
+    """Collect a comparison's samples, the budget shared equally by its benchmarks.
 
     Args:
         comparison: whose journals lie in its run folders.
@@ -119,7 +119,7 @@ def _journals(comparison: Comparison, task: str) -> dict[RowKey, Path]:
 
 
 class Shelf:
-    """Samples and their images, as far as the budget goes."""
+    """Samples and their images, within a budget of bytes."""
 
     def __init__(self, rows: Sequence[RowKey], backbone: str, budget: float) -> None:
         family = backbones.find(backbone)
@@ -150,13 +150,13 @@ class Shelf:
             self.samples.append(sample)
 
     def _least(self) -> int:
-        """Return fewer bytes than any sample takes: a bound on how many are worth reading."""
+        """Return a lower bound of a sample's bytes, which bounds how many are worth reading."""
         return 80 + 12 * len(self.rows)
 
     def _answers(
         self, journals: Mapping[RowKey, Path], data: Documents, *, most: int
     ) -> Iterator[tuple[int, dict[RowKey, Answer]]]:
-        """Yield samples in the order they are wanted, with each row's answer; holds one journal and what is wanted."""
+        """Yield samples in reading order, with each row's answer; only one journal is in memory at a time."""
         first = journal.Journal(next(iter(journals.values()))).answers.values()
         ids = sorted({answer.doc_id for answer in first})
         by_doc: dict[int, dict[RowKey, Answer]] = {doc_id: {} for doc_id in _reading_order(ids, data)[:most]}
@@ -184,7 +184,7 @@ class Shelf:
         }
 
     def notes(self) -> Iterator[str]:
-        """Yield what a reader must know of the selection."""
+        """Yield what a reader must know about the selection."""
         if self.num_other:
             yield f"{self.num_other:,} were passed over: the data root's images are not those that were answered."
         if self.fit == "stretch":
@@ -214,7 +214,7 @@ def points(task: str, scores: Mapping[str, Any]) -> float | None:
 
 
 def _reading_order(docs: Iterable[int], data: Documents) -> list[int]:
-    """Return samples in the order they are wanted: from a few evenly spaced row groups in turns, then the next few."""
+    """Return the order to read samples in: from a few evenly spaced row groups in turns, then the next few."""
     groups: dict[int, list[int]] = defaultdict(list)
     for doc_id in docs:
         groups[data.group(doc_id)].append(doc_id)

@@ -20,7 +20,7 @@ from dpbench.report.tables.table import DASH, Cell, Footnotes, Mark, Row, Sectio
 from dpbench.storage.record import Profile
 
 VOLATILE = ("gpu_clock_mhz",)
-"""What of an environment changes from moment to moment; `Profile.monitor` has it."""
+"""Entries of an environment that change all the time; `Profile.monitor` records them."""
 CONDITIONS = ("backbone", "weights", "configuration", "batch_size", "num_images", "image_hw")
 STAGES = {
     "encode": "Encode",
@@ -95,7 +95,7 @@ def _newest(group: Sequence[Profile]) -> Iterable[Profile]:
 
 
 def _started(profile: Profile) -> str:
-    """Return when its run began; what is not known comes first."""
+    """Return when its run began; empty if unknown, which sorts first."""
     return profile.started or ""
 
 
@@ -165,7 +165,7 @@ def _order(profile: Profile) -> tuple[Any, ...]:
 
 
 def _unpruned(profiles: Iterable[Profile], same: Mapping[str, Any]) -> dict[str | None, Profile]:
-    """Return the `none` of each run under some conditions; of a run with prompts of several lengths there is none."""
+    """Return the `none` of each run under some conditions; a run with prompts of several lengths is dropped."""
     by_run: dict[str | None, dict[float, Profile]] = defaultdict(dict)
     for profile in profiles:
         if profile.method == "none" and conditions(profile) == same:

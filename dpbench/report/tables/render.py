@@ -30,7 +30,7 @@ _LATEX = {
     "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "<": "\\textless{}", ">": "\\textgreater{}",
 }  # fmt: skip
 _MARKDOWN = re.compile(r"([\\|*`]|<(?=[A-Za-z/!?])|(?<!\w)_|_(?!\w)|\](?=\())")
-"""What Markdown would take for markup; a lone underscore or bracket inside a name is none."""
+"""Characters that Markdown reads as markup; a single underscore or bracket inside a name is not markup."""
 
 
 def render(section: Section, form: str) -> str:
@@ -60,7 +60,7 @@ def _json(section: Section) -> dict[str, Any]:
 
 
 def _drop_missing(row: dict[Any, Any]) -> dict[str, Any]:
-    """Leave out what was not measured."""
+    """Return a row without the values that were not measured."""
     return {str(name): value for name, value in row.items() if value is not None}
 
 
@@ -90,7 +90,7 @@ def _markdown_cell(cell: Cell, row: Row) -> str:
 
 
 def _signs(cell: Cell) -> tuple[str, str]:
-    """Return what stands beside a cell as it is, such as * and ~, and the letters of its footnotes."""
+    """Return the signs printed beside a cell, such as * and ~, and the letters of its footnotes."""
     signs = "".join(ref for ref in cell.refs if not ref.isalpha())
     return (f" {signs}" if signs else ""), ",".join(ref for ref in cell.refs if ref.isalpha())
 

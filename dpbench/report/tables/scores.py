@@ -76,7 +76,7 @@ def _numbers(
 def _explain_missing(
     comparison: Comparison, values: Mapping[RowKey, Mapping[str, float | None]], notes: Footnotes
 ) -> tuple[str, ...]:
-    """Give every hole its letter, in reading order, and return the letters' reasons."""
+    """Assign a footnote letter to every missing score, in reading order, and return the footnotes."""
     for key, row in values.items():
         for name in comparison.tasks:
             if row[name] is None:
@@ -133,7 +133,7 @@ def _marks(rows: Mapping[RowKey, Mapping[str, float | None]]) -> dict[str, dict[
 
 
 def why_missing(comparison: Comparison, key: RowKey, task: str) -> str:
-    """Return why a row has no score on a benchmark: its cell is not finished, or was never asked for."""
+    """Return why a row has no score on a benchmark: its cell is not finished, or is not in the manifest."""
     return UNFINISHED if (key.method, task) in comparison.planned else ABSENT
 
 
@@ -177,7 +177,7 @@ def budget_heading(comparison: Comparison, key: RowKey) -> str:
 
 
 def heading(comparison: Comparison) -> str:
-    """Return what model answered how much, how and where."""
+    """Return the model, the number of samples, the protocol and the device."""
     cell = comparison.cell
     limit = "all samples" if cell["limit"] is None else f"{cell['limit']} samples a task"
     device = ", ".join(
@@ -187,7 +187,7 @@ def heading(comparison: Comparison) -> str:
 
 
 def notes_of(comparison: Comparison, unpruned: Mapping[str, float], like_random: frozenset[RowKey]) -> Iterable[str]:
-    """Yield what a reader must know of the numbers."""
+    """Yield what a reader must know about the numbers."""
     mme = "; MME as share of its maximum" if "mme" in comparison.tasks else ""
     yield (
         f"Scores 0-100{mme}. Tokens: visual tokens read, mean over layers and samples. Best bold, second underlined "

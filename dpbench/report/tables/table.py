@@ -13,7 +13,7 @@ Mark = Literal["", "best", "second"]
 
 MARKS: tuple[Mark, Mark] = ("best", "second")
 DASH = "-"
-"""What stands where nothing was measured."""
+"""Printed where nothing was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Section:
 
 
 class Footnotes:
-    """Letters for reasons, in the order they were first asked for."""
+    """Letters for reasons, in order of first use."""
 
     def __init__(self) -> None:
         self._letters: dict[str, str] = {}
@@ -79,7 +79,7 @@ def group_row(text: str, num_columns: int) -> Row:
 
 
 def number(value: float | None, digits: int = 1, *, sign: bool = False) -> str:
-    """Return a number as tables print it, or the dash; what is small but not nothing does not print as zero."""
+    """Return a number as tables print it, or the dash; a small number other than zero does not print as zero."""
     if value is None or value != value:
         return DASH
     text = f"{value:{'+' if sign else ''}.{digits}f}"
@@ -91,7 +91,7 @@ def number(value: float | None, digits: int = 1, *, sign: bool = False) -> str:
 def mark_best(values: Mapping[Name, float | None], digits: int = 1) -> dict[Name, Mark]:
     """Mark the best and the second of a column; rows that print the same number share a mark.
 
-    A mark that half the rows or more would share says nothing and is left out.
+    A mark that half of the rows or more would share is dropped, as it would distinguish nothing.
 
     Args:
         values: by row; None where nothing was measured.
