@@ -80,3 +80,12 @@ def picture() -> Callable[[int], Image.Image]:
         return Image.fromarray(noise)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Run on one thread: the tensors are small, and two threads wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

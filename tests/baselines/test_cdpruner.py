@@ -1,6 +1,5 @@
 """CDPruner: vectors from the official code, the greedy choice against determinants, and a real CLIP checkpoint."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import torch
 from dpbench_baselines import cdpruner
 from dpbench_baselines.cdpruner import CDPruner
+from golden_vectors import find_vectors, load_tensors
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
@@ -25,21 +25,9 @@ from dpbench.engine import decision
 from dpbench.errors import ConfigError, MissingError, UnsupportedError
 from dpbench.method import Method, VisualTokens
 
-GOLDENS = sorted((Path(__file__).parents[1] / "goldens").glob("cdpruner_*.npz"))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Run on one thread: the tensors are small, and two threads wait for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def stored(path: Path) -> dict[str, Tensor]:
-    with np.load(path) as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+GOLDENS = find_vectors("cdpruner")
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -58,7 +46,7 @@ def test_every_vector_passes(path: Path) -> None:
 
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 def test_every_pick_of_every_vector_in_its_order(path: Path) -> None:
-    want = stored(path)
+    want = load_tensors(path)
     views, num, _ = want["features"].shape
     everything = torch.ones(views * num, dtype=torch.bool)
     raw_N = -cdpruner.mean_cosine(want["image_embeds"].flatten(0, 1), want["text_embeds"])

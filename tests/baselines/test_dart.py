@@ -1,6 +1,5 @@
 """DART: vectors from a public code, the counts that the paper's ratios give, and small cases by hand."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 import torch
 from dpbench_baselines import dart
 from dpbench_baselines.dart import DART
+from golden_vectors import find_vectors, load_tensors
 from torch import Tensor
 
 from dpbench import registry
@@ -18,21 +18,9 @@ from dpbench.engine import pruned_prompt
 from dpbench.errors import ConfigError
 from dpbench.method import Budget, Cut, Method
 
-GOLDENS = sorted((Path(__file__).parents[1] / "goldens").glob("dart_*.npz"))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Run on one thread: the tensors are small, and two threads wait for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def stored(path: Path) -> dict[str, Tensor]:
-    with np.load(path) as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+GOLDENS = find_vectors("dart")
 
 
 def kept(method: Method, count: int, kind: Any = "final", num_visual: int = 576, num_layers: int = 32) -> int:
@@ -53,7 +41,7 @@ def test_every_vector_passes(path: Path) -> None:
 
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 def test_every_step_of_every_vector(path: Path) -> None:
-    want = stored(path)
+    want = load_tensors(path)
     start, num = int(want["v_start"]), int(want["n_visual"])
     visual, text = torch.arange(start, start + num), torch.arange(start + num, len(want["key_states"]))
     norms_L = want["key_states"].float().abs().sum((1, 2))

@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from dpbench_baselines import divprune
 from dpbench_baselines.divprune import DivPrune, cosine_distances, most_diverse
+from golden_vectors import find_vectors, load_arrays
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
@@ -18,7 +18,7 @@ from dpbench.engine.decision import Rule, reduce_image
 from dpbench.errors import ConfigError
 from dpbench.method import VisualTokens
 
-GOLDENS = sorted((Path(__file__).parents[1] / "goldens").glob("divprune_*.npz"))
+GOLDENS = find_vectors("divprune")
 golden = pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 
 
@@ -44,18 +44,13 @@ def all_real(num: int) -> Tensor:
     return torch.ones(num, dtype=torch.bool)
 
 
-def arrays_of(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    with np.load(path) as stored:
-        return {name: stored[name] for name in stored.files}
-
-
 def test_the_vectors_are_there() -> None:
     assert len(GOLDENS) == 5
 
 
 @golden
 def test_the_picks_equal_upstreams_in_order(path: Path) -> None:
-    vector = arrays_of(path)
+    vector = load_arrays(path)
     distances = cosine_distances(torch.from_numpy(vector["features"]))
     picks = most_diverse(distances, all_real(len(distances)), int(vector["n_keep"]))
     assert picks.tolist() == vector["selected"].tolist()
@@ -63,7 +58,7 @@ def test_the_picks_equal_upstreams_in_order(path: Path) -> None:
 
 @golden
 def test_reduce_equals_upstream(path: Path) -> None:
-    vector = arrays_of(path)
+    vector = load_arrays(path)
     tokens = visual(torch.from_numpy(vector["features"]))
     by_ratio = DivPrune(keep_ratio=float(vector["keep_ratio"])).reduce(tokens, 1)
     by_count = DivPrune().reduce(tokens, int(vector["n_keep"]))
@@ -78,7 +73,7 @@ def test_vectors_pass_through_the_contract(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["features", "keep_ratio", "n_keep", "selected", "kept_sorted"])
 def test_a_vector_with_other_content_fails(name: str, tmp_path: Path) -> None:
-    arrays = arrays_of(GOLDENS[0])
+    arrays = load_arrays(GOLDENS[0])
     changed = arrays[name] * 1.5 if arrays[name].ndim == 0 else np.roll(arrays[name], 1, 0)
     if name in ("n_keep", "selected"):
         changed = arrays[name] + 1
@@ -192,7 +187,7 @@ def test_reduce_stays_on_the_device_and_never_waits_for_it() -> None:
 @pytest.mark.gpu
 def test_the_gpu_makes_the_same_picks() -> None:
     for path in GOLDENS:
-        vector = arrays_of(path)
+        vector = load_arrays(path)
         distances = cosine_distances(torch.from_numpy(vector["features"]).cuda())
         picks = most_diverse(distances, all_real(len(distances)).cuda(), int(vector["n_keep"]))
         assert picks.tolist() == vector["selected"].tolist()

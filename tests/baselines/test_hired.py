@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from dpbench_baselines.hired import HiRED, tile_budgets, view_budgets
+from golden_vectors import find_vectors, load_arrays
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
@@ -16,7 +17,7 @@ from dpbench.conformance.vectors.tiles import best_resolution, unpadded
 from dpbench.errors import ConfigError, UnsupportedError
 from dpbench.method import VisualTokens
 
-GOLDENS = sorted((Path(__file__).parents[1] / "goldens").glob("hired_*.npz"))
+GOLDENS = find_vectors("hired")
 TILED = [path for path in GOLDENS if "cls_attn_budget" in np.load(path)]
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 
@@ -42,18 +43,13 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).mul(2).softmax(-1)
 
 
-def arrays_of(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    with np.load(path) as stored:
-        return {name: stored[name] for name in stored.files}
-
-
 def test_the_vectors_are_there() -> None:
     assert (len(GOLDENS), len(TILED)) == (5, 3)
 
 
 @pytest.mark.parametrize("path", TILED, ids=lambda path: path.stem)
 def test_the_budgets_equal_upstreams(path: Path) -> None:
-    vector = arrays_of(path)
+    vector = load_arrays(path)
     first = torch.from_numpy(vector["cls_attn_budget"])[0].sum(0)
     num_views, _, num = vector["cls_attn_select"].shape
     keep = int(num_views * num * float(vector["token_budget_rate"]))
@@ -63,7 +59,7 @@ def test_the_budgets_equal_upstreams(path: Path) -> None:
 
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 def test_reduce_keeps_what_upstream_keeps(path: Path) -> None:
-    vector = arrays_of(path)
+    vector = load_arrays(path)
     first = torch.from_numpy(vector["cls_attn_budget"]) if path in TILED else None
     tokens = visual(torch.from_numpy(vector["cls_attn_select"]), first)
     method = HiRED(token_budget_rate=float(vector["token_budget_rate"]), alpha=float(vector.get("alpha", 0.5)))
@@ -89,7 +85,7 @@ def test_vectors_pass_through_the_contract(path: Path) -> None:
     ],
 )
 def test_a_vector_with_other_content_fails(path: Path, name: str, tmp_path: Path) -> None:
-    arrays = arrays_of(path)
+    arrays = load_arrays(path)
     other = arrays[name] * 0.8 if arrays[name].dtype.kind == "f" and not arrays[name].ndim else None
     if name == "grid_pinpoints":
         other = np.array([[672, 672]])
@@ -100,7 +96,7 @@ def test_a_vector_with_other_content_fails(path: Path, name: str, tmp_path: Path
 
 
 def test_a_vector_of_another_model_is_refused(tmp_path: Path) -> None:
-    np.savez(tmp_path / "vector.npz", **arrays_of(GOLDENS[0]) | {"model": "blip"})
+    np.savez(tmp_path / "vector.npz", **load_arrays(GOLDENS[0]) | {"model": "blip"})
     assert "model 'blip'" in run.check(HiRED(), tmp_path / "vector.npz").detail
 
 

@@ -21,13 +21,14 @@ from dpbench_baselines.holov import (
     share_overflow,
     similarity_variance,
 )
+from golden_vectors import find_vectors
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from dpbench.errors import ConfigError, UnsupportedError
 from dpbench.method import Method, Reduction, VisualTokens
 
-GOLDENS = sorted((Path(__file__).parents[1] / "goldens").glob("holov_*.npz"))
+GOLDENS = find_vectors("holov")
 golden = pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 
 

@@ -4,7 +4,6 @@ The vectors' keys are documented beside them. They are checked at four levels: o
 official seed (these three by the exact rows in the exact order), and full SVD where the seed does not matter.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -14,22 +13,16 @@ import pytest
 import torch
 from dpbench_baselines import prunesid
 from dpbench_baselines.prunesid import PruneSID, Views
+from golden_vectors import find_vectors
 from torch import Tensor
 
 from dpbench.errors import ConfigError, UnsupportedError
 from dpbench.method import VisualTokens
 
-GOLDENS = sorted((Path(__file__).parents[1] / "goldens").glob("prunesid_*.npz"))
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+GOLDENS = find_vectors("prunesid")
 CLS = frozenset({"cls_attention", "cls_hidden_VC", "keys_Nd"})
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Run on one thread, as the vectors were made; two threads wait for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Golden:

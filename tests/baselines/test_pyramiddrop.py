@@ -1,13 +1,12 @@
 """PyramidDrop: vectors from the official code, and the ratio against the tables that publish it."""
 
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from dpbench_baselines.pyramiddrop import PyramidDrop
+from golden_vectors import find_vectors
 
 from dpbench import registry
 from dpbench.conformance.vectors import run
@@ -15,16 +14,9 @@ from dpbench.engine import pruned_prompt
 from dpbench.errors import ConfigError
 from dpbench.method import Budget, Method
 
-GOLDENS = sorted((Path(__file__).parents[1] / "goldens").glob("pyramiddrop_*.npz"))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Run on one thread: the tensors are small, and two threads wait for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+GOLDENS = find_vectors("pyramiddrop")
 
 
 def schedule(

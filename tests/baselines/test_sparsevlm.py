@@ -1,6 +1,6 @@
 """SparseVLM: vectors from the official code, its lists and what they cost, and whole answers against a reference."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import pytest
 import torch
 from dpbench_baselines import sparsevlm
 from dpbench_baselines.sparsevlm import SparseVLM
+from golden_vectors import find_vectors, load_tensors
 from PIL import Image
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -25,21 +26,9 @@ from dpbench.engine.pruned_prompt import PrunedPrompt
 from dpbench.errors import ConfigError, UnsupportedError
 from dpbench.method import Budget, Cut, DecoderInput
 
-GOLDENS = sorted((Path(__file__).parents[1] / "goldens").glob("sparsevlm_*.npz"))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Run on one thread: the tensors are small, and two threads wait for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def stored(path: Path) -> dict[str, Tensor]:
-    with np.load(path) as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+GOLDENS = find_vectors("sparsevlm")
 
 
 def test_the_vectors_are_there() -> None:
@@ -54,7 +43,7 @@ def test_every_vector_passes(path: Path) -> None:
 
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 def test_every_step_of_every_vector(path: Path) -> None:
-    want, method = stored(path), SparseVLM()
+    want, method = load_tensors(path), SparseVLM()
     chosen_T = sparsevlm.raters(want["emb_visual"], want["emb_text"])
     assert torch.equal(chosen_T.nonzero()[:, 0], want["rater_idx"])
     relation_N = want["attn_text_to_visual"][:, chosen_T].mean((0, 1))

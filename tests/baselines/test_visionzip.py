@@ -16,6 +16,7 @@ from dpbench_baselines.visionzip import (
     merge,
     nearest_targets,
 )
+from golden_vectors import find_vectors, load_arrays
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
@@ -25,7 +26,7 @@ from dpbench.engine.decision import Rule, reduce_image
 from dpbench.errors import ConfigError, UnsupportedError
 from dpbench.method import VisualTokens
 
-GOLDENS = sorted((Path(__file__).parents[1] / "goldens").glob("visionzip_*.npz"))
+GOLDENS = find_vectors("visionzip")
 MERGING, PACKING = GOLDENS[:4], GOLDENS[4:]
 merging = pytest.mark.parametrize("path", MERGING, ids=lambda path: path.stem)
 SIGNALS = frozenset({"cls_attention", "cls_hidden_VC", "keys_Nd"})
@@ -63,11 +64,6 @@ def without_cls(tokens: VisualTokens) -> VisualTokens:
     return replace(tokens, cls_attention={}, cls_hidden_VC=None, received_attention_N=received)
 
 
-def arrays_of(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    with np.load(path) as stored:
-        return {name: stored[name] for name in stored.files}
-
-
 def stored_views(vector: dict[str, Any]) -> Views:
     hidden, keys = (torch.from_numpy(vector[name]).float()[:, 1:] for name in ("hidden", "key_metric"))
     scores = torch.from_numpy(vector["cls_attn"]).sum(1)
@@ -80,7 +76,7 @@ def test_the_vectors_are_there() -> None:
 
 @merging
 def test_each_step_equals_upstream(path: Path) -> None:
-    vector = arrays_of(path)
+    vector = load_arrays(path)
     views, contextual = stored_views(vector), int(vector["contextual"])
     dominant, targets = choose(views, int(vector["dominant"]) - 1, contextual)
     assert dominant.tolist() == vector["kept_patches"].tolist()
@@ -94,7 +90,7 @@ def test_each_step_equals_upstream(path: Path) -> None:
 
 @merging
 def test_reduce_equals_upstream(path: Path) -> None:
-    vector = arrays_of(path)
+    vector = load_arrays(path)
     for image, hidden in enumerate(torch.from_numpy(vector["hidden"]).float()):
         num = len(hidden) - 1
         tokens = replace(
@@ -127,7 +123,7 @@ def test_vectors_pass_through_the_contract(path: Path) -> None:
     ],
 )
 def test_a_vector_with_other_content_fails(path: Path, name: str, tmp_path: Path) -> None:
-    arrays = arrays_of(path)
+    arrays = load_arrays(path)
     axis = {"grid_wh": 0, "key_metric": 1}.get(name, -1)
     changed = arrays[name] + 1 if arrays[name].ndim == 0 else np.flip(arrays[name], axis)
     if name == "merge_pairs":
@@ -139,7 +135,7 @@ def test_a_vector_with_other_content_fails(path: Path, name: str, tmp_path: Path
 
 @pytest.mark.parametrize("name", ["hidden", "key_metric", "cls_attn", "dominant", "contextual", "out_tokens"])
 def test_a_vector_that_lacks_an_array_names_it(name: str, tmp_path: Path) -> None:
-    arrays = arrays_of(MERGING[3])
+    arrays = load_arrays(MERGING[3])
     del arrays[name]
     np.savez(tmp_path / "vector.npz", **arrays)
     assert f"'{name}'" in run.check(VisionZip(), tmp_path / "vector.npz").detail
@@ -314,7 +310,7 @@ def test_reduce_stays_on_the_device_and_never_waits_for_it(views: int) -> None:
 @pytest.mark.gpu
 def test_the_gpu_keeps_the_same_tokens() -> None:
     for path in MERGING:
-        vector = arrays_of(path)
+        vector = load_arrays(path)
         stored = stored_views(vector)
         views = Views(*(getattr(stored, name).cuda() for name in stored.__slots__))
         dominant, targets = choose(views, int(vector["dominant"]) - 1, int(vector["contextual"]))

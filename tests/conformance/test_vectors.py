@@ -1,6 +1,6 @@
 """Golden vectors through the contract: whatever differs, is missing or cannot be used is a failure."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ ROW, ONE_LAYER, GROUPED, FAST = (
 STAGE, BATCH, PYRAMID = (
     f"pyramiddrop_public_0{name}" for name in ("2_stage1_576", "6_batch2_right_padded", "8_e2e_layers_1_4")
 )
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 SCORING = ("hidden", "ln_weight", "q_weight", "k_weight", "rope_theta", "image_start")
 BETWEEN = ("q_rope_last", "k_rope", "attn_row", "position_ids", "keep_visual", "keep_positions")
 WHOLE = ("inputs_embeds", "w.lm_head.weight", "w.model.layers.5.self_attn.q_proj.weight", "image_start", "n_visual")
@@ -54,15 +56,6 @@ STATED = {
     "holov_public_05": ("num_crops",),
 }
 """Hyper-parameters, likewise."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Run on one thread: the tensors are small, and two threads wait for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def pairs(*tables: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:
@@ -158,12 +151,14 @@ def save_one(path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        pytest.param(lambda path: None, "no .npz file", id="absent"),
-        pytest.param(lambda path: path.write_text("kind"), "no .npz file", id="text"),
-        pytest.param(lambda path: path.write_bytes(b""), "no .npz file", id="empty"),
-        pytest.param(lambda path: path.write_bytes(PATHS[FAST].read_bytes()[:5000]), "no .npz file", id="cut short"),
-        pytest.param(save_one, "no .npz file", id="a single array"),
-        pytest.param(save(kind=np.array([{}], dtype=object)), "no .npz file", id="pickled"),
+        pytest.param(lambda path: None, "not an .npz file", id="absent"),
+        pytest.param(lambda path: path.write_text("kind"), "not an .npz file", id="text"),
+        pytest.param(lambda path: path.write_bytes(b""), "not an .npz file", id="empty"),
+        pytest.param(
+            lambda path: path.write_bytes(PATHS[FAST].read_bytes()[:5000]), "not an .npz file", id="cut short"
+        ),
+        pytest.param(save_one, "not an .npz file", id="a single array"),
+        pytest.param(save(kind=np.array([{}], dtype=object)), "not an .npz file", id="pickled"),
         pytest.param(save(r=0.5), "no array 'kind'", id="without kind"),
         pytest.param(save(kind="stages"), "did you mean 'stage'", id="unknown kind"),
         pytest.param(save(kind="random", variant="blip"), "variant 'blip'", id="unknown variant"),
