@@ -1,6 +1,6 @@
-"""The conformance suite: what every method must keep to, on every backbone it claims, with vectors if there are some.
+"""The conformance suite: checks that every method must pass on every backbone it claims.
 
-A method claims a backbone unless `needs` refuses it. Backbones are random miniatures of the three families, and
+A method claims a backbone unless its `needs` raises. The backbones are random miniatures of the three families, and
 toy-llava.
 """
 
@@ -57,8 +57,8 @@ class Trial:
     method: Method
     rule: Rule
 
-    def spliced(self, number: int) -> PrunedPrompt:
-        """Return the pruned prompt about one of two images."""
+    def build_prompt(self, number: int) -> PrunedPrompt:
+        """Return the pruned prompt for one of two images, 0 or 1."""
         noise = np.random.default_rng(number).integers(0, 256, (*SIZES[number], 3), dtype=np.uint8)
         question = QUESTION if number == 0 else f"{QUESTION} And how many objects are there?"
         prompt = decision.build_prompt(self.backbone, self.method, [Image.fromarray(noise)], question, self.rule)
@@ -95,7 +95,7 @@ def check(name: str, params: Mapping[str, object], names: tuple[str, ...] | None
 
 
 def _outcome(probe: Callable[[Trial], str], backbone: Backbone, method: Method) -> tuple[bool, str]:
-    """Run a check at a small and at a large budget; an error that is no DpbenchError keeps its name."""
+    """Run a check at three budgets, and return whether it passed and a detail; the first failure ends it."""
     for rule in (
         Rule(BudgetRequest(prune_rate=0.75), kind="final"),
         Rule(BudgetRequest(prune_rate=0.25), kind="final"),
@@ -112,8 +112,8 @@ def _outcome(probe: Callable[[Trial], str], backbone: Backbone, method: Method) 
 
 def _frozen(method: Method) -> tuple[bool, str]:
     if not is_dataclass(method) or not type(method).__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        return False, f"{type(method).__name__} is no frozen dataclass"
-    return True, ", ".join(f"{each.name}={getattr(method, each.name)!r}" for each in fields(method) if each.init)
+        return False, f"{type(method).__name__} is not a frozen dataclass"
+    return True, ", ".join(f"{field.name}={getattr(method, field.name)!r}" for field in fields(method) if field.init)
 
 
 def asks_for_what_exists(trial: Trial) -> str:
@@ -125,7 +125,7 @@ def asks_for_what_exists(trial: Trial) -> str:
 
 def keeps_to_the_budget(trial: Trial) -> str:
     """No layer reads more than allowed: the count at the end, or the mean over layers, within one token."""
-    cut = trial.spliced(0)
+    cut = trial.build_prompt(0)
     counts = cut.per_layer(trial.backbone.num_layers)
     if any(after > before for before, after in pairwise(counts)):
         return f"layers read {counts}"
@@ -135,8 +135,8 @@ def keeps_to_the_budget(trial: Trial) -> str:
 
 
 def _allowed(trial: Trial) -> int:
-    """Return the budget: of what is read unpruned, or its share in every view where the method goes view by view."""
-    whole = Trial(trial.backbone, Method(), Rule()).spliced(0)
+    """Return the budget, out of all visual tokens, or out of the views' tokens if the method works view by view."""
+    whole = Trial(trial.backbone, Method(), Rule()).build_prompt(0)
     num = whole.num_visual
     if decision.has_reduce(trial.method) and trial.method.anyres != "global":
         num = len(whole.kept[0].indices_K)
@@ -144,8 +144,8 @@ def _allowed(trial: Trial) -> int:
 
 
 def keeps_valid_tokens_once(trial: Trial) -> str:
-    """Indices are tokens, each at most once; -1 stands for rows that are no single token."""
-    for reduction in trial.spliced(0).kept:
+    """Each token is kept at most once; -1 stands for rows that are not a single token."""
+    for reduction in trial.build_prompt(0).kept:
         single = reduction.indices_K[reduction.indices_K >= 0]
         if len(single.unique()) < len(single):
             return "a token is kept twice"
@@ -154,16 +154,16 @@ def keeps_valid_tokens_once(trial: Trial) -> str:
 
 def repeats_itself(trial: Trial) -> str:
     """The same seed gives the same decision, bit for bit, before and inside the LLM."""
-    first, second = trial.spliced(0), trial.spliced(0)
+    first, second = trial.build_prompt(0), trial.build_prompt(0)
     if not torch.equal(first.embeds_LD, second.embeds_LD):
         return "two reductions of one image differ"
-    one, two = (forward.logits(trial.backbone, trial.method, [each]) for each in (first, second))
+    one, two = (forward.logits(trial.backbone, trial.method, [prompt]) for prompt in (first, second))
     return "" if torch.equal(one, two) else "two prefills of one prompt differ"
 
 
 def answers_in_batches_as_alone(trial: Trial) -> str:
-    """A left-padded batch gives each prompt the logits it has alone."""
-    prompts = [trial.spliced(0), trial.spliced(1)]
+    """A left-padded batch gives each prompt the same logits as on its own."""
+    prompts = [trial.build_prompt(0), trial.build_prompt(1)]
     together = forward.prefill(trial.backbone, trial.method, prompts)
     for row, prompt in zip(together, prompts, strict=True):
         alone = forward.prefill(trial.backbone, trial.method, [prompt])[0]
@@ -182,12 +182,12 @@ def leaves_no_hooks(trial: Trial) -> str:
         return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in trial.backbone.model.modules())
 
     before = hooks()
-    forward.generate(trial.backbone, trial.method, [trial.spliced(0)], max_new_tokens=2)
+    forward.generate(trial.backbone, trial.method, [trial.build_prompt(0)], max_new_tokens=2)
     return "" if hooks() == before else f"{hooks() - before} hooks are left"
 
 
 def does_not_change_its_input(trial: Trial) -> str:
-    """`reduce` leaves the features as they were: other methods read them too."""
+    """`reduce` does not change the features, which other methods read too."""
     prompt = decision.build_prompt(trial.backbone, trial.method, [Image.new("RGB", (96, 96))], QUESTION, trial.rule)
     (features,) = trial.backbone.encode(prompt.pixels, trial.method.needs(trial.backbone.provides))
     visual: VisualTokens = decision.visual_tokens(features, QUESTION, decision.image_generator(0, "check", 0))
@@ -223,14 +223,14 @@ BACKBONES: Mapping[str, Callable[[], Backbone]] = {
 
 
 def table(findings: Sequence[Finding]) -> str:
-    """Return the findings as a table, checks by backbones, and below it what is wrong or does not apply."""
-    names = list(dict.fromkeys(each.backbone for each in findings if each.backbone != "-"))
-    cells = {(each.check, each.backbone): "ok" if each.passed else "FAILED" for each in findings}
-    refused = {each.backbone for each in findings if each.check == CLAIM}
+    """Return a table of checks by backbones, and below it what failed or does not apply."""
+    names = list(dict.fromkeys(finding.backbone for finding in findings if finding.backbone != "-"))
+    cells = {(finding.check, finding.backbone): "ok" if finding.passed else "FAILED" for finding in findings}
+    refused = {finding.backbone for finding in findings if finding.check == CLAIM}
     rows = [[title, *("-" if name in refused else cells.get((title, name), "") for name in names)] for title in CHECKS]
     notes = [
-        f"{each.backbone}: {each.check}: {each.detail}"
-        for each in findings
-        if not each.passed or each.check in (CLAIM, FIELDS)
+        f"{finding.backbone}: {finding.check}: {finding.detail}"
+        for finding in findings
+        if not finding.passed or finding.check in (CLAIM, FIELDS)
     ]
     return "\n".join([tabulate(rows, ["check", *names], "github"), "", *notes])

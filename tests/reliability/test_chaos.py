@@ -32,7 +32,14 @@ pytestmark = pytest.mark.slow
 
 KILLS = int(os.environ.get("DPBENCH_CHAOS_KILLS", "4"))
 SEED = int(os.environ.get("DPBENCH_CHAOS_SEED", "0"))
-LIMIT, BATCH_SIZE = 16, 16
+BATCH_SIZE = 16
+MANIFEST = f"""name: grid
+backbone: toy-llava
+methods: [none, grid, fastv]
+budgets: {{keep: [16]}}
+tasks: [gqa, mme, pope]
+protocol: {{limit: 40, batch_size: {BATCH_SIZE}}}
+"""
 SPREAD = 2
 """How far a process may get before it is killed, in even shares of the work; with 1 the kills rarely reach its end."""
 TRAINING = {"dtype": "float32", "steps": 24, "batch_size": 4, "num_validation": 4, "validate_every": 4, "hidden": 16}
@@ -127,9 +134,12 @@ def kill_and_resume(job: Job, root: Path) -> tuple[Path, list[Path]]:
 
 
 def test_a_run_killed_at_random_moments_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    manifest = tmp_path / "grid.yaml"
+    manifest.write_text(MANIFEST)
+
     def start(folder: Path) -> subprocess.Popen[bytes]:
-        command = ["run", "quickstart", "--out", str(folder), "--limit", str(LIMIT), "--batch-size", str(BATCH_SIZE)]
-        return start_process([sys.executable, "-c", RUN, *command], folder, **{BATCHES: str(batches_of(folder))})
+        command = [sys.executable, "-c", RUN, "run", str(manifest), "--out", str(folder)]
+        return start_process(command, folder, **{BATCHES: str(batches_of(folder))})
 
     whole, killed = kill_and_resume(Job(start, lambda folder: any(folder.glob("*/samples/*.jsonl"))), tmp_path)
     assert len(read_answers(whole)) == len(read_journals(whole)) > 0

@@ -62,6 +62,7 @@ def test_the_list_says_what_is_printed_and_what_is_there(tmp_path: Path) -> None
 
 def test_the_aggregators_load_no_torch_and_no_lmms_eval() -> None:
     heavy = {"torch", "lmms_eval", "pandas", "datasets"}
-    code = f"import sys, dpbench.tasks.aggregators, dpbench.evaluation.submission; print(sorted({heavy} & set(sys.modules)))"
+    modules = "dpbench.tasks.aggregators, dpbench.evaluation.submission"
+    code = f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dpbench.budget import BudgetRequest
 from dpbench.conformance.vectors.tokens import square_views
-from dpbench.conformance.vectors.vector import Vector, configured, differences
+from dpbench.conformance.vectors.vector import Vector, configure, differences
 from dpbench.engine.decision import Rule, reduce_image
 from dpbench.method import Method, VisualTokens
 
@@ -42,10 +42,10 @@ class StoredTowers:
 
 def check_aligned(method: Method, vector: Vector) -> Iterator[str]:
     """Reduce the views of one image, and compare which tokens are kept of each."""
-    made = configured(method, vector)
-    if not hasattr(made, BIND):
-        raise ValueError(f"{type(made).__name__} has no method {BIND!r} to take the vector's stored embeddings by")
-    bound: Method = getattr(made, BIND)(StoredTowers(vector.float32("text_embeds")))
+    configured = configure(method, vector)
+    if not hasattr(configured, BIND):
+        raise ValueError(f"{type(configured).__name__} has no method {BIND!r} that takes the stored embeddings")
+    bound: Method = getattr(configured, BIND)(StoredTowers(vector.float32("text_embeds")))
     embeds_VND, image_VNE = vector.float32("features"), vector.float32("image_embeds")
     num_views = len(embeds_VND)
     visual = square_views(

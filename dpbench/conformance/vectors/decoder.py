@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dpbench.conformance.vectors.llama import scoring_layers
-from dpbench.conformance.vectors.vector import Vector, configured, differences, distances
+from dpbench.conformance.vectors.vector import Vector, configure, differences, distances
 from dpbench.engine.decoder_view import DecoderView, Projected
 from dpbench.engine.pruned_prompt import validate_cuts
 from dpbench.method import LAST, Budget, Cut, DecoderInput, Method
@@ -90,38 +90,38 @@ class StoredView(DecoderView):
 
 def check_row(method: Method, vector: Vector) -> Iterator[str]:
     """Select by a stored attention row of the layer before the cut."""
-    made, sample = _behind(method, vector, vector["attn_row"].shape[1])
-    yield from _selects(made, vector, sample, _stored(vector, sample))
+    configured, sample = _behind(method, vector, vector["attn_row"].shape[1])
+    yield from _selects(configured, vector, sample, _stored(vector, sample))
 
 
 def check_layer(method: Method, vector: Vector) -> Iterator[str]:
     """Select by the layer before the cut: from its attention row, its queries and keys, and what enters it.
 
-    As in a run, that layer has projected what entered it when the method is asked; what it made of it is not stored.
+    As in a run, that layer has already projected its input when the method decides; its output is not stored.
     """
     hidden_LD = vector.float32("hidden")
-    made, sample = _behind(method, vector, len(hidden_LD))
+    configured, sample = _behind(method, vector, len(hidden_LD))
     decoder = scoring_layers(vector, 1)
     ranking = decoder.layers[0]
     normed = ranking.input_layernorm(hidden_LD)
     kept = Projected(ranking.self_attn.q_proj(normed), ranking.self_attn.k_proj(normed))
     angles = _angles(decoder, hidden_LD, vector.tensor("position_ids"))
     view = DecoderView(**sample.fields(None, decoder, kept=kept, angles=angles))
-    yield from _all_entries(made, vector, sample, view)
+    yield from _all_entries(configured, vector, sample, view)
 
 
 def check_stage(method: Method, vector: Vector) -> Iterator[str]:
     """Select by the layer behind the cut, from its attention row, its queries and keys, and what enters it."""
     hidden_LD = vector.float32("hidden")
     num, start = vector.integer("n_visual_original"), vector.integer("image_start")
-    made, sample = _ahead(method, vector, (num, len(hidden_LD), start))
+    configured, sample = _ahead(method, vector, (num, len(hidden_LD), start))
     current = vector.tensor("n_visual_current")[None]
     yield from differences("visual tokens before the cut", torch.tensor([sample.num_visual]), current)
     decoder = scoring_layers(vector, sample.cut.probe + 1)
     angles = _angles(decoder, hidden_LD, vector.tensor("position_ids"))
     view = DecoderView(**sample.fields(hidden_LD, decoder, angles=angles))
-    yield from _all_entries(made, vector, sample, view)
-    yield from _new_positions(made, vector, sample, vector.tensor("position_ids"))
+    yield from _all_entries(configured, vector, sample, view)
+    yield from _new_positions(configured, vector, sample, vector.tensor("position_ids"))
 
 
 def check_batch(method: Method, vector: Vector) -> Iterator[str]:
@@ -130,20 +130,20 @@ def check_batch(method: Method, vector: Vector) -> Iterator[str]:
         hidden_LD = vector.float32("hidden")[number][mask_L]
         num, start = (int(vector[name][number]) for name in ("n_visual_original", "image_start"))
         yield from differences("length", torch.tensor([len(hidden_LD)]), vector.tensor("lengths")[number][None])
-        made, sample = _ahead(method, vector, (num, len(hidden_LD), start), f"_{number}")
+        configured, sample = _ahead(method, vector, (num, len(hidden_LD), start), f"_{number}")
         decoder, positions = scoring_layers(vector, sample.cut.probe + 1), torch.arange(len(hidden_LD))
         view = DecoderView(**sample.fields(hidden_LD, decoder, angles=_angles(decoder, hidden_LD, positions)))
-        yield from _selects(made, vector, sample, view)
-        yield from _new_positions(made, vector, sample, positions)
+        yield from _selects(configured, vector, sample, view)
+        yield from _new_positions(configured, vector, sample, positions)
 
 
 def _behind(method: Method, vector: Vector, length: int) -> tuple[Method, Sample]:
     """Set a method to cut behind the vector's layer, which is the decoder's first."""
-    made, num = configured(method, vector, layer=1), vector.integer("n_visual")
-    (cut,) = validate_cuts(made, num, 2, Budget(num))
+    configured, num = configure(method, vector, layer=1), vector.integer("n_visual")
+    (cut,) = validate_cuts(configured, num, 2, Budget(num))
     if cut.probe != 0:
-        raise ValueError(f"{type(made).__name__} ranks at layer {cut.probe}, the vector holds the one before it")
-    return made, Sample(cut, 0, length, vector.integer("image_start"), num)
+        raise ValueError(f"{type(configured).__name__} ranks at layer {cut.probe}, the vector holds the one before it")
+    return configured, Sample(cut, 0, length, vector.integer("image_start"), num)
 
 
 def _ahead(method: Method, vector: Vector, sizes: tuple[int, int, int], suffix: str = "") -> tuple[Method, Sample]:
@@ -157,11 +157,13 @@ def _ahead(method: Method, vector: Vector, sizes: tuple[int, int, int], suffix: 
     """
     num, length, start = sizes
     stage, num_stages = vector.integer("stage"), len(vector["ratios"])
-    made = configured(method, vector, layers=tuple(range(1, num_stages + 1)))
-    cuts = validate_cuts(made, num, num_stages + 1, Budget(num))
+    configured = configure(method, vector, layers=tuple(range(1, num_stages + 1)))
+    cuts = validate_cuts(configured, num, num_stages + 1, Budget(num))
     if cuts[stage].probe != cuts[stage].layer:
-        raise ValueError(f"{type(made).__name__} ranks before the layer that runs next, whose weights the vector holds")
-    return made, Sample(cuts[stage], stage, length, start, cuts[stage - 1].keep if stage else num, suffix)
+        raise ValueError(
+            f"{type(configured).__name__} does not rank by the layer behind the cut, the one with stored weights"
+        )
+    return configured, Sample(cuts[stage], stage, length, start, cuts[stage - 1].keep if stage else num, suffix)
 
 
 def _angles(decoder: Any, hidden_LD: Tensor, positions_L: Tensor) -> tuple[Tensor, Tensor]:

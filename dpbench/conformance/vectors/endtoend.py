@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from dpbench.conformance.vectors.llama import Bare, language_model
-from dpbench.conformance.vectors.vector import Vector, configured, differences, distances
+from dpbench.conformance.vectors.vector import Vector, configure, differences, distances
 from dpbench.engine.dropping import DroppingState
 from dpbench.engine.forward import prune
 from dpbench.engine.pruned_prompt import PrunedPrompt, validate_cuts
@@ -23,9 +23,9 @@ TOLERANCE = 1e-5
 
 def check_end_to_end(method: Method, vector: Vector) -> Iterator[str]:
     """Generate, and compare what each cut keeps, its position ids, the tokens, the logits and the caches' lengths."""
-    bare, made = language_model(vector), configured(method, vector)
-    spliced = _prompt(made, vector, len(bare.decoder.layers))
-    out, state = _generate(bare, made, spliced, num_new=len(vector["new_tokens"]))
+    bare, configured = language_model(vector), configure(method, vector)
+    spliced = _prompt(configured, vector, len(bare.decoder.layers))
+    out, state = _generate(bare, configured, spliced, num_new=len(vector["new_tokens"]))
     yield from differences("cuts", torch.tensor([len(spliced.cuts)]), torch.tensor([_num_stages(vector)]))
     for number in range(len(spliced.cuts)):
         yield from _stage(bare, vector, state, number)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dpbench.budget import BudgetRequest
 from dpbench.conformance.vectors.tokens import square_views
-from dpbench.conformance.vectors.vector import Vector, configured, differences
+from dpbench.conformance.vectors.vector import Vector, configure, differences
 from dpbench.engine.decision import Rule, reduce_image, select_view
 from dpbench.method import Method, VisualTokens
 
@@ -26,13 +26,13 @@ SIGNALS = frozenset({"cls_attention", "cls_hidden_VC", "keys_Nd"})
 
 def check_merging(method: Method, vector: Vector) -> Iterator[str]:
     """Reduce each image, and compare what was kept and the rows, CLS first and the merged ones last."""
-    made = configured(method, vector)
-    made.needs(SIGNALS)
+    configured = configure(method, vector)
+    configured.needs(SIGNALS)
     hidden_BSC, keys_BSd = vector.float32("hidden"), vector.float32("key_metric")
     keep = vector.integer("dominant") + vector.integer("contextual")
     for image, hidden_SC in enumerate(hidden_BSC):
         visual = _view(hidden_SC[None], keys_BSd[image, 1:], vector.tensor("cls_attn")[image], width=1)
-        reduction = reduce_image(made, visual, Rule(BudgetRequest(keep=keep)), num_read=len(visual))
+        reduction = reduce_image(configured, visual, Rule(BudgetRequest(keep=keep)), num_read=len(visual))
         kept_K = _indices(vector.tensor("kept_patches")[image], vector.integer("contextual"))
         yield from differences(f"tokens of image {image}", reduction.indices_K, kept_K)
         merged_KC = _merged(hidden_SC, vector.tensor("contextual_targets")[image], vector.tensor("merge_pairs")[image])
@@ -42,7 +42,7 @@ def check_merging(method: Method, vector: Vector) -> Iterator[str]:
 
 def check_packing(method: Method, vector: Vector) -> Iterator[str]:
     """Reduce an image of several views, and compare the order with the views reduced one by one."""
-    made = configured(method, vector)
+    configured = configure(method, vector)
     kept_VM, packed = vector.tensor("kept_patches"), vector.tensor("packed")
     contextual, num_views = vector.integer("contextual"), len(kept_VM)
     keep = vector.integer("dominant") + contextual
@@ -52,11 +52,11 @@ def check_packing(method: Method, vector: Vector) -> Iterator[str]:
     attention_VN = torch.zeros(num_views, NUM_PATCHES).scatter_(1, kept_VM, 1.0)
     visual = _view(hidden_VSC, keys_NC, attention_VN.flatten()[None], width=int(vector["grid_wh"][0]))
     alone = [
-        reduce_image(made, select_view(visual, view), Rule(BudgetRequest(keep=keep)), num_read=NUM_PATCHES)
+        reduce_image(configured, select_view(visual, view), Rule(BudgetRequest(keep=keep)), num_read=NUM_PATCHES)
         for view in range(num_views)
     ]
     rule = Rule(BudgetRequest(keep=keep * num_views))
-    reduction = reduce_image(made, visual, rule, num_read=len(visual), max_views=num_views)
+    reduction = reduce_image(configured, visual, rule, num_read=len(visual), max_views=num_views)
     view_K, slot_K = packed // 1000, packed % 1000
     indices_VK = torch.stack([_indices(kept_M, contextual) for kept_M in kept_VM])
     offsets_VK = torch.where(indices_VK < 0, 0, torch.arange(num_views)[:, None] * NUM_PATCHES)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dpbench.conformance.vectors.decoder import Sample
-from dpbench.conformance.vectors.vector import Vector, configured, differences
+from dpbench.conformance.vectors.vector import Vector, configure, differences
 from dpbench.engine.decoder_view import DecoderView
 from dpbench.engine.pruned_prompt import validate_cuts
 from dpbench.method import Budget, Method
@@ -39,14 +39,14 @@ class KeyedView(DecoderView):
 
 def check_pivots(method: Method, vector: Vector) -> Iterator[str]:
     """Select behind the decoder's first layer, from its keys and from what the second reads."""
-    made, num = configured(method, vector, layer=1), vector.integer("n_visual")
-    (cut,) = validate_cuts(made, num, 2, Budget(num))
+    configured, num = configure(method, vector, layer=1), vector.integer("n_visual")
+    (cut,) = validate_cuts(configured, num, 2, Budget(num))
     keys_LHd, normed_LD = vector.float32("key_states"), vector.float32("hidden_norm")
     sample = Sample(cut, 0, len(normed_LD), vector.integer("v_start"), num)
     gain_D = 2.0 ** (torch.arange(normed_LD.shape[1]) % 7 - 3)
     known = {"stored_HLd": keys_LHd.transpose(0, 1), "gain_D": gain_D}
     view = KeyedView(**sample.fields(normed_LD / gain_D, None, **known))
-    kept = sample.visual_index_N[made.select(view).indices_K]
+    kept = sample.visual_index_N[configured.select(view).indices_K]
     yield from differences("positions kept", kept, vector.tensor("kept_sorted"))
     pivots = vector.tensor("pivot_image_idx")
     picked = torch.cat([pivots, vector.tensor("picks").flatten()]).sort().values

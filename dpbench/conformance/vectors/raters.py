@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dpbench.conformance.vectors.decoder import Sample
-from dpbench.conformance.vectors.vector import Vector, configured, differences
+from dpbench.conformance.vectors.vector import Vector, configure, differences
 from dpbench.engine.decoder_view import DecoderView
 from dpbench.engine.pruned_prompt import validate_cuts
 from dpbench.method import LAST, Budget, DecoderInput, Method
@@ -44,17 +44,17 @@ class RatedView(DecoderView):
 def check_raters(method: Method, vector: Vector) -> Iterator[str]:
     """Select behind the layer the vector states, by the official list, and compare what is kept and every row."""
     layer, states_ND = vector.integer("layer"), vector.float32("hidden_visual")
-    made = configured(method, vector, preset="official", layers=(layer,))
-    (cut,) = validate_cuts(made, len(states_ND), DEPTH, Budget(vector.integer("budget")))
+    configured = configure(method, vector, preset="official", layers=(layer,))
+    (cut,) = validate_cuts(configured, len(states_ND), DEPTH, Budget(vector.integer("budget")))
     if cut.probe != layer:
-        raise ValueError(f"{type(made).__name__} ranks at layer {cut.probe}, the vector holds layer {layer}")
+        raise ValueError(f"{type(configured).__name__} ranks at layer {cut.probe}, the vector holds layer {layer}")
     visual_ND, text_TD = vector.float32("emb_visual"), vector.float32("emb_text")
     sample = Sample(cut, 0, len(states_ND) + len(text_TD), 0, len(states_ND))
     num, places = len(visual_ND), torch.arange(len(visual_ND) + len(text_TD))
     prompt = DecoderInput(torch.cat([visual_ND, text_TD]), places[:num], places[num:])
     hidden_LD = pad(states_ND, (0, 0, 0, len(text_TD)), value=torch.nan)
     known = {"prompt": prompt, "rated_HTN": vector.float32("attn_text_to_visual")}
-    reduction = made.select(RatedView(**sample.fields(hidden_LD, None, **known)))
+    reduction = configured.select(RatedView(**sample.fields(hidden_LD, None, **known)))
     kept = vector.tensor("keep_mask").nonzero()[:, 0]
     merged = kept.new_full((vector.integer("n_clusters"),), -1)
     yield from differences("rows", reduction.indices_K, torch.cat([kept, merged]))

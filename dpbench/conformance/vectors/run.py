@@ -1,9 +1,8 @@
 """Golden vectors: what an official code decided on stored inputs, and whether a method decides the same.
 
-A vector is one .npz file. It is run through the contract and the engine, as every benchmark run is: there is no second
-way to a method's decision. Which inputs it stores says how it is run, by its `kind` or, where it has one, its `variant`
-(before the LLM); one that states neither is told by its arrays. No method is known by name here. A file that cannot be
-used has failed.
+A vector is one .npz file. It is run through the contract and the engine, like every benchmark run. Its `variant` (for
+decisions before the LLM), its `kind` or else its arrays say how to run it. No method is named here. A file that cannot
+be used counts as failed.
 """
 
 from __future__ import annotations
@@ -41,18 +40,18 @@ KINDS: Mapping[str, Callable[[Method, Vector], Iterator[str]]] = {
     "raters": check_raters,
     "aligned": check_aligned,
 }
-"""How a vector is run that has no variant; each yields a sentence per difference from the official code."""
+"""How to run a vector without a variant, by kind; yields one sentence per difference from the official code."""
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class VectorResult:
     """One vector's outcome.
 
     Attributes:
         path: the file.
-        kind: its kind, with its variant where it has one; "?" where it could not be read.
-        passed: everything it stores came out the same.
-        detail: what did not, or why it cannot be used; empty where it passed.
+        kind: its kind, after its variant if it has one; "?" if it could not be read.
+        passed: True if the method reproduces everything that is stored.
+        detail: the first difference, or why the file cannot be used; empty if it passed.
     """
 
     path: Path
@@ -65,19 +64,19 @@ def find(name: str, folder: Path) -> list[Path]:
     """Return the vectors of a method in a folder, `<name>_*.npz`, sorted.
 
     Raises:
-        MissingError: there is none.
+        MissingError: there are none.
     """
-    found = sorted(folder.glob(f"{name}_*.npz"))
-    if not found:
+    paths = sorted(folder.glob(f"{name}_*.npz"))
+    if not paths:
         raise MissingError(f"--goldens: {folder} has no file {name}_*.npz; a method's vectors start with its name")
-    return found
+    return paths
 
 
-def check(method: Method, path: Path) -> Checked:
-    """Run one vector through a method that is given the hyper-parameters it states.
+def check(method: Method, path: Path) -> VectorResult:
+    """Run one vector through a method, with the hyper-parameters that the vector states.
 
     Args:
-        method: fields that the vector does not state stay as they are.
+        method: keeps its own values for fields that the vector does not state.
         path: an .npz file.
     """
     kind = "?"
@@ -86,10 +85,10 @@ def check(method: Method, path: Path) -> Checked:
         kind = vector.kind
         with torch.no_grad():
             problems = list(_runner(vector)(method, vector))
-    except Exception as error:  # methods are other people's: what one raises is its outcome, the next vector goes on
+    except Exception as error:  # a method is third-party code: its error is this vector's outcome
         problems = [f"{type(error).__name__}: {error}"]
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return Checked(path, kind, not problems, problems[0] + more if problems else "")
+    return VectorResult(path, kind, not problems, problems[0] + more if problems else "")
 
 
 def _runner(vector: Vector) -> Callable[[Method, Vector], Iterator[str]]:

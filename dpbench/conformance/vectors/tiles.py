@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dpbench.conformance.vectors.tokens import square_views
-from dpbench.conformance.vectors.vector import Vector, configured, differences
+from dpbench.conformance.vectors.vector import Vector, configure, differences
 from dpbench.engine.decision import Rule, reduce_image
 from dpbench.errors import ConfigError
 from dpbench.method import Method, VisualTokens
@@ -29,12 +29,12 @@ def check_tiles(method: Method, vector: Vector) -> Iterator[str]:
     model = str(vector["model"])
     if model not in MODELS:
         raise ConfigError(f"no vector of model {model!r} can be run; known: {', '.join(MODELS)}")
-    made = configured(method, vector)
-    made.needs(SIGNALS)
+    configured = configure(method, vector)
+    configured.needs(SIGNALS)
     visual = _one_view(vector) if model == MODELS[0] else _tiles(vector)
     mask_VN = vector.tensor("mask")
     num_views, read = len(mask_VN), int(visual.read_N.sum())
-    indices_K = reduce_image(made, visual, Rule(), num_read=read, max_views=num_views).indices_K
+    indices_K = reduce_image(configured, visual, Rule(), num_read=read, max_views=num_views).indices_K
     yield from differences("patches", indices_K.sort().values, mask_VN.flatten().nonzero()[:, 0])
     if model == MODELS[0]:
         yield from differences("tokens", indices_K, vector.tensor("kept"))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dpbench.budget import BudgetRequest
-from dpbench.conformance.vectors.vector import Vector, configured, differences
+from dpbench.conformance.vectors.vector import Vector, configure, differences
 from dpbench.engine.decision import Rule, reduce_image
 from dpbench.errors import ConfigError, MissingError
 from dpbench.method import Method, VisualTokens
@@ -48,11 +48,11 @@ class Image:
 
 def check_tokens(method: Method, vector: Vector) -> Iterator[str]:
     """Reduce each image, and compare order and content of its rows."""
-    made = configured(method, vector)
+    configured = configure(method, vector)
     for number, image in enumerate(_images(vector)):
-        made.needs(frozenset(name for name in SIGNALS if _given(getattr(image.visual, name))))
+        configured.needs(frozenset(name for name in SIGNALS if _given(getattr(image.visual, name))))
         rule, num_read = Rule(BudgetRequest(keep=image.keep)), len(image.visual)
-        reduction = reduce_image(made, image.visual, rule, num_read=num_read, max_views=image.num_views)
+        reduction = reduce_image(configured, image.visual, rule, num_read=num_read, max_views=image.num_views)
         yield from differences(f"tokens of image {number}", reduction.indices_K, image.indices_K)
         rows = reduction.hidden_KC if reduction.embeds_KD is None else reduction.embeds_KD
         if rows is not None and not torch.equal(rows, image.rows_KD):

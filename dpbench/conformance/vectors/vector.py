@@ -42,7 +42,7 @@ MARKS = {
     "attn_text_to_visual": "raters",
     "text_embeds": "aligned",
 }
-"""The kind of a vector that states none, by an array that no other kind has."""
+"""The kind of a vector that does not state one, by an array that no other kind has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +53,16 @@ class Vector:
 
     @classmethod
     def load(cls, path: Path) -> Vector:
-        """Read a file.
+        """Load a file.
 
         Raises:
-            MissingError: it is not there, or not an .npz file of plain arrays.
+            MissingError: it does not exist, or is not an .npz file of plain arrays.
         """
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 return cls({name: stored[name] for name in stored.files})
         except (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise MissingError(f"this is no .npz file of plain arrays ({error})") from None
+            raise MissingError(f"this is not an .npz file of plain arrays ({error})") from None
 
     def __contains__(self, name: str) -> bool:
         return name in self.arrays
@@ -74,7 +74,7 @@ class Vector:
 
     @property
     def kind(self) -> str:
-        """Return its kind, behind its variant where it has one; a vector that states none is told by its arrays."""
+        """Return its kind, after its variant if it has one; a vector that states none is recognised by its arrays."""
         marked = [kind for mark, kind in MARKS.items() if mark in self]
         if marked and "kind" not in self:
             return marked[0]
@@ -85,7 +85,7 @@ class Vector:
         return torch.from_numpy(self[name])
 
     def float32(self, name: str) -> Tensor:
-        """Return an array to compute with: whatever type upstream ran in, scores are float32."""
+        """Return an array as float32, in which scores are computed whatever type upstream used."""
         return self.tensor(name).float()
 
     def integer(self, name: str) -> int:
@@ -98,29 +98,29 @@ class Vector:
         return tuple(value) if isinstance(value, list) else value
 
 
-def configured(method: Method, vector: Vector, **chosen: object) -> Method:
-    """Return the method with the hyper-parameters that a vector states, and the official code's quirks switched on.
+def configure(method: Method, vector: Vector, **settings: object) -> Method:
+    """Return the method with a vector's hyper-parameters, and with the quirks of the official code switched on.
 
     Args:
-        method: other fields stay as they are.
-        vector: states hyper-parameters under the names of the official codes.
-        chosen: fields that follow from how the vector is run.
+        method: keeps its other fields.
+        vector: states hyper-parameters under the names of the official code.
+        settings: fields that follow from how the vector is run.
 
     Raises:
         ConfigError: the method has no such field.
     """
     known = {field.name for field in fields(method) if field.init}
     stated = {field: vector.plain(key) for key, field in PARAMETERS.items() if key in vector}
-    given = stated | chosen
-    for name in given:
+    values = stated | settings
+    for name in values:
         if name not in known:
-            raise ConfigError(f"the vector needs {type(method).__name__} to have a parameter {name!r}, and it has none")
+            raise ConfigError(f"the vector needs {type(method).__name__} to have a parameter {name!r}")
     quirks: dict[str, Any] = {"parity": True} if "parity" in known else {}
-    return replace(method, **quirks | given)
+    return replace(method, **quirks | values)
 
 
 def differences(what: str, got: Tensor, wanted: Tensor) -> Iterator[str]:
-    """Yield a sentence where two lists of whole numbers are not the same in every place."""
+    """Yield a sentence if two lists of whole numbers differ anywhere."""
     if got.shape != wanted.shape:
         yield f"{what}: {list(got.shape)} instead of {list(wanted.shape)}"
     elif not torch.equal(got, wanted):
@@ -130,7 +130,7 @@ def differences(what: str, got: Tensor, wanted: Tensor) -> Iterator[str]:
 
 
 def distances(what: str, got: Tensor, wanted: Tensor, tolerance: float) -> Iterator[str]:
-    """Yield a sentence where two tensors lie further apart than `tolerance` times the largest value wanted."""
+    """Yield a sentence if two tensors differ by more than `tolerance` times the largest expected value."""
     if got.shape != wanted.shape:
         yield f"{what}: {list(got.shape)} instead of {list(wanted.shape)}"
         return
