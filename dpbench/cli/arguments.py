@@ -42,7 +42,7 @@ class CellFlags:
     keep: Sequence[int] = ()
     prune_rate: Sequence[float] = ()
     budget_kind: str | None = None
-    tasks: Sequence[str] = ()
+    tasks: Sequence[str] | None = None
     placement: Given = field(default_factory=dict)
     protocol: Given = field(default_factory=dict)
 
@@ -60,7 +60,8 @@ class CellFlags:
 
     def fields(self) -> dict[str, Any]:
         """Return the manifest's entries that may come on top of a file's: tasks and protocol."""
-        return ({"tasks": list(self.tasks)} if self.tasks else {}) | {"protocol": parse_protocol(self.protocol)}
+        tasks = {} if self.tasks is None else {"tasks": list(self.tasks)}
+        return {**tasks, "protocol": parse_protocol(self.protocol)}
 
 
 def parse_protocol(given: Given) -> dict[str, Any]:

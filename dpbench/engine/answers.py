@@ -11,7 +11,7 @@ from dpbench.engine import decision, pruned_prompt, shared_prefix
 from dpbench.engine.encoding import Sample
 from dpbench.engine.forward import Generated
 from dpbench.engine.pruned_prompt import PrunedPrompt
-from dpbench.machine.out_of_memory import NO_ROOM, Room
+from dpbench.machine.out_of_memory import OUT_OF_MEMORY, BatchLimiter
 from dpbench.manifest.cell import Cell
 from dpbench.method import Method
 
@@ -55,7 +55,7 @@ def split_into_batches(built: BuiltTask, requests: Iterable[Request], size: int)
 
 
 def answer_samples(
-    backbone: Backbone, method: Method, cell: Cell, samples: Sequence[Sample], room: Room
+    backbone: Backbone, method: Method, cell: Cell, samples: Sequence[Sample], limiter: BatchLimiter
 ) -> list[Reply]:
     """Answer samples of one cell, in parts that fit into memory; a sample that cannot be answered says why.
 
@@ -64,15 +64,15 @@ def answer_samples(
         method: the cell's, bound to the backbone.
         cell: gives the budget, the task and the seed.
         samples: with one limit on the answer's length.
-        room: of the cell; halves the parts when memory runs out.
+        limiter: of the cell; halves the parts when memory runs out.
 
     Raises:
         ValueError: the method breaks the contract.
     """
     encoded = [sample for sample in samples if sample.failure is None]
-    replies = iter(room.map(encoded, lambda part: _answer_part(backbone, method, cell, part)))
+    replies = iter(limiter.map(encoded, lambda part: _answer_part(backbone, method, cell, part)))
     return [
-        Reply(failure=sample.failure) if sample.failure else next(replies) or Reply(failure=NO_ROOM)
+        Reply(failure=sample.failure) if sample.failure else next(replies) or Reply(failure=OUT_OF_MEMORY)
         for sample in samples
     ]
 

@@ -20,7 +20,7 @@ from dpbench.engine import decision
 from dpbench.engine.feature_cache import EncodedImage, FeatureCache, Key, compact
 from dpbench.errors import ImageError
 from dpbench.machine.device import use_one_thread
-from dpbench.machine.out_of_memory import NO_ROOM, Room
+from dpbench.machine.out_of_memory import OUT_OF_MEMORY, BatchLimiter
 from dpbench.method import Method
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Encoder:
 
     def __init__(self, backbone: Backbone, built: BuiltTask, cache: FeatureCache, needs: frozenset[str]) -> None:
         self.backbone, self.built, self.cache, self.needs = backbone, built, cache, needs
-        self.room = Room(cache.clear)
+        self.limiter = BatchLimiter(cache.clear)
         whole = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(THREADS, initializer=use_one_thread, initargs=(whole,))
         self._batch, self._next = _Batch(), _Batch()
@@ -192,9 +192,9 @@ class Encoder:
                 seen[key] = pixels
             else:
                 ready[key] = pixels
-        made = self.room.map(list(ready.values()), lambda part: self.backbone.encode(part, self.needs))
+        made = self.limiter.map(list(ready.values()), lambda part: self.backbone.encode(part, self.needs))
         for (key, pixels), features in zip(ready.items(), made, strict=True):
-            seen[key] = NO_ROOM if features is None else EncodedImage(compact(features), pixels.rows, pixels.size)
+            seen[key] = OUT_OF_MEMORY if features is None else EncodedImage(compact(features), pixels.rows, pixels.size)
         for key, each in seen.items():
             if isinstance(each, EncodedImage):
                 self.cache.put(key, each)

@@ -17,7 +17,7 @@ from dpbench.engine.encoding import Encoder, Sample
 from dpbench.engine.feature_cache import FeatureCache
 from dpbench.evaluation.failed_cells import FailedCells
 from dpbench.evaluation.sharding import WHOLE, Shard
-from dpbench.machine.out_of_memory import Room
+from dpbench.machine.out_of_memory import BatchLimiter
 from dpbench.manifest.cell import Cell
 from dpbench.method import Budget, Method
 from dpbench.storage.journal import Answer, Journal, pack_indices
@@ -34,7 +34,7 @@ class ActiveCell:
     cell: Cell
     method: Method
     journal: Journal
-    room: Room
+    limiter: BatchLimiter
     shard: Shard = WHOLE
 
     @property
@@ -60,7 +60,7 @@ def open_cell(cell: Cell, backbone: Backbone, folder: Path, cache: FeatureCache,
     if backbone.num_visual is not None:
         budget = Budget(cell.budget.count(backbone.num_visual), cell.budget_kind)
         pruned_prompt.validate_cuts(method, backbone.num_visual, backbone.num_layers, budget)
-    return ActiveCell(cell, method, shard.journal(folder, cell.id), Room(cache.clear), shard)
+    return ActiveCell(cell, method, shard.journal(folder, cell.id), BatchLimiter(cache.clear), shard)
 
 
 def needs_of(backbone: Backbone, cells: Iterable[ActiveCell]) -> frozenset[str]:
@@ -114,7 +114,7 @@ def _to_encode(group: Sequence[ActiveCell], requests: Sequence[Request], failed:
 def _answer_cell(backbone: Backbone, active: ActiveCell, built: BuiltTask, samples: Sequence[Sample]) -> None:
     """Prune and answer a batch under one cell, and journal it."""
     start = time.perf_counter()
-    replies = answers.answer_samples(backbone, active.method, active.cell, samples, active.room)
+    replies = answers.answer_samples(backbone, active.method, active.cell, samples, active.limiter)
     ms = 1000 * (time.perf_counter() - start) / len(samples)
     active.journal.append(
         _journal_line(backbone, active, built, sample, reply, ms)

@@ -1,4 +1,4 @@
-"""How many items fit into the device's memory at once, found out by running out of it."""
+"""Batches that fit into the device's memory: halve them after an out-of-memory error."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-NO_ROOM = "out of memory at batch 1"
+OUT_OF_MEMORY = "out of memory at batch 1"
 
 
-class Room:
-    """Works through items in batches; where one does not fit, it and all later ones are half as large.
+class BatchLimiter:
+    """Works through items in batches; after an out-of-memory error, batches are half as large for good.
 
     Args:
-        free: gives memory back before the next try.
+        free: frees memory before the next try.
     """
 
     def __init__(self, free: Callable[[], None]) -> None:
         self.free = free
-        self.most: int | None = None
+        self.limit: int | None = None
 
     def map(self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]) -> list[Result | None]:
-        """Return what `work` makes of the items, in order; None where one does not even fit alone."""
+        """Return the result of `work` for each item, in order; None for an item that does not fit even alone."""
         results: list[Result | None] = []
         while len(results) < len(items):
-            part = items[len(results) :][: self.most]
-            done = self._try(part, work)
-            if done is not None:
-                results += done
-            elif len(part) == 1:
+            batch = items[len(results) :][: self.limit]
+            batch_results = self._try(batch, work)
+            if batch_results is not None:
+                results += batch_results
+            elif len(batch) == 1:
                 results.append(None)
             else:
-                self.most = len(part) // 2
+                self.limit = len(batch) // 2
         return results
 
-    def _try(self, part: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]) -> list[Result] | None:
+    def _try(self, batch: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]) -> list[Result] | None:
         try:
-            return list(work(part))
+            return list(work(batch))
         except torch.OutOfMemoryError:
             pass  # freed below: the exception's frames hold the batch's tensors
         self.free()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from dpbench.machine.out_of_memory import Room
+from dpbench.machine.out_of_memory import BatchLimiter
 
 
 def worker(most: int, sizes: list[int], hopeless: frozenset[int] = frozenset()) -> Callable[[Sequence[int]], list[int]]:
@@ -21,17 +21,17 @@ def worker(most: int, sizes: list[int], hopeless: frozenset[int] = frozenset()) 
 def test_a_batch_that_does_not_fit_is_halved_and_the_size_remembered() -> None:
     freed: list[None] = []
     sizes: list[int] = []
-    room = Room(lambda: freed.append(None))
-    assert room.map(range(10), worker(3, sizes)) == [10 * each for each in range(10)]
+    limiter = BatchLimiter(lambda: freed.append(None))
+    assert limiter.map(range(10), worker(3, sizes)) == [10 * each for each in range(10)]
     assert sizes == [10, 5, 2, 2, 2, 2, 2]
     assert len(freed) == 2
     sizes.clear()
-    room.map(range(4), worker(3, sizes))
+    limiter.map(range(4), worker(3, sizes))
     assert sizes == [2, 2]
 
 
 def test_what_does_not_fit_alone_is_none_and_the_rest_goes_on() -> None:
-    assert Room(lambda: None).map(range(4), worker(4, [], frozenset({1}))) == [0, None, 20, 30]
+    assert BatchLimiter(lambda: None).map(range(4), worker(4, [], frozenset({1}))) == [0, None, 20, 30]
 
 
 def test_other_errors_are_not_swallowed() -> None:
@@ -39,4 +39,4 @@ def test_other_errors_are_not_swallowed() -> None:
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
-        Room(lambda: None).map([1], broken)
+        BatchLimiter(lambda: None).map([1], broken)

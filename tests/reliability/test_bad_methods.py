@@ -1,4 +1,4 @@
-"""A method with a fault fails its own cells with its name and the reason; the others of the grid go on."""
+"""A faulty method fails its own cells with its name and the reason; the other cells go on."""
 
 import io
 import sys
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from bad_methods import REASONS, Moody, Raises, entry_points, named
+from bad_methods import REASONS, FailsLater, Raises, entry_points, named
 from places import TOY_DATA
 from rich.console import Console
 
@@ -15,7 +15,7 @@ from dpbench import registry
 from dpbench.cli import commands
 from dpbench.errors import ConfigError, StorageError
 from dpbench.evaluation import plan, runner, scoring
-from dpbench.evaluation.failed_cells import Faults
+from dpbench.evaluation.failed_cells import FailedCells
 from dpbench.manifest.cell import Cell, cells
 from dpbench.manifest.reading import make_manifest
 from dpbench.manifest.schema import Manifest
@@ -36,40 +36,40 @@ def grid(folder: Path, methods: list[str], **protocol: Any) -> Manifest:
     return make_manifest(given | budgets | {"protocol": {"limit": 4, "batch_size": 2, **protocol}}, source="test")
 
 
-def run(wanted: Manifest, out: Path, said: io.StringIO | None = None) -> plan.Outcome:
-    return runner.run(wanted, out, TOY_DATA, device="cpu", console=Console(file=said or io.StringIO(), width=200))
+def run(wanted: Manifest, out: Path, output: io.StringIO | None = None) -> plan.Outcome:
+    return runner.run(wanted, out, TOY_DATA, device="cpu", console=Console(file=output or io.StringIO(), width=200))
 
 
 def test_every_fault_fails_its_cell_alone_and_is_tried_again(tiny_folder: Path, tmp_path: Path) -> None:
-    said = io.StringIO()
+    output = io.StringIO()
     wanted = grid(tiny_folder, ["none", *map(named, REASONS), "grid"])
-    outcome = run(wanted, tmp_path, said)
-    found = {each.cell.method: each.reason for each in outcome.broken}
-    assert found.keys() == {named(method) for method in REASONS}
+    outcome = run(wanted, tmp_path, output)
+    reasons = {failed.cell.method: failed.reason for failed in outcome.failed}
+    assert reasons.keys() == {named(method) for method in REASONS}
     for method, reason in REASONS.items():
-        assert found[named(method)].startswith(reason)
-    assert outcome.failed
-    assert [each.cell["method"] for each in outcome.added] == ["none", "grid"]
-    assert said.getvalue().count("Traceback") == 1, "the first failure's"
+        assert reasons[named(method)].startswith(reason)
+    assert not outcome.is_complete
+    assert [added.cell["method"] for added in outcome.added] == ["none", "grid"]
+    assert output.getvalue().count("Traceback") == 1, "the first failure's"
     folder = tmp_path / "trial"
-    assert {each.cell["method"] for each in record.read(folder / "records.jsonl", Record)} == {"none", "grid"}
-    for each in outcome.broken:
-        assert not Journal(folder / "samples" / f"{each.cell.id}.jsonl").answers
+    assert {finished.cell["method"] for finished in record.read(folder / "records.jsonl", Record)} == {"none", "grid"}
+    for failed in outcome.failed:
+        assert not Journal(folder / "samples" / f"{failed.cell.id}.jsonl").answers
     again = run(wanted, tmp_path)
-    assert (again.broken, len(again.found), again.added) == (outcome.broken, 2, ())
+    assert (again.failed, len(again.existing), again.added) == (outcome.failed, 2, ())
 
 
 def test_a_cell_that_fails_late_keeps_its_answers_and_goes_on(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Moody, "patience", 2)
-    wanted = grid(tiny_folder, [named(Moody)])
-    (broken,) = run(wanted, tmp_path).broken
-    path = tmp_path / "trial" / "samples" / f"{broken.cell.id}.jsonl"
-    assert (broken.reason, len(Journal(path).answers)) == ("RuntimeError: not now", 2)
-    monkeypatch.setattr(Moody, "patience", 2)
+    monkeypatch.setattr(FailsLater, "images_left", 2)
+    wanted = grid(tiny_folder, [named(FailsLater)])
+    (failed,) = run(wanted, tmp_path).failed
+    path = tmp_path / "trial" / "samples" / f"{failed.cell.id}.jsonl"
+    assert (failed.reason, len(Journal(path).answers)) == ("RuntimeError: not now", 2)
+    monkeypatch.setattr(FailsLater, "images_left", 2)
     outcome = run(wanted, tmp_path)
-    assert (outcome.broken, [each.num_samples for each in outcome.added]) == ((), [4])
+    assert (outcome.failed, [added.num_samples for added in outcome.added]) == ((), [4])
 
 
 def test_a_task_that_cannot_be_scored_fails_its_cell_and_keeps_its_answers(
@@ -79,8 +79,8 @@ def test_a_task_that_cannot_be_scored_fails_its_cell_and_keeps_its_answers(
         raise ArithmeticError("no score")
 
     monkeypatch.setattr(scoring, "_scored", broken)
-    (fault,) = run(grid(tiny_folder, ["none"]), tmp_path).broken
-    assert fault.reason == "ArithmeticError: no score"
+    (failed,) = run(grid(tiny_folder, ["none"]), tmp_path).failed
+    assert failed.reason == "ArithmeticError: no score"
     monkeypatch.undo()
     assert len(run(grid(tiny_folder, ["none"]), tmp_path).added) == 1
 
@@ -105,11 +105,11 @@ def test_the_command_ends_with_a_table_and_exit_code_one(
 
 
 @pytest.mark.parametrize("error", [StorageError("full"), OSError(28, "No space left on device")])
-def test_what_concerns_the_whole_run_is_no_cells_fault(error: Exception, tiny_folder: Path) -> None:
-    faults = Faults(Console(quiet=True))
-    with pytest.raises(type(error)), faults.of(only_cell(tiny_folder)):
+def test_an_error_that_concerns_the_whole_run_fails_no_cell(error: Exception, tiny_folder: Path) -> None:
+    failed_cells = FailedCells(Console(quiet=True))
+    with pytest.raises(type(error)), failed_cells.catch(only_cell(tiny_folder)):
         raise error
-    assert faults.found == ()
+    assert failed_cells.all == ()
 
 
 def only_cell(folder: Path) -> Cell:
@@ -117,15 +117,15 @@ def only_cell(folder: Path) -> Cell:
 
 
 def test_bad_input_refuses_the_whole_run_before_anything_is_answered(tiny_folder: Path) -> None:
-    faults = Faults(Console(quiet=True))
-    with pytest.raises(ConfigError), faults.of(only_cell(tiny_folder), refuse=ConfigError):
+    failed_cells = FailedCells(Console(quiet=True))
+    with pytest.raises(ConfigError), failed_cells.catch(only_cell(tiny_folder), reraise=ConfigError):
         raise ConfigError("out of reach")
 
 
 def test_a_gpu_that_is_lost_ends_the_run_with_the_cells_name(tiny_folder: Path) -> None:
     with (
         pytest.raises(torch.AcceleratorError) as raised,
-        Faults(Console(quiet=True)).of(only_cell(tiny_folder)),
+        FailedCells(Console(quiet=True)).catch(only_cell(tiny_folder)),
     ):
         raise torch.AcceleratorError("CUDA error: device-side assert triggered")
     assert "none @ all on pope" in raised.value.__notes__[0]

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from dpbench.evaluation.sharding import WHOLE, Shard, turn
 from dpbench.storage import locks
 
 HOLD = (
-    "import sys\nfrom pathlib import Path\nfrom dpbench.sharding import Shard, turn\n"
+    "import sys\nfrom pathlib import Path\nfrom dpbench.evaluation.sharding import Shard, turn\n"
     "with turn(Path(sys.argv[1]), Shard(int(sys.argv[2]), int(sys.argv[3]))):\n"
     "    print('held', flush=True); sys.stdin.read()"
 )
@@ -57,14 +56,12 @@ def test_the_second_waits_and_says_for_whom(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shard", [WHOLE, Shard(0, 2)], ids=lambda shard: shard.label)
 def test_without_waiting_the_second_is_refused_at_once(tmp_path: Path, shard: Shard) -> None:
-    with holder(tmp_path, shard) as other:
-        began = time.monotonic()
-        with (
-            pytest.raises(ConfigError, match=rf"another dpbench is running there \(process {other.pid} on .* since"),
-            turn(tmp_path, shard),
-        ):
-            pass
-        assert time.monotonic() - began < 2
+    with (
+        holder(tmp_path, shard) as other,
+        pytest.raises(ConfigError, match=rf"another dpbench is running there \(process {other.pid} on .* since"),
+        turn(tmp_path, shard),
+    ):
+        pass
 
 
 def test_the_lock_of_a_dead_process_is_free(tmp_path: Path) -> None:
