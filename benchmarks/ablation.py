@@ -1,6 +1,6 @@
-"""Table 5 on the embedded backbone: train four variants with three seeds each, score them, print retention.
+"""Table 5 on the embedded backbone: train four variants, each with three seeds, score them, print retention.
 
-    python benchmarks/ablation.py            # from the repository's root; goes on where it was stopped
+    python benchmarks/ablation.py            # from the repository's root; resumes where it was stopped
 
 Trainings are in scorers/ablation/VARIANT-SEED; answers and records in results/ablation, run by manifests/ablation.yaml.
 """
@@ -48,12 +48,12 @@ def interval(values: list[float]) -> str:
 
 def table(records: list[Record]) -> str:
     """Return average retention per variant and budget over the tasks, mean and interval over seeds."""
-    full = {each.cell["task"]: each.score for each in records if each.cell["method"] == "none"}
+    full = {record.cell["task"]: record.score for record in records if record.cell["method"] == "none"}
     scores: dict[tuple[str, int], dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-    for each in records:
-        if each.cell["method"] == "diffprune":
-            variant, seed = Path(each.cell["params"]["checkpoint"]).name.rsplit("-", 1)
-            scores[variant, each.cell["keep"]][seed][each.cell["task"]] = each.score
+    for record in records:
+        if record.cell["method"] == "diffprune":
+            variant, seed = Path(record.cell["params"]["checkpoint"]).name.rsplit("-", 1)
+            scores[variant, record.cell["keep"]][seed][record.cell["task"]] = record.score
     keeps = sorted({keep for _, keep in scores})
     rows = [
         [variant, *(interval([retention(seed, full) for seed in scores[variant, keep].values()]) for keep in keeps)]

@@ -44,14 +44,14 @@ def ms(call: Callable[[], object], device: torch.device, repeats: int = 15) -> f
     return median(time_stages({"call": call}, device, repeats=repeats, warmups=min(3, repeats // 3))["call"])
 
 
-def differentiated(function: Callable[[Tensor], Tensor], scores: Tensor) -> None:
+def run_forward_and_backward(function: Callable[[Tensor], Tensor], scores: Tensor) -> None:
     """Run forward and backward."""
     scores.grad = None
     function(scores).square().sum().backward()
 
 
-def bisected(scores: Tensor, k: float, tau: float) -> Tensor:
-    """Soft top-k by 64 bisections, differentiated by one Newton step: what the closed form is measured against."""
+def soft_topk_by_bisection(scores: Tensor, k: float, tau: float) -> Tensor:
+    """Soft top-k by 64 bisections, differentiated by one Newton step: the baseline of the closed form."""
 
     def weights(theta: Tensor) -> Tensor:
         offset = (scores.double() - theta) / tau
@@ -79,9 +79,9 @@ def soft_topk_rows(device: torch.device) -> list[list[object]]:
         ways = {
             "closed form (Laplace)": partial(soft_topk, k=KEEP, tau=0.1),
             "sigmoid kernel (bisection)": partial(soft_topk, k=KEEP, tau=0.1, kernel="sigmoid"),
-            "64 bisections (Laplace)": partial(bisected, k=KEEP, tau=0.1),
+            "64 bisections (Laplace)": partial(soft_topk_by_bisection, k=KEEP, tau=0.1),
         }
-        times = {name: ms(partial(differentiated, way, scores), device) for name, way in ways.items()}
+        times = {name: ms(partial(run_forward_and_backward, way, scores), device) for name, way in ways.items()}
         times["hard mask (a sort, no gradient)"] = ms(partial(hard_topk_mask, scores.detach(), KEEP), device)
         base = times["closed form (Laplace)"]
         rows += [[size, name, time, time / base] for name, time in times.items()]
@@ -171,7 +171,7 @@ def toy_row(device: torch.device) -> list[object]:
     objective.scorer.to(device), objective.denoiser.to(device)
     batch = objective.encode([ToySource(0)[index] for index in range(16)])
     gate = objective.gate(batch, 16, 0.3, [generator_of(device, place) for place in range(16)])
-    visual = [each.clone().requires_grad_() for each in batch.embeds]
+    visual = [embeds_ND.clone().requires_grad_() for embeds_ND in batch.embeds]
 
     def frozen() -> None:
         backbone.caption_losses(batch.prompts, batch.features, visual, batch.captions).sum().backward()

@@ -30,8 +30,8 @@ def build(out: Path, seed: int = 0) -> list[Path]:
         paths += write_split(table, out, name)
     for repository in dict.fromkeys(path.relative_to(out).parts[0] for path in paths):
         folder = out / repository
-        made = {each.relative_to(folder).as_posix(): each for each in paths if each.is_relative_to(folder)}
-        hashes = {name: sha256(path.read_bytes()).hexdigest() for name, path in made.items()}
+        own = {path.relative_to(folder).as_posix(): path for path in paths if path.is_relative_to(folder)}
+        hashes = {name: sha256(path.read_bytes()).hexdigest() for name, path in own.items()}
         origin.write(folder, Origin(f"{TOY}/{repository}", f"seed-{seed}", hashes))
     return paths
 

@@ -237,7 +237,7 @@ def vqav2(rng: np.random.Generator) -> list[Row]:
 
 
 def _ten(truth: str, number: int) -> list[str]:
-    """Return ten annotators' answers: nine agree, one says something that is no answer to any question here."""
+    """Return the answers of ten annotators: nine agree, one gives an answer that is wrong for every question."""
     words = [truth] * 10
     words[number % 10] = "not sure"
     return words
@@ -263,7 +263,7 @@ def textvqa(rng: np.random.Generator) -> list[Row]:
 
 
 def seedbench(rng: np.random.Generator) -> list[Row]:
-    """Return SEED-Bench: four choices; a few questions on videos, which image tasks must leave out."""
+    """Return SEED-Bench: four choices; a few questions on videos, which image tasks must skip."""
     asked = items(_choice_sets(rng, 200, WIDE_KINDS, (4,)), rng, (4, 4))
     rows = [_seed_row(n, i, "image", [i.image]) for n, i in enumerate(asked)]
     return rows + [_seed_row(len(rows) + n, i, "video", [i.image] * 2) for n, i in enumerate(asked[:4])]
