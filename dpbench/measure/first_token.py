@@ -1,4 +1,4 @@
-"""The way of one method from pixels to the first token, stage by stage, and on through the decoding.
+"""Run and time one method from pixels to the first token, stage by stage, and through decoding.
 
 B prompts at once. Nothing here waits for the device, but what a method or the engine waits for counts.
 """
@@ -69,7 +69,7 @@ class FirstToken:
             call()
 
     def run(self, turn: int, recorder: Recorder) -> None:
-        """Go once from pixels to the first token's logits; what is inside a CUDA graph cannot be told apart."""
+        """Time one pass from pixels to the first token's logits; ranges inside a CUDA graph cannot be separated."""
         inside = nullcontext() if self.captured_encode else profiler_ranges.listening(recorder)
         with inside, recorder.range("ttft"):
             for name, call in self.stages(turn).items():

@@ -78,7 +78,7 @@ def _warm_up(runs: Sequence[Run], least: int) -> int:
 
 
 def stable(times: Sequence[float]) -> bool:
-    """Tell whether the last three times and the three before them have medians within 5 %."""
+    """Return True if the last three times and the three before them have medians within 5 %."""
     if len(times) < 2 * WINDOW:
         return False
     now, before = median(times[-WINDOW:]), median(times[-2 * WINDOW : -WINDOW])

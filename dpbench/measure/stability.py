@@ -22,7 +22,7 @@ def spread(times_ms: Sequence[float]) -> float:
 
 
 def flags(times_ms: Sequence[float], readings: Sequence[Reading] = ()) -> Iterator[str]:
-    """Say why a reader should doubt a series.
+    """Yield reasons to doubt a series.
 
     Args:
         times_ms: the repetitions.

@@ -1,4 +1,4 @@
-"""What is asked while profiling: images of noise and a prompt with a given number of text tokens.
+"""The prompts of a profile: images of noise and a conversation with a given number of text tokens.
 
 Shape letters: L prompt positions, P position axes.
 """
@@ -60,7 +60,7 @@ def usual_size(name: str) -> tuple[int, int]:
 def prompts(
     backbone: Backbone, method: Method, rule: decision.Rule, inputs: Inputs, images: Sequence[Sequence[Image.Image]]
 ) -> list[Prompt]:
-    """Preprocess and tokenise a batch, its pixels on the backbone's device.
+    """Build a batch of prompts as the model's conversation, with the pixels on the backbone's device.
 
     Raises:
         ConfigError: the conversation alone has more text tokens than asked for.

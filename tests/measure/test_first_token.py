@@ -1,9 +1,11 @@
 """The stages together are the way from pixels to the first token, with the engine's own logits at the end."""
 
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpbench import registry
 from dpbench.backbones import miniatures as tinies
@@ -36,6 +38,27 @@ def first(method: str, keep: int = 8, **asked: int) -> FirstToken:
     return FirstToken(backbone(), registry.load(method, {}).bind(backbone()), cell_of(method, keep), wanted)
 
 
+class OperatorClock(TorchDispatchMode):
+    """A clock that moves by one millisecond with every operator that torch runs."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.operators = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operators += 1
+        return func(*args, **(kwargs or {}))
+
+    def mark(self) -> int:
+        return self.operators
+
+    def wait(self, mark: int) -> None:
+        pass
+
+    def ms_between(self, start: int, stop: int) -> float:
+        return stop - start
+
+
 def run(subject: FirstToken, turn: int = 0) -> dict[str, float]:
     recorder = Recorder(HostClock())
     with torch.inference_mode():
@@ -45,13 +68,13 @@ def run(subject: FirstToken, turn: int = 0) -> dict[str, float]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_stages_sum_to_the_time_to_the_first_token(method: str) -> None:
-    subject = first(method)
-    run(subject)
-    shares = []
-    for turn in range(7):
-        parts = net(run(subject, turn))
-        shares.append(sum(parts[name] for name in ("encode", "reduce", "splice", "prefill")) / parts["ttft"])
-    assert sorted(shares)[3] == pytest.approx(1, abs=0.03)
+    subject, clock = first(method), OperatorClock()
+    recorder = Recorder(clock)
+    with torch.inference_mode(), clock:
+        subject.run(0, recorder)
+    parts = net(recorder.ms())
+    assert parts["ttft"] > 100
+    assert sum(parts[name] for name in ("encode", "reduce", "splice", "prefill")) == parts["ttft"]
 
 
 @pytest.mark.parametrize("method", METHODS)
