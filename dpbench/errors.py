@@ -1,12 +1,12 @@
-"""What can go wrong in a user's hands.
+"""The errors that a user can cause or fix.
 
 DpbenchError
 +-- ConfigError        bad manifest, flag, name or parameter
 +-- UnsupportedError   this method cannot run on this backbone
 +-- MissingError       weights or data are not where they were looked for
-+-- ImageError         an image that the backbone's processor does not take; in a benchmark a failed sample
++-- ImageError         the backbone's processor cannot read an image; in a benchmark a failed sample
 +-- RecordError        a record or journal that cannot be used (schema, another environment)
-+-- StorageError       what is to be kept cannot be written: no room, or the disk is failing
++-- StorageError       a file cannot be written: the disk is full, read-only or failing
 """
 
 import reprlib
@@ -18,7 +18,7 @@ from typing import ClassVar
 class DpbenchError(Exception):
     """Base of every error whose message is all the user needs: printed without a traceback.
 
-    exit_code: of the command; 2 says that what was asked for is wrong.
+    exit_code: of the command; 2 means that the request is wrong.
     """
 
     exit_code: ClassVar[int] = 2
@@ -37,7 +37,7 @@ class MissingError(DpbenchError):
 
 
 class ImageError(DpbenchError):
-    """An image is none that the backbone's processor takes."""
+    """The backbone's processor cannot read an image."""
 
 
 class RecordError(DpbenchError):
@@ -45,7 +45,7 @@ class RecordError(DpbenchError):
 
 
 class StorageError(DpbenchError):
-    """What is to be kept cannot be written, though the request was right; what was written before is whole."""
+    """A file cannot be written, though the request was right; what was written before is intact."""
 
     exit_code: ClassVar[int] = 1
 

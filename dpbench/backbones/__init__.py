@@ -59,7 +59,7 @@ class Family:
 
     @property
     def native_resolution(self) -> bool:
-        """Tell whether the number of visual tokens follows the image's size, within pixel bounds."""
+        """Return True if the number of visual tokens follows the image's size, within pixel bounds."""
         return self.num_visual is None and not self.tiles
 
 
@@ -195,7 +195,7 @@ def _cached(name: str, repository: str, revision: str | None) -> Path:
         return Path(snapshot_download(repository, revision=revision, local_files_only=True))
     except HFValidationError:
         raise MissingError(
-            f"--backbone {name}: {repository} is no folder here, and no hub repository has such a name; "
+            f"--backbone {name}: {repository} is neither a local folder nor a valid hub repository name; "
             "give a folder that has the weights"
         ) from None
     except LocalEntryNotFoundError:
@@ -292,16 +292,14 @@ def _refuse(**settings: str | None) -> None:
     for setting, value in settings.items():
         if value is not None:
             flag = setting.replace("_", "-")
-            raise ConfigError(
-                f"--weights random: the weights are made on one device, --{flag} changes nothing; leave it out"
-            )
+            raise ConfigError(f"--{flag} has no effect with --weights random; remove it")
 
 
 def _random(name: str, *, device: str, dtype: str, attention: str) -> tuple[Any, Any]:
     from dpbench.backbones import architectures
 
     if name not in architectures.ARCHITECTURES:
-        raise ConfigError(f"--weights random: {name} has trained weights inside the package; leave --weights out")
+        raise ConfigError(f"--weights random: {name} has trained weights inside the package; remove --weights")
     serve = _module(FAMILIES[name].module.split(":")[0])
     model = architectures.random_model(name, serve.MODEL, device=device, dtype=dtype, attention=attention)
     return model, architectures.ARCHITECTURES[name].processor()

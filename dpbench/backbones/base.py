@@ -89,7 +89,7 @@ class Backbone(ABC):
     provides: frozenset[str]
     """Which optional fields of VisualTokens `encode` can fill."""
     mrope = False
-    """Position ids have three axes, and survivors always keep theirs."""
+    """Position ids have three axes, and kept tokens always keep theirs."""
     max_views = 1
     """The most views an image is cut into; a count under the per-view rule is shared over so many."""
     num_visual: int | None = None
@@ -174,7 +174,7 @@ class Backbone(ABC):
             UnsupportedError: the tower has a size of its own.
         """
         if least is not None or most is not None:
-            raise UnsupportedError(f"{self.name} reads images at a size of its own; leave the pixel bounds out")
+            raise UnsupportedError(f"{self.name} reads images at a fixed size; remove the pixel bounds")
 
     @abstractmethod
     def project(self, hidden_KC: Tensor) -> Tensor:

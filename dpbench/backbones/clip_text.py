@@ -144,7 +144,7 @@ def _folder(clip: str) -> Path:
     try:
         return Path(snapshot_download(clip, local_files_only=True))
     except HFValidationError:
-        raise MissingError(f"the CLIP model {clip} is no folder here, and no hub repository has such a name") from None
+        raise MissingError(f"the CLIP model {clip} is neither a local folder nor a valid hub repository name") from None
     except LocalEntryNotFoundError:
         raise MissingError(
             f"the CLIP model {clip} is no folder here and not in the hub's cache; fetch it with: hf download {clip}"

@@ -96,6 +96,7 @@ class DecoderView:
 
     def _project(self, name: str, rows: slice | Tensor) -> Tensor:
         """Return (R, heads, d) before RoPE."""
+        # the hidden states entering a probe that already ran are gone; its projections were recorded instead
         if self.kept is not None:
             flat: Tensor = (self.kept.queries if name == "q_proj" else self.kept.keys)[rows].to(self.hidden_LD.device)
         else:
@@ -107,6 +108,6 @@ class DecoderView:
 
     def _rotated(self, states: Tensor, rows: slice | Tensor) -> Tensor:
         """Rotate (R, heads, d) by the rows' angles and return (heads, R, d)."""
-        cos, sin = (each[rows][:, None] for each in self.angles)
+        cos, sin = (part[rows][:, None] for part in self.angles)
         first, second = states.chunk(2, dim=-1)
         return (states * cos + torch.cat((-second, first), dim=-1) * sin).transpose(0, 1)

@@ -79,7 +79,7 @@ class DroppingState:
         """Return per prompt and cut which of its visual rows were kept, -1 for merged ones.
 
         Raises:
-            ValueError: the method's scores or indices were none (a bug in the method); waits for the device.
+            ValueError: the method returned a bad score or index (a bug in the method); waits for the device.
         """
         for what, found in self.violations.items():
             if bool(torch.stack(found).any()):
@@ -90,7 +90,7 @@ class DroppingState:
 
 @contextmanager
 def apply_cuts(backbone: Backbone, method: Method, layouts: Sequence[PromptLayout]) -> Iterator[DroppingState]:
-    """Cut inside the LLM whatever the backbone runs on this left-padded batch of prompts; hooks go in any case.
+    """Apply the cuts to whatever the backbone runs on this left-padded batch of prompts; hooks are always removed.
 
     Args:
         backbone: its decoder gets the hooks.
@@ -129,7 +129,7 @@ def _refuse_later_images(_module: Any, _args: Any, kwargs: dict[str, Any]) -> No
 
 
 def _begin(state: DroppingState) -> Any:
-    """Before the decoder runs: a new prefill forgets the last one; what cannot be cut is refused."""
+    """Before the decoder runs: reset the state for a new prefill, and raise for what cannot be cut."""
 
     def hook(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
         embeds, cache = kwargs["inputs_embeds"], kwargs.get("past_key_values")
@@ -154,7 +154,7 @@ def _check_cache(cache: Any) -> None:
     if cache is not None and not (type(cache) is DynamicCache and not any(cache.is_sliding)):
         raise UnsupportedError(
             f"cuts need a DynamicCache whose layers hold everything, found {type(cache).__name__}: "
-            "after a cut its layers differ in length; leave cache_implementation out"
+            "after a cut its layers differ in length; remove cache_implementation"
         )
 
 
@@ -212,6 +212,7 @@ def _start_stage(
 ) -> Tensor:
     """Let the method decide for each row and lay out what is left; returns the hidden states the layer reads."""
     before = state.stages[number - 1] if number else _whole(state, hidden)
+    # generate() repeats each prompt for its beams, so several rows of the batch share one prompt
     each = len(before.rows) // len(state.layouts)
     current = before.angles or angles
     rows, kept = [], []
@@ -232,6 +233,7 @@ def _start_stage(
     state.stages.append(stage)
     stage.angles = _prefill_angles(state, stage, hidden, angles)
     stage.mask = prefill_mask(stage, mask)
+    # rows may keep different counts: pad on the left again, as `pad_rows` did for their columns
     return torch.stack([torch.nn.functional.pad(s, (0, 0, stage.columns_RL.shape[1] - len(s), 0)) for s in kept])
 
 
@@ -283,7 +285,7 @@ def _view(
 
 
 def _check_selected(method: Method, reduction: Reduction, wanted: Cut, num_visual: int) -> None:
-    """Refuse a decision of the wrong size; its content is not read, which would wait for the device."""
+    """Raise if a decision has the wrong size; its content is not read, which would wait for the device."""
     count = len(reduction.indices_K)
     if count > min(wanted.keep, num_visual):
         raise ValueError(f"{type(method).__name__}.select: {count} rows at a cut to {wanted.keep} of {num_visual}")
@@ -292,7 +294,7 @@ def _check_selected(method: Method, reduction: Reduction, wanted: Cut, num_visua
 
 
 def _guarded(state: DroppingState, reduction: Reduction, num_visual: int) -> Reduction:
-    """Move indices into range and note that it was needed, and NaN scores; the device is not waited for.
+    """Clamp indices into range; record violations and NaN scores, to be raised later without a device sync here.
 
     An index out of range would make every later call on a GPU fail, those of other methods too.
     """
@@ -305,7 +307,7 @@ def _guarded(state: DroppingState, reduction: Reduction, num_visual: int) -> Red
 
 
 def _renumbers(state: DroppingState) -> bool:
-    """Tell whether select_rows are numbered without gaps; M-RoPE's three axes cannot be."""
+    """Return True if kept tokens get consecutive position ids (never with M-RoPE)."""
     return state.method.positions == "compact" and not state.backbone.mrope
 
 

@@ -37,7 +37,7 @@ class Stage:
     Attributes:
         rows: the batch's rows.
         columns_RL: position in the padded prompt of each column, left-padded.
-        valid_RL: which columns are no padding; None where there is none.
+        valid_RL: which columns are not padding; None if there is no padding.
         dropped_R: how many visual rows each row of the batch has lost so far.
         angles: cosines and sines for this prefill.
         mask: attention mask for this prefill, or None.
@@ -52,10 +52,12 @@ class Stage:
 
 
 def select_rows(row: RowLayout, reduction: Reduction) -> tuple[Tensor, RowLayout]:
-    """Return which positions stay, in order, and the row they make; a merged row follows its predecessor."""
+    """Return the positions that stay, in order, and the layout they form; a merged row follows its predecessor."""
     indices = reduction.indices_K.to(row.text.device)
     single = indices >= 0
     order = torch.arange(len(indices), device=indices.device)
+    # a merged row (-1) has no position of its own: cummax gives it the last single row before it, so that the stable
+    # sort below places it directly behind that row
     source = torch.where(single, order, -1).cummax(0).values.clamp(min=0) if len(indices) else order
     slots = row.visual[indices[source].clamp(min=0)]
     positions, order = torch.cat([row.text, slots]).sort(stable=True)

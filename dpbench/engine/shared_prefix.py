@@ -43,7 +43,7 @@ class Shared:
 def generate(
     backbone: Backbone, method: Method, spliced: Sequence[PrunedPrompt], images: Sequence[str], *, max_new_tokens: int
 ) -> list[Generated]:
-    """Answer a batch of pruned prompts greedily, as `pruning.generate` does.
+    """Answer a batch of pruned prompts greedily, as `forward.generate` does.
 
     Args:
         backbone: answers.
@@ -55,6 +55,8 @@ def generate(
     shared = share(spliced, images) if all(each.num_visual and not each.cuts for each in spliced) else None
     if shared is None or len(shared.heads) * MIN_SHARING > len(spliced):
         return forward.generate(backbone, method, spliced, max_new_tokens=max_new_tokens)
+    # beginnings and rests are padded apart: the padding between them is masked, so the cache of a beginning is the
+    # same for all of its questions
     head, tail = forward.collate(shared.heads), forward.collate(shared.tails)
     rows = torch.tensor(shared.head_B, device=head.mask_BL.device)
     with forward.explicit_mask(backbone):
@@ -105,7 +107,10 @@ def _equal(one: PrunedPrompt, other: PrunedPrompt) -> bool:
 
 
 def _joined(head: Batch, tail: Batch, rows: torch.Tensor) -> Batch:
-    """Lay beginnings and rests side by side, each left-padded; of the embeddings only the rests are read again."""
+    """Concatenate beginnings and rests, each left-padded.
+
+    The cache already holds the beginnings, and `generate` reads only what is behind it, so zeros stand in for theirs.
+    """
     unread = tail.embeds_BLD.new_zeros(1, head.embeds_BLD.shape[1], 1).expand(len(rows), -1, tail.embeds_BLD.shape[2])
     return Batch(
         torch.cat([unread, tail.embeds_BLD], 1),

@@ -284,6 +284,6 @@ def test_pixel_bounds_are_refused_where_images_have_a_size_of_their_own(
     family: str, bounds: tuple[int | None, int | None]
 ) -> None:
     model = tinies.backbone(family)
-    with pytest.raises(UnsupportedError, match="leave the pixel bounds out"):
+    with pytest.raises(UnsupportedError, match="remove the pixel bounds"):
         model.bound_pixels(*bounds)
     model.bound_pixels(None, None)
