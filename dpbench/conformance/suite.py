@@ -79,7 +79,7 @@ def check(name: str, params: Mapping[str, object], names: tuple[str, ...] | None
         ConfigError: unknown method, parameter or backbone.
     """
     method = registry.load(name, params)
-    yield Finding(FIELDS, "-", *_frozen(method))
+    yield Finding(FIELDS, "-", *_check_frozen(method))
     for backbone_name in names or tuple(BACKBONES):
         if backbone_name not in BACKBONES:
             raise ConfigError(f"--backbone: {backbone_name!r} is not one of {', '.join(BACKBONES)}")
@@ -91,26 +91,27 @@ def check(name: str, params: Mapping[str, object], names: tuple[str, ...] | None
             continue
         bound = method.untrained().bind(backbone)
         for title, probe in CHECKS.items():
-            yield Finding(title, backbone_name, *_outcome(probe, backbone, bound))
+            yield Finding(title, backbone_name, *_run_check(probe, backbone, bound))
 
 
-def _outcome(probe: Callable[[Trial], str], backbone: Backbone, method: Method) -> tuple[bool, str]:
-    """Run a check at three budgets, and return whether it passed and a detail; the first failure ends it."""
+def _run_check(probe: Callable[[Trial], str], backbone: Backbone, method: Method) -> tuple[bool, str]:
+    """Run a check at three budgets until it fails; return whether it passed, and a detail."""
     for rule in (
         Rule(BudgetRequest(prune_rate=0.75), kind="final"),
         Rule(BudgetRequest(prune_rate=0.25), kind="final"),
         Rule(BudgetRequest(prune_rate=0.5)),
     ):
         try:
-            wrong = probe(Trial(backbone, method, rule))
+            problem = probe(Trial(backbone, method, rule))
         except (DpbenchError, ValueError, RuntimeError, IndexError, AssertionError) as error:
-            wrong = f"{type(error).__name__}: {error}"
-        if wrong:
-            return False, f"{wrong} (budget {rule.kind}, {rule.budget.label})"
+            problem = f"{type(error).__name__}: {error}"
+        if problem:
+            return False, f"{problem} (budget {rule.kind}, {rule.budget.label})"
     return True, "ok"
 
 
-def _frozen(method: Method) -> tuple[bool, str]:
+def _check_frozen(method: Method) -> tuple[bool, str]:
+    """Return whether the method is a frozen dataclass, and its hyper-parameters or what it is instead."""
     if not is_dataclass(method) or not type(method).__dataclass_params__.frozen:  # type: ignore[attr-defined]
         return False, f"{type(method).__name__} is not a frozen dataclass"
     return True, ", ".join(f"{field.name}={getattr(method, field.name)!r}" for field in fields(method) if field.init)
@@ -125,21 +126,20 @@ def asks_for_what_exists(trial: Trial) -> str:
 
 def keeps_to_the_budget(trial: Trial) -> str:
     """No layer reads more than allowed: the count at the end, or the mean over layers, within one token."""
-    cut = trial.build_prompt(0)
-    counts = cut.per_layer(trial.backbone.num_layers)
+    counts = trial.build_prompt(0).per_layer(trial.backbone.num_layers)
     if any(after > before for before, after in pairwise(counts)):
         return f"layers read {counts}"
     reached = counts[-1] if trial.rule.kind == "final" else sum(counts) / len(counts)
-    allowed = _allowed(trial)
+    allowed = _count_allowed(trial)
     return f"{reached:g} visual tokens of {allowed}" if trial.method.budgeted and reached > allowed + 1 else ""
 
 
-def _allowed(trial: Trial) -> int:
+def _count_allowed(trial: Trial) -> int:
     """Return the budget, out of all visual tokens, or out of the views' tokens if the method works view by view."""
-    whole = Trial(trial.backbone, Method(), Rule()).build_prompt(0)
-    num = whole.num_visual
+    unpruned = Trial(trial.backbone, Method(), Rule()).build_prompt(0)
+    num = unpruned.num_visual
     if decision.has_reduce(trial.method) and trial.method.anyres != "global":
-        num = len(whole.kept[0].indices_K)
+        num = len(unpruned.kept[0].indices_K)
     return trial.rule.budget.count(num)
 
 
@@ -178,12 +178,12 @@ def answers_in_batches_as_alone(trial: Trial) -> str:
 def leaves_no_hooks(trial: Trial) -> str:
     """The model has as many hooks afterwards as before."""
 
-    def hooks() -> int:
+    def count_hooks() -> int:
         return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in trial.backbone.model.modules())
 
-    before = hooks()
+    before = count_hooks()
     forward.generate(trial.backbone, trial.method, [trial.build_prompt(0)], max_new_tokens=2)
-    return "" if hooks() == before else f"{hooks() - before} hooks are left"
+    return "" if count_hooks() == before else f"{count_hooks() - before} hooks are left"
 
 
 def does_not_change_its_input(trial: Trial) -> str:
@@ -192,10 +192,10 @@ def does_not_change_its_input(trial: Trial) -> str:
     (features,) = trial.backbone.encode(prompt.pixels, trial.method.needs(trial.backbone.provides))
     visual: VisualTokens = decision.visual_tokens(features, QUESTION, decision.image_generator(0, "check", 0))
     before = [visual.embeds_ND.clone(), visual.hidden_NC.clone()]
-    views = trial.backbone.max_views
-    decision.reduce_image(trial.method, visual, trial.rule, num_read=features.num_read, max_views=views)
-    same = torch.equal(before[0], visual.embeds_ND) and torch.equal(before[1], visual.hidden_NC)
-    return "" if same else "reduce changed the features it was given"
+    max_views = trial.backbone.max_views
+    decision.reduce_image(trial.method, visual, trial.rule, num_read=features.num_read, max_views=max_views)
+    is_unchanged = torch.equal(before[0], visual.embeds_ND) and torch.equal(before[1], visual.hidden_NC)
+    return "" if is_unchanged else "reduce changed its input features"
 
 
 CHECKS: Mapping[str, Callable[[Trial], str]] = {

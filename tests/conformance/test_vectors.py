@@ -62,23 +62,23 @@ def pairs(*tables: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:
     return [(stem, name) for table in tables for stem, names in table.items() for name in names]
 
 
-def method_of(stem: str) -> Method:
+def load_method(stem: str) -> Method:
     return registry.load(stem.split("_")[0])
 
 
-def arrays_of(stem: str) -> dict[str, np.ndarray[Any, Any]]:
+def load_arrays(stem: str) -> dict[str, np.ndarray[Any, Any]]:
     with np.load(PATHS[stem]) as stored:
         return {name: stored[name] for name in stored.files}
 
 
-def other(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def change_content(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return an array of the same kind with other content."""
     if array.ndim == 0:
         return np.asarray(array + 1 + array // 10 if array.dtype.kind == "i" else array * 0.8)
     return array + 1 if (array == np.flip(array)).all() else np.flip(array)
 
 
-def written(folder: Path, arrays: dict[str, Any]) -> Path:
+def save_vector(folder: Path, arrays: dict[str, Any]) -> Path:
     path = folder / "vector.npz"
     np.savez(path, **arrays)
     return path
@@ -86,17 +86,17 @@ def written(folder: Path, arrays: dict[str, Any]) -> Path:
 
 @pytest.mark.parametrize("stem", PATHS)
 def test_every_public_vector_passes(stem: str) -> None:
-    done = run.check(method_of(stem), PATHS[stem])
-    assert done.passed, done.detail
-    assert done.detail == ""
-    assert done.path == PATHS[stem]
+    result = run.check(load_method(stem), PATHS[stem])
+    assert result.passed, result.detail
+    assert result.detail == ""
+    assert result.path == PATHS[stem]
 
 
 @pytest.mark.parametrize(("name", "count"), COUNTS.items())
 def test_a_methods_vectors_are_found_by_its_name(name: str, count: int) -> None:
-    found = run.find(name, GOLDENS)
-    assert len(found) == count
-    assert found == sorted(found)
+    paths = run.find(name, GOLDENS)
+    assert len(paths) == count
+    assert paths == sorted(paths)
 
 
 def test_a_folder_without_vectors_is_an_error(tmp_path: Path) -> None:
@@ -107,36 +107,36 @@ def test_a_folder_without_vectors_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("stem", "name"), pairs(READ, STATED))
 def test_an_array_with_other_content_is_a_failure(stem: str, name: str, tmp_path: Path) -> None:
-    arrays = arrays_of(stem)
-    path = written(tmp_path, arrays | {name: other(arrays[name])})
-    assert not run.check(method_of(stem), path).passed
+    arrays = load_arrays(stem)
+    path = save_vector(tmp_path, arrays | {name: change_content(arrays[name])})
+    assert not run.check(load_method(stem), path).passed
 
 
 @pytest.mark.parametrize(("stem", "name"), pairs(READ))
 def test_a_missing_array_is_a_failure_that_names_it(stem: str, name: str, tmp_path: Path) -> None:
-    arrays = arrays_of(stem)
+    arrays = load_arrays(stem)
     del arrays[name]
-    done = run.check(method_of(stem), written(tmp_path, arrays))
-    assert not done.passed
-    assert name.removeprefix("w.") in done.detail
+    result = run.check(load_method(stem), save_vector(tmp_path, arrays))
+    assert not result.passed
+    assert name.removeprefix("w.") in result.detail
 
 
 @pytest.mark.parametrize(("stem", "name"), pairs(STATED))
 def test_a_hyper_parameter_that_is_missing_is_not_guessed_from_the_answer(stem: str, name: str, tmp_path: Path) -> None:
-    arrays = arrays_of(stem)
+    arrays = load_arrays(stem)
     del arrays[name]
-    assert not run.check(method_of(stem), written(tmp_path, arrays)).passed
+    assert not run.check(load_method(stem), save_vector(tmp_path, arrays)).passed
 
 
 def test_logits_are_held_to_a_hundred_thousandth_of_their_scale(tmp_path: Path) -> None:
-    arrays = arrays_of(FAST)
+    arrays = load_arrays(FAST)
     scale = abs(arrays["logits"]).max()
     for step in range(len(arrays["logits"])):
         for share, passes in ((2e-6, True), (2e-5, False)):
             logits = arrays["logits"].copy()
             logits[step, 7] += share * scale
-            done = run.check(FastV(), written(tmp_path, arrays | {"logits": logits}))
-            assert done.passed == passes, done.detail
+            result = run.check(FastV(), save_vector(tmp_path, arrays | {"logits": logits}))
+            assert result.passed == passes, result.detail
 
 
 def save(**arrays: Any) -> Callable[[Path], Any]:
@@ -159,7 +159,7 @@ def save_one(path: Path) -> None:
         ),
         pytest.param(save_one, "not an .npz file", id="a single array"),
         pytest.param(save(kind=np.array([{}], dtype=object)), "not an .npz file", id="pickled"),
-        pytest.param(save(r=0.5), "no array 'kind'", id="without kind"),
+        pytest.param(save(r=0.5), "lacks the array 'kind'", id="without kind"),
         pytest.param(save(kind="stages"), "did you mean 'stage'", id="unknown kind"),
         pytest.param(save(kind="random", variant="blip"), "variant 'blip'", id="unknown variant"),
         pytest.param(save(kind="random", variant="llava"), "neither 'features'", id="without tokens"),
@@ -170,20 +170,20 @@ def test_a_file_that_cannot_be_used_is_a_failure_with_a_sentence(
 ) -> None:
     path = tmp_path / "vector.npz"
     write(path)
-    done = run.check(FastV(), path)
-    assert not done.passed
-    assert message in done.detail
-    assert "\n" not in done.detail
+    result = run.check(FastV(), path)
+    assert not result.passed
+    assert message in result.detail
+    assert "\n" not in result.detail
 
 
 @pytest.mark.parametrize("name", [*COUNTS, "none", "random", "grid"])
 @pytest.mark.parametrize("stem", [ROW, ONE_LAYER, FAST, STAGE, BATCH, PYRAMID, "holov_public_05", "prunesid_public_03"])
 def test_no_method_passes_the_vectors_of_another(stem: str, name: str) -> None:
-    done = run.check(registry.load(name), PATHS[stem])
-    assert done.passed == stem.startswith(name)
+    result = run.check(registry.load(name), PATHS[stem])
+    assert result.passed == stem.startswith(name)
 
 
-def test_a_method_without_the_parameter_is_told_which() -> None:
+def test_a_missing_parameter_is_named_in_the_detail() -> None:
     assert "needs PyramidDrop to have a parameter 'layer'" in run.check(PyramidDrop(), PATHS[FAST]).detail
 
 
@@ -207,10 +207,10 @@ def test_there_is_no_second_path_to_a_selection(
         raise RuntimeError("planted")
 
     monkeypatch.setattr(owner, function, fail)
-    done = run.check(method_of(stem), PATHS[stem])
-    assert not done.passed
-    assert done.detail == "RuntimeError: planted"
-    assert done.kind != "?"
+    result = run.check(load_method(stem), PATHS[stem])
+    assert not result.passed
+    assert result.detail == "RuntimeError: planted"
+    assert result.kind != "?"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,8 +261,8 @@ def test_a_method_with_a_flaw_fails(method: Method, stems: tuple[str, ...]) -> N
         assert not run.check(method, PATHS[stem]).passed
 
 
-def test_checking_draws_nothing_from_the_global_generator() -> None:
+def test_checking_leaves_the_global_generator_unchanged() -> None:
     before = torch.random.get_rng_state()
     for stem in READ:
-        run.check(method_of(stem), PATHS[stem])
+        run.check(load_method(stem), PATHS[stem])
     assert torch.equal(torch.random.get_rng_state(), before)

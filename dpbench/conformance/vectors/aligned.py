@@ -1,4 +1,4 @@
-"""Vectors of a choice by the question: patches and text are stored in a space that they share.
+"""Vectors of a question-guided choice: patches and text are stored as embeddings in one shared space.
 
 Shape letters: V views, N tokens of a view, E the shared space's width, M pieces of text.
 """
@@ -18,21 +18,21 @@ from dpbench.engine.decision import Rule, reduce_image
 from dpbench.method import Method, VisualTokens
 
 BIND = "comparing"
-"""What a method has that can be given towers: it returns a copy that uses them."""
+"""Name of the method's function that takes towers and returns a copy that uses them."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTowers:
-    """Towers that put every image and question where the vector says.
+    """Towers that return the vector's embeddings for every image and question.
 
     Attributes:
-        text_ME: the question.
+        text_ME: the question's embeddings.
     """
 
     text_ME: Tensor
 
     def image(self, visual: VisualTokens) -> Tensor:
-        """Return the stored patches, which stand where the vision tower's output would."""
+        """Return the stored patches, which `check_aligned` puts in the place of the tower's output."""
         return visual.hidden_NC
 
     def text(self, question: str) -> Tensor:
@@ -41,7 +41,7 @@ class StoredTowers:
 
 
 def check_aligned(method: Method, vector: Vector) -> Iterator[str]:
-    """Reduce the views of one image, and compare which tokens are kept of each."""
+    """Reduce the views of one image, and compare the tokens kept of each view."""
     configured = configure(method, vector)
     if not hasattr(configured, BIND):
         raise ValueError(f"{type(configured).__name__} has no method {BIND!r} that takes the stored embeddings")

@@ -1,4 +1,4 @@
-"""Vectors of a whole answer: a small language model is cut by the engine while transformers generates."""
+"""Vectors of a whole answer: the engine drops tokens of a small language model while transformers generates."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from dpbench.backbones.base import Backbone
 
 TOLERANCE = 1e-5
-"""How far logits, and angles for position ids, may be from what is wanted, of the largest one."""
+"""How far logits and RoPE angles may be from the expected ones, as a share of the largest."""
 
 
 def check_end_to_end(method: Method, vector: Vector) -> Iterator[str]:
-    """Generate, and compare what each cut keeps, its position ids, the tokens, the logits and the caches' lengths."""
+    """Generate, and compare each cut's kept tokens and position ids, then tokens, logits and cache lengths."""
     bare, configured = language_model(vector), configure(method, vector)
-    spliced = _prompt(configured, vector, len(bare.decoder.layers))
-    out, state = _generate(bare, configured, spliced, num_new=len(vector["new_tokens"]))
-    yield from differences("cuts", torch.tensor([len(spliced.cuts)]), torch.tensor([_num_stages(vector)]))
-    for number in range(len(spliced.cuts)):
-        yield from _stage(bare, vector, state, number)
+    prompt = _build_prompt(configured, vector, len(bare.decoder.layers))
+    out, state = _generate(bare, configured, prompt, num_new=len(vector["new_tokens"]))
+    yield from differences("cuts", torch.tensor([len(prompt.cuts)]), torch.tensor([_count_stages(vector)]))
+    for number in range(len(prompt.cuts)):
+        yield from _compare_stage(bare, vector, state, number)
     yield from differences("tokens generated", out.sequences[0], vector.tensor("new_tokens"))
     yield from distances("logits", torch.cat(out.logits), vector.float32("logits"), TOLERANCE)
     lengths = [out.past_key_values.get_seq_length(layer) for layer in range(len(bare.decoder.layers))]
@@ -36,7 +36,7 @@ def check_end_to_end(method: Method, vector: Vector) -> Iterator[str]:
     yield from differences("cache lengths after the prefill", after_prefill, vector.tensor("kv_lengths_after_prefill"))
 
 
-def _prompt(method: Method, vector: Vector, num_layers: int) -> PrunedPrompt:
+def _build_prompt(method: Method, vector: Vector, num_layers: int) -> PrunedPrompt:
     embeds_LD = vector.float32("inputs_embeds")
     start, num = vector.integer("image_start"), vector.integer("n_visual")
     positions = torch.arange(len(embeds_LD))
@@ -46,12 +46,12 @@ def _prompt(method: Method, vector: Vector, num_layers: int) -> PrunedPrompt:
     )
 
 
-def _generate(bare: Bare, method: Method, spliced: PrunedPrompt, *, num_new: int) -> tuple[Any, DroppingState]:
-    with prune(cast("Backbone", bare), method, [spliced]) as state:
+def _generate(bare: Bare, method: Method, prompt: PrunedPrompt, *, num_new: int) -> tuple[Any, DroppingState]:
+    with prune(cast("Backbone", bare), method, [prompt]) as state:
         out = bare.model.generate(
-            inputs_embeds=spliced.embeds_LD[None],
-            attention_mask=torch.ones(1, len(spliced.embeds_LD), dtype=torch.int64),
-            position_ids=spliced.positions_PL,
+            inputs_embeds=prompt.embeds_LD[None],
+            attention_mask=torch.ones(1, len(prompt.embeds_LD), dtype=torch.int64),
+            position_ids=prompt.positions_PL,
             max_new_tokens=num_new,
             do_sample=False,
             pad_token_id=0,
@@ -61,16 +61,19 @@ def _generate(bare: Bare, method: Method, spliced: PrunedPrompt, *, num_new: int
     return out, state
 
 
-def _num_stages(vector: Vector) -> int:
+def _count_stages(vector: Vector) -> int:
     return sum(name == "keep_positions" or name.startswith("keep_positions_stage") for name in vector.arrays)
 
 
-def _stage(bare: Bare, vector: Vector, state: DroppingState, number: int) -> Iterator[str]:
-    """Compare what is left behind one cut, and the angles of its position ids; without any stated, they are kept."""
+def _compare_stage(bare: Bare, vector: Vector, state: DroppingState, number: int) -> Iterator[str]:
+    """Compare the positions kept by one cut, and their RoPE angles.
+
+    A vector with a single cut states no new position ids: positions keep their own.
+    """
     row, single = state.stages[number].rows[0], "keep_positions" in vector
-    wanted = vector.tensor("keep_positions" if single else f"keep_positions_stage{number}")
-    yield from differences(f"positions kept by cut {number}", row.columns, wanted)
-    positions = wanted if single else vector.tensor(f"new_position_ids_stage{number}")
+    expected = vector.tensor("keep_positions" if single else f"keep_positions_stage{number}")
+    yield from differences(f"positions kept by cut {number}", row.columns, expected)
+    positions = expected if single else vector.tensor(f"new_position_ids_stage{number}")
     got = state.stages[number].angles
     assert got is not None, "every stage of a prefill has its angles"
     angles = bare.decoder.rotary_emb(vector.float32("inputs_embeds"), positions[None])

@@ -1,4 +1,4 @@
-"""The decoders that vectors bring the weights of: single attention layers, and whole small language models."""
+"""Decoders with weights from a vector: single attention layers, and whole small language models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dpbench.conformance.vectors.vector import Vector
 
 @dataclass(frozen=True, slots=True)
 class Bare:
-    """As much of a backbone as the engine needs to cut a language model that sees no images."""
+    """The part of a backbone that the engine needs to drop tokens of a language model without a vision tower."""
 
     model: Any
     mrope: bool = False
@@ -26,16 +26,16 @@ class Bare:
 
     @property
     def core(self) -> Any:
-        """Return the text model: there is no tower around it."""
+        """Return the text model; without a tower it is the whole core."""
         return self.model.model
 
 
 def scoring_layers(vector: Vector, num_layers: int) -> Any:
-    """Return a decoder each of whose layers has the vector's norm, query and key weights; the rest is of no use.
+    """Return a decoder whose layers all have the vector's norm, query and key weights; its other weights are random.
 
     Args:
-        vector: with `ln_weight`, `q_weight`, `k_weight` and what they are read with.
-        num_layers: how many.
+        vector: holds `ln_weight`, `q_weight`, `k_weight`, `n_heads`, `rms_norm_eps` and `rope_theta`.
+        num_layers: layers of the decoder.
     """
     queries, keys, norm = (vector.float32(name) for name in ("q_weight", "k_weight", "ln_weight"))
     heads = vector.integer("n_heads")
@@ -49,7 +49,7 @@ def scoring_layers(vector: Vector, num_layers: int) -> Any:
         num_key_value_heads=len(keys) // width,
         head_dim=width,
         rms_norm_eps=float(vector["rms_norm_eps"]),
-        rope_parameters=_rope(float(vector["rope_theta"])),
+        rope_parameters=_rope_parameters(float(vector["rope_theta"])),
         bos_token_id=None,
         eos_token_id=None,
     )
@@ -63,15 +63,15 @@ def scoring_layers(vector: Vector, num_layers: int) -> Any:
 
 
 def language_model(vector: Vector) -> Bare:
-    """Return the model that a vector holds whole, in float32, on the kernel that all runs use."""
-    stated = json.loads(str(vector["config_json"]))
-    rope = _rope(stated.pop("rope_theta", 10000.0))
-    config = LlamaConfig(**stated, rope_parameters=rope, bos_token_id=None, eos_token_id=None)
+    """Return the language model that a vector holds, in float32, with SDPA attention like every run."""
+    settings = json.loads(str(vector["config_json"]))
+    rope = _rope_parameters(settings.pop("rope_theta", 10000.0))
+    config = LlamaConfig(**settings, rope_parameters=rope, bos_token_id=None, eos_token_id=None)
     with torch.random.fork_rng([]):
         model = LlamaForCausalLM._from_config(config, attn_implementation="sdpa", dtype=torch.float32).eval()
     model.load_state_dict({name[2:]: vector.float32(name) for name in vector.arrays if name.startswith("w.")})
     return Bare(model)
 
 
-def _rope(theta: float) -> dict[str, Any]:
+def _rope_parameters(theta: float) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": theta}

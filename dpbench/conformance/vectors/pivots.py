@@ -17,7 +17,7 @@ from dpbench.method import Budget, Method
 
 @dataclass(frozen=True)
 class KeyedView(DecoderView):
-    """A view whose keys are known, and whose last norm is a gain for each feature.
+    """A view of stored keys whose final norm multiplies each feature by a gain.
 
     Attributes:
         stored_HLd: the keys after RoPE.
@@ -44,10 +44,10 @@ def check_pivots(method: Method, vector: Vector) -> Iterator[str]:
     keys_LHd, normed_LD = vector.float32("key_states"), vector.float32("hidden_norm")
     sample = Sample(cut, 0, len(normed_LD), vector.integer("v_start"), num)
     gain_D = 2.0 ** (torch.arange(normed_LD.shape[1]) % 7 - 3)
-    known = {"stored_HLd": keys_LHd.transpose(0, 1), "gain_D": gain_D}
-    view = KeyedView(**sample.fields(normed_LD / gain_D, None, **known))
+    signals = {"stored_HLd": keys_LHd.transpose(0, 1), "gain_D": gain_D}
+    view = KeyedView(**sample.fields(normed_LD / gain_D, None, **signals))
     kept = sample.visual_index_N[configured.select(view).indices_K]
     yield from differences("positions kept", kept, vector.tensor("kept_sorted"))
     pivots = vector.tensor("pivot_image_idx")
     picked = torch.cat([pivots, vector.tensor("picks").flatten()]).sort().values
-    yield from differences("pivots and what they take", kept, picked)
+    yield from differences("pivots and the tokens they pick", kept, picked)

@@ -1,8 +1,8 @@
 """Golden vectors: what an official code decided on stored inputs, and whether a method decides the same.
 
 A vector is one .npz file. It is run through the contract and the engine, like every benchmark run. Its `variant` (for
-decisions before the LLM), its `kind` or else its arrays say how to run it. No method is named here. A file that cannot
-be used counts as failed.
+decisions before the LLM), its `kind` or else the names of its arrays say how to run it. No method is named here. A
+file that cannot be used counts as failed.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def find(name: str, folder: Path) -> list[Path]:
 
 
 def check(method: Method, path: Path) -> VectorResult:
-    """Run one vector through a method, with the hyper-parameters that the vector states.
+    """Run a method on one vector, with the hyper-parameters that the vector states.
 
     Args:
         method: keeps its own values for fields that the vector does not state.
@@ -84,14 +84,14 @@ def check(method: Method, path: Path) -> VectorResult:
         vector = Vector.load(path)
         kind = vector.kind
         with torch.no_grad():
-            problems = list(_runner(vector)(method, vector))
+            problems = list(_find_check(vector)(method, vector))
     except Exception as error:  # a method is third-party code: its error is this vector's outcome
         problems = [f"{type(error).__name__}: {error}"]
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return VectorResult(path, kind, not problems, problems[0] + more if problems else "")
 
 
-def _runner(vector: Vector) -> Callable[[Method, Vector], Iterator[str]]:
+def _find_check(vector: Vector) -> Callable[[Method, Vector], Iterator[str]]:
     if "variant" in vector:
         return check_tokens
     if vector.kind not in KINDS:

@@ -1,4 +1,4 @@
-"""Vectors of a share of the projected tokens that a method keeps, whatever the budget."""
+"""Vectors of methods that keep a fixed share of the projected tokens, whatever the budget."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dpbench.method import Method
 
 
 def check_share(method: Method, vector: Vector) -> Iterator[str]:
-    """Reduce the image, and compare how many tokens were kept, and which."""
+    """Reduce the image, and compare the number of kept tokens and their indices."""
     configured = configure(method, vector)
     configured.needs(frozenset())
     visual = square_views(1, 1, 0, embeds_ND=vector.float32("features"))

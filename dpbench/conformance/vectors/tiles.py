@@ -1,4 +1,4 @@
-"""Vectors of a budget that is split over the views of one image: which patches stay, and the order the LLM reads them.
+"""Vectors of a budget that is split over the views of one image: the kept patches, and their order in the prompt.
 
 Shape letters: V views, H heads, N patches of a view.
 """
@@ -25,13 +25,13 @@ MODELS = ("llava15", "llava_next")
 
 
 def check_tiles(method: Method, vector: Vector) -> Iterator[str]:
-    """Reduce the image, and compare what was kept in each view and what of it the LLM reads."""
+    """Reduce the image, and compare the patches kept in each view and those of them that the LLM reads."""
     model = str(vector["model"])
     if model not in MODELS:
         raise ConfigError(f"no vector of model {model!r} can be run; known: {', '.join(MODELS)}")
     configured = configure(method, vector)
     configured.needs(SIGNALS)
-    visual = _one_view(vector) if model == MODELS[0] else _tiles(vector)
+    visual = _build_one_view(vector) if model == MODELS[0] else _build_tiles(vector)
     mask_VN = vector.tensor("mask")
     num_views, read = len(mask_VN), int(visual.read_N.sum())
     indices_K = reduce_image(configured, visual, Rule(), num_read=read, max_views=num_views).indices_K
@@ -39,21 +39,21 @@ def check_tiles(method: Method, vector: Vector) -> Iterator[str]:
     if model == MODELS[0]:
         yield from differences("tokens", indices_K, vector.tensor("kept"))
         return
-    wanted_V = torch.cat([vector.tensor("full_budget")[None], vector.tensor("sub_budgets")])
-    yield from differences("budgets", visual.view_N[indices_K].bincount(minlength=num_views), wanted_V)
+    expected_V = torch.cat([vector.tensor("full_budget")[None], vector.tensor("sub_budgets")])
+    yield from differences("budgets", visual.view_N[indices_K].bincount(minlength=num_views), expected_V)
     packed = indices_K[visual.read_N[indices_K]]
     yield from differences("tokens the LLM reads", packed, vector.tensor("packed_source"))
-    yield from differences("how many", torch.tensor([len(packed)]), vector.tensor("packed_len"))
+    yield from differences("number of tokens the LLM reads", torch.tensor([len(packed)]), vector.tensor("packed_len"))
 
 
-def _one_view(vector: Vector) -> VisualTokens:
+def _build_one_view(vector: Vector) -> VisualTokens:
     attention_HN = vector.tensor("cls_attn_select")[0]
     num = attention_HN.shape[1]
     return square_views(1, 1, 0, hidden_NC=torch.full((num, 1), torch.nan), cls_attention={SELECT: attention_HN})
 
 
-def _tiles(vector: Vector) -> VisualTokens:
-    """Return the tokens in the places that the official code gives them: it swaps rows and columns of the tile grid."""
+def _build_tiles(vector: Vector) -> VisualTokens:
+    """Return the tokens in the official code's order, which swaps rows and columns of the tile grid."""
     rows = {FIRST: "cls_attn_budget", SELECT: "cls_attn_select"}
     attention = {layer: vector.tensor(name).transpose(0, 1).flatten(1) for layer, name in rows.items()}
     num_views, _, num = vector["cls_attn_select"].shape
@@ -64,23 +64,23 @@ def _tiles(vector: Vector) -> VisualTokens:
     unknown = torch.full((num_views * num, 1), torch.nan)
     visual = square_views(num_views, swapped_hw[1], 0, hidden_NC=unknown, cls_attention=attention)
     read_hw = unpadded(size_hw, (swapped_hw[0] * side, swapped_hw[1] * side))
-    slot_N = _cropped(visual.slot_N, num, swapped_hw[1] * side, read_hw)
+    slot_N = _crop_slots(visual.slot_N, num, swapped_hw[1] * side, read_hw)
     return replace(visual, slot_N=slot_N, read_N=slot_N >= 0)
 
 
 def best_resolution(size_hw: tuple[int, int], pinpoints: list[list[int]]) -> tuple[int, int]:
-    """Return the canvas that holds most of the image's pixels, of equals the one with the least waste."""
+    """Return the canvas that holds most of the image's pixels; among equals, the one with the least padding."""
 
-    def merit(canvas: tuple[int, int]) -> tuple[int, int]:
+    def rank(canvas: tuple[int, int]) -> tuple[int, int]:
         scale = min(canvas[0] / size_hw[0], canvas[1] / size_hw[1])
         pixels = min(int(size_hw[0] * scale) * int(size_hw[1] * scale), size_hw[0] * size_hw[1])
         return pixels, pixels - canvas[0] * canvas[1]
 
-    return max(((height, width) for height, width in pinpoints), key=merit)
+    return max(((height, width) for height, width in pinpoints), key=rank)
 
 
 def unpadded(size_hw: tuple[int, int], canvas_hw: tuple[int, int]) -> tuple[range, range]:
-    """Return the rows and columns of a canvas of patches that an image of this size covers, laid in its middle."""
+    """Return the rows and columns of a canvas of patches that a centred image of this size covers."""
     (height, width), (down, across) = size_hw, canvas_hw
     if width / height > across / down:
         pad = (down - int(height * (across / width))) // 2
@@ -89,9 +89,9 @@ def unpadded(size_hw: tuple[int, int], canvas_hw: tuple[int, int]) -> tuple[rang
     return range(down), range(pad, across - pad)
 
 
-def _cropped(slot_N: Tensor, num: int, across: int, read_hw: tuple[range, range]) -> Tensor:
-    """Return the places of tokens once padding is cut off the canvas behind the base view, -1 for what goes."""
+def _crop_slots(slot_N: Tensor, num: int, across: int, read_hw: tuple[range, range]) -> Tensor:
+    """Return the slots of tokens after the canvas behind the base view lost its padding; -1 for padding."""
     rows, columns = read_hw
     row_N, column_N = (slot_N - num) // across - rows.start, (slot_N - num) % across - columns.start
-    inside = (row_N >= 0) & (row_N < len(rows)) & (column_N >= 0) & (column_N < len(columns))
-    return torch.where(slot_N < num, slot_N, torch.where(inside, num + row_N * len(columns) + column_N, -1))
+    is_inside_N = (row_N >= 0) & (row_N < len(rows)) & (column_N >= 0) & (column_N < len(columns))
+    return torch.where(slot_N < num, slot_N, torch.where(is_inside_N, num + row_N * len(columns) + column_N, -1))

@@ -1,4 +1,4 @@
-"""Vectors of a decision before the LLM: which rows a method makes of an image's visual tokens, in which order.
+"""Vectors of a decision before the LLM: the rows that a method makes of an image's visual tokens, and their order.
 
 Shape letters: B images or views, N visual tokens, K rows kept, D the width of the rows, H heads.
 """
@@ -22,21 +22,21 @@ from dpbench.method import Method, VisualTokens
 HAS_CLS = {"llava": True, "qwen": False}
 """Whether a variant's tower has a CLS token."""
 SIGNALS = ("cls_attention", "cls_hidden_VC", "received_attention_N", "keys_Nd")
-"""What methods may ask for."""
+"""Optional fields of VisualTokens that a method may need."""
 LAYER = 0
-"""The select layer, whose number means nothing here."""
+"""The select layer; vectors do not state its number, and any number will do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One image, and what upstream makes of it.
+    """One image, and upstream's rows for it.
 
     Attributes:
-        visual: what the method reads; the space that the vector does not hold is NaN.
-        num_views: how many views it is cut into.
-        keep: budget over all of them.
-        indices_K: which token each row is, -1 for a row that is no single token.
-        rows_KD: the rows, bit for bit.
+        visual: what the method reads; hidden states or embeddings that the vector does not hold are NaN.
+        num_views: number of its views.
+        keep: budget over all views.
+        indices_K: which token each row is, -1 for a row that is not a single token.
+        rows_KD: upstream's rows, to be matched bit for bit.
     """
 
     visual: VisualTokens
@@ -49,32 +49,32 @@ class Image:
 def check_tokens(method: Method, vector: Vector) -> Iterator[str]:
     """Reduce each image, and compare order and content of its rows."""
     configured = configure(method, vector)
-    for number, image in enumerate(_images(vector)):
-        configured.needs(frozenset(name for name in SIGNALS if _given(getattr(image.visual, name))))
+    for number, image in enumerate(_load_images(vector)):
+        configured.needs(frozenset(name for name in SIGNALS if _is_present(getattr(image.visual, name))))
         rule, num_read = Rule(BudgetRequest(keep=image.keep)), len(image.visual)
         reduction = reduce_image(configured, image.visual, rule, num_read=num_read, max_views=image.num_views)
         yield from differences(f"tokens of image {number}", reduction.indices_K, image.indices_K)
         rows = reduction.hidden_KC if reduction.embeds_KD is None else reduction.embeds_KD
         if rows is not None and not torch.equal(rows, image.rows_KD):
-            yield f"rows of image {number}: not the vector's, bit for bit"
+            yield f"rows of image {number}: not bit-identical to the vector's"
 
 
-def _given(signal: Tensor | Mapping[int, Tensor] | None) -> bool:
+def _is_present(signal: Tensor | Mapping[int, Tensor] | None) -> bool:
     return signal is not None and len(signal) > 0
 
 
-def _images(vector: Vector) -> Iterator[Image]:
+def _load_images(vector: Vector) -> Iterator[Image]:
     variant = str(vector["variant"])
     if variant not in HAS_CLS:
         raise ConfigError(f"no vector of variant {variant!r} can be run; known: {', '.join(HAS_CLS)}")
     if "features" in vector:
-        return _projected(vector, cls=HAS_CLS[variant])
+        return _load_projected(vector, cls=HAS_CLS[variant])
     if "hidden" in vector:
-        return _tower(vector) if HAS_CLS[variant] else iter([_unattended(vector)])
+        return _load_tower(vector) if HAS_CLS[variant] else iter([_load_without_attention(vector)])
     raise MissingError("the vector has neither 'features' (behind the projector) nor 'hidden' (of the tower)")
 
 
-def _projected(vector: Vector, *, cls: bool) -> Iterator[Image]:
+def _load_projected(vector: Vector, *, cls: bool) -> Iterator[Image]:
     """Return images whose projected tokens and attention are stored, with the type upstream computed in."""
     features_BND = vector.tensor("features").to(getattr(torch, str(vector["compute_dtype"])))
     stored = zip(features_BND, vector.tensor("attn"), vector.tensor("kept_idx"), strict=True)
@@ -82,28 +82,28 @@ def _projected(vector: Vector, *, cls: bool) -> Iterator[Image]:
         signals: dict[str, Any] = {"received_attention_N": None if cls else attention_N}
         signals |= {"cls_attention": {LAYER: attention_N[None]} if cls else {}}
         rows = embeds_ND[kept_K.clamp(min=0)].masked_fill((kept_K < 0)[:, None], 0.0)
-        yield Image(_visual(vector, 1, embeds_ND=embeds_ND, **signals), 1, vector.integer("keep"), kept_K, rows)
+        yield Image(_build_tokens(vector, 1, embeds_ND=embeds_ND, **signals), 1, vector.integer("keep"), kept_K, rows)
 
 
-def _tower(vector: Vector) -> Iterator[Image]:
+def _load_tower(vector: Vector) -> Iterator[Image]:
     """Return images whose tower output is stored, CLS first: the views of one image, or images of one view."""
     hidden_BSC, attention_BHN = vector.tensor("hidden"), vector.tensor("cls_attn")
     ids_BK, keep = vector.tensor("kept_ids"), vector.integer("need_token_num")
     if "grid_wh" not in vector:
-        for each, heads_HN, id_K in zip(hidden_BSC, attention_BHN, ids_BK, strict=True):
-            yield _views(vector, each[None], heads_HN[None], keep, (torch.zeros_like(id_K), id_K))
+        for hidden_SC, heads_HN, id_K in zip(hidden_BSC, attention_BHN, ids_BK, strict=True):
+            yield _build_views(vector, hidden_SC[None], heads_HN[None], keep, (torch.zeros_like(id_K), id_K))
         return
     view_K = torch.cat([torch.zeros_like(ids_BK[0]), vector.tensor("next_order_crop") + 1])
     id_K = torch.cat([ids_BK[0], vector.tensor("next_order_id")])
-    yield _views(vector, hidden_BSC, attention_BHN, keep * len(hidden_BSC), (view_K, id_K))
+    yield _build_views(vector, hidden_BSC, attention_BHN, keep * len(hidden_BSC), (view_K, id_K))
 
 
-def _views(
-    vector: Vector, hidden_VSC: Tensor, attention_VHN: Tensor, keep: int, wanted: tuple[Tensor, Tensor]
+def _build_views(
+    vector: Vector, hidden_VSC: Tensor, attention_VHN: Tensor, keep: int, rows: tuple[Tensor, Tensor]
 ) -> Image:
-    """Return one image; what is wanted is each row's view and id, the CLS row being id 0."""
-    (view_K, id_K), num_views, num = wanted, len(hidden_VSC), hidden_VSC.shape[1] - 1
-    visual = _visual(
+    """Return one image; `rows` are the view and the id of upstream's rows, and the CLS row has id 0."""
+    (view_K, id_K), num_views, num = rows, len(hidden_VSC), hidden_VSC.shape[1] - 1
+    visual = _build_tokens(
         vector,
         num_views,
         hidden_NC=hidden_VSC[:, 1:].flatten(0, 1),
@@ -114,27 +114,27 @@ def _views(
     return Image(visual, num_views, keep, indices_K, hidden_VSC[view_K, id_K])
 
 
-def _unattended(vector: Vector) -> Image:
-    """Return the one image whose tokens are stored without any attention; they are what the LLM reads."""
+def _load_without_attention(vector: Vector) -> Image:
+    """Return the image whose tokens are stored without attention, as embeddings that the LLM reads."""
     embeds_ND, kept_K = vector.tensor("hidden"), vector.tensor("kept_ids")
-    visual = _visual(vector, 1, embeds_ND=embeds_ND)
+    visual = _build_tokens(vector, 1, embeds_ND=embeds_ND)
     return Image(visual, 1, vector.integer("need_effective"), kept_K, embeds_ND[kept_K])
 
 
-def _visual(vector: Vector, num_views: int, **stored: Any) -> VisualTokens:
+def _build_tokens(vector: Vector, num_views: int, **stored: Any) -> VisualTokens:
     """Return the vector's tokens, with a generator from its seed."""
     width = int(vector["grid_wh"][0]) if num_views > 1 else 1
     return square_views(num_views, width, vector.integer("seed"), **stored)
 
 
 def square_views(num_views: int, width: int, seed: int, **stored: Any) -> VisualTokens:
-    """Return tokens on square views, a base and tiles on one canvas without padding; a space not stored is NaN.
+    """Return tokens of square views: a base view, and tiles on one canvas without padding.
 
     Args:
-        num_views: the base view and the tiles.
-        width: tiles side by side.
+        num_views: number of views, the base included.
+        width: tiles in a row of the canvas.
         seed: of the generator.
-        stored: fields of VisualTokens, the tokens of all views one after another.
+        stored: fields of VisualTokens, view after view; hidden states or embeddings not among them are NaN.
     """
     total = len(stored["embeds_ND" if "embeds_ND" in stored else "hidden_NC"])
     index, num = torch.arange(total), total // num_views
@@ -144,6 +144,6 @@ def square_views(num_views: int, width: int, seed: int, **stored: Any) -> Visual
         down, across = (view_N - 1) // width * side + row_N, (view_N - 1) % width * side + col_N
         slot_N = torch.where(view_N == 0, index, num + down * width * side + across)
     unknown = torch.full((total, 1), torch.nan)
-    placed = {"view_N": view_N, "row_N": row_N, "col_N": col_N, "slot_N": slot_N}
-    placed |= {"embeds_ND": unknown, "hidden_NC": unknown, "read_N": torch.ones(total, dtype=torch.bool)}
-    return VisualTokens(**placed | stored, generator=torch.Generator().manual_seed(seed))
+    defaults = {"view_N": view_N, "row_N": row_N, "col_N": col_N, "slot_N": slot_N}
+    defaults |= {"embeds_ND": unknown, "hidden_NC": unknown, "read_N": torch.ones(total, dtype=torch.bool)}
+    return VisualTokens(**defaults | stored, generator=torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""One golden vector as it is stored, the hyper-parameters it states, and how results are compared with it."""
+"""One golden vector as stored, the hyper-parameters it states, and comparisons with its arrays."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PARAMETERS = {
     "pivot_image": "pivot_image",
     "pivot_text": "pivot_text",
 }
-"""Which field of a method takes a hyper-parameter that a vector states."""
+"""The method's field for each hyper-parameter that a vector may state."""
 MARKS = {
     "merge_pairs": "merging",
     "pack": "packing",
@@ -42,7 +42,7 @@ MARKS = {
     "attn_text_to_visual": "raters",
     "text_embeds": "aligned",
 }
-"""The kind of a vector that does not state one, by an array that no other kind has."""
+"""Kinds of vectors that do not state their kind, by an array that only this kind has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Vector:
         """Load a file.
 
         Raises:
-            MissingError: it does not exist, or is not an .npz file of plain arrays.
+            MissingError: the file does not exist, or is not an .npz file of plain arrays.
         """
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
@@ -69,15 +69,15 @@ class Vector:
 
     def __getitem__(self, name: str) -> np.ndarray[Any, Any]:
         if name not in self.arrays:
-            raise MissingError(f"the vector has no array {name!r}, which it needs; it has {', '.join(self.arrays)}")
+            raise MissingError(f"the vector lacks the array {name!r}; it has {', '.join(self.arrays)}")
         return self.arrays[name]
 
     @property
     def kind(self) -> str:
-        """Return its kind, after its variant if it has one; a vector that states none is recognised by its arrays."""
-        marked = [kind for mark, kind in MARKS.items() if mark in self]
-        if marked and "kind" not in self:
-            return marked[0]
+        """Return the kind, as `variant/kind` if there is a variant; without a stated kind, recognise it by an array."""
+        by_array = [kind for name, kind in MARKS.items() if name in self]
+        if by_array and "kind" not in self:
+            return by_array[0]
         return "/".join(str(self[name]) for name in ("variant", "kind") if name == "kind" or name in self)
 
     def tensor(self, name: str) -> Tensor:
@@ -85,11 +85,11 @@ class Vector:
         return torch.from_numpy(self[name])
 
     def float32(self, name: str) -> Tensor:
-        """Return an array as float32, in which scores are computed whatever type upstream used."""
+        """Return an array as float32: scores are computed in it, whatever type upstream used."""
         return self.tensor(name).float()
 
     def integer(self, name: str) -> int:
-        """Return a whole number."""
+        """Return an array of one number as an int."""
         return int(self[name])
 
     def plain(self, name: str) -> object:
@@ -99,41 +99,40 @@ class Vector:
 
 
 def configure(method: Method, vector: Vector, **settings: object) -> Method:
-    """Return the method with a vector's hyper-parameters, and with the quirks of the official code switched on.
+    """Return the method with a vector's hyper-parameters, and with `parity` on if it has that field.
 
     Args:
-        method: keeps its other fields.
+        method: the other fields keep its values.
         vector: states hyper-parameters under the names of the official code.
-        settings: fields that follow from how the vector is run.
+        settings: further fields, set by the check that runs the vector.
 
     Raises:
         ConfigError: the method has no such field.
     """
-    known = {field.name for field in fields(method) if field.init}
-    stated = {field: vector.plain(key) for key, field in PARAMETERS.items() if key in vector}
-    values = stated | settings
+    field_names = {field.name for field in fields(method) if field.init}
+    values = {field: vector.plain(key) for key, field in PARAMETERS.items() if key in vector} | settings
     for name in values:
-        if name not in known:
+        if name not in field_names:
             raise ConfigError(f"the vector needs {type(method).__name__} to have a parameter {name!r}")
-    quirks: dict[str, Any] = {"parity": True} if "parity" in known else {}
-    return replace(method, **quirks | values)
+    parity: dict[str, Any] = {"parity": True} if "parity" in field_names else {}
+    return replace(method, **parity | values)
 
 
-def differences(what: str, got: Tensor, wanted: Tensor) -> Iterator[str]:
-    """Yield a sentence if two lists of whole numbers differ anywhere."""
-    if got.shape != wanted.shape:
-        yield f"{what}: {list(got.shape)} instead of {list(wanted.shape)}"
-    elif not torch.equal(got, wanted):
-        places = (got != wanted).nonzero()[:, 0].tolist()
-        example = f"{got[places[0]]} instead of {wanted[places[0]]}"
-        yield f"{what}: {len(places)} of {len(got)} differ, the first at {places[0]}: {example}"
+def differences(what: str, got: Tensor, expected: Tensor) -> Iterator[str]:
+    """Yield a sentence if two lists of integers differ."""
+    if got.shape != expected.shape:
+        yield f"{what}: {list(got.shape)} instead of {list(expected.shape)}"
+    elif not torch.equal(got, expected):
+        indices = (got != expected).nonzero()[:, 0].tolist()
+        example = f"{got[indices[0]]} instead of {expected[indices[0]]}"
+        yield f"{what}: {len(indices)} of {len(got)} differ, the first at {indices[0]}: {example}"
 
 
-def distances(what: str, got: Tensor, wanted: Tensor, tolerance: float) -> Iterator[str]:
+def distances(what: str, got: Tensor, expected: Tensor, tolerance: float) -> Iterator[str]:
     """Yield a sentence if two tensors differ by more than `tolerance` times the largest expected value."""
-    if got.shape != wanted.shape:
-        yield f"{what}: {list(got.shape)} instead of {list(wanted.shape)}"
+    if got.shape != expected.shape:
+        yield f"{what}: {list(got.shape)} instead of {list(expected.shape)}"
         return
-    furthest, scale = float((got - wanted).abs().max()), float(wanted.abs().max())
+    furthest, scale = float((got - expected).abs().max()), float(expected.abs().max())
     if not furthest <= tolerance * scale:
-        yield f"{what}: off by {furthest:.2g} at a scale of {scale:.2g}; {tolerance:g} of it is allowed"
+        yield f"{what}: off by {furthest:.2g} at a scale of {scale:.2g}; {tolerance:g} of that is allowed"
