@@ -124,7 +124,7 @@ REASONS = {
     Undefined: "ValueError: Undefined.reduce: 144 of 144 scores are NaN",
     TooMany: "ValueError: TooMany.reduce: 6 rows for a budget of 5",
     InsideTwice: "ValueError: InsideTwice.select: a visual row is kept twice",
-    InsideOutside: "ValueError: InsideOutside.select: an index is no visual row",
+    InsideOutside: "ValueError: InsideOutside.select: an index is not one of the visual rows",
     InsideUndefined: "ValueError: InsideUndefined.select: scores are NaN",
     InsideTooMany: "ValueError: InsideTooMany.select: 6 rows at a cut to 5 of 144",
     NeverCuts: "ValueError: NeverCuts.cuts: Cut(layer=6, keep=1, probe=0, merged=0) is not behind",

@@ -137,7 +137,7 @@ class CDPruner(Method):
         relevance_N = unit_range(self._raw_relevance(visual), visual.read_N)
         scaled_ND = normalize(visual.embeds_ND.float(), dim=-1) * relevance_N[:, None]
         scaled, relevance, read = (
-            each.unflatten(0, (num_views, -1)) for each in (scaled_ND, relevance_N, visual.read_N)
+            values.unflatten(0, (num_views, -1)) for values in (scaled_ND, relevance_N, visual.read_N)
         )
         picks_VK = greedy_map(scaled @ scaled.mT, relevance, read, -(-keep // num_views))
         if keep % num_views:

@@ -70,7 +70,7 @@ class DART(Method):
 
     @property
     def budgeted(self) -> bool:  # type: ignore[override]
-        """Tell whether the budget is met: equal shares, a ratio and "official" have counts of their own."""
+        """Return True if the budget is met; equal shares, a ratio and "official" have counts of their own."""
         return self.exact and self.preset == "mean"
 
     def cuts(self, num_visual: int, num_layers: int, budget: Budget) -> tuple[Cut, ...]:

@@ -49,7 +49,7 @@ class DivPrune(Method):
 
     @property
     def budgeted(self) -> bool:  # type: ignore[override]
-        """Tell whether the budget is met: a ratio given has a count of its own."""
+        """Return True if the budget is met; a ratio given has a count of its own."""
         return self.keep_ratio is None
 
     def reduce(self, visual: VisualTokens, keep: int) -> Reduction:

@@ -43,7 +43,7 @@ class FastV(Method):
 
     @property
     def budgeted(self) -> bool:  # type: ignore[override]
-        """Tell whether the budget is met: a ratio given, or the official one, has a count of its own."""
+        """Return True if the budget is met; a ratio given, or the official one, has a count of its own."""
         return self.preset == "mean" and self.ratio is None
 
     def cuts(self, num_visual: int, num_layers: int, budget: Budget) -> tuple[Cut, ...]:

@@ -56,7 +56,7 @@ class HiRED(Method):
 
     @property
     def budgeted(self) -> bool:  # type: ignore[override]
-        """Tell whether the budget is met: a rate given has a count of its own."""
+        """Return True if the budget is met; a rate given has a count of its own."""
         return self.token_budget_rate is None
 
     def needs(self, provides: frozenset[str]) -> frozenset[str]:

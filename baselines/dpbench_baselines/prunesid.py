@@ -85,7 +85,7 @@ class PruneSID(Method):
             raise ConfigError(f"PruneSID knows order=group and order=raster, got {self.order!r}")
 
     def needs(self, provides: frozenset[str]) -> frozenset[str]:
-        """Ask for the CLS token and its attention at the select layer, or for nothing where there is no CLS token."""
+        """Ask for the CLS token and its attention at the select layer, or nothing if the tower has none."""
         if "cls_attention" not in provides:
             return frozenset()
         if "cls_hidden_VC" not in provides:

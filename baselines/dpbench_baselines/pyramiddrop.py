@@ -69,7 +69,7 @@ class PyramidDrop(Method):
 
     @property
     def budgeted(self) -> bool:  # type: ignore[override]
-        """Tell whether the budget is met: a ratio given, or the official one, has a count of its own."""
+        """Return True if the budget is met; a ratio given, or the official one, has a count of its own."""
         return self.preset == "mean" and self.ratio is None and self.ratios is None
 
     def cuts(self, num_visual: int, num_layers: int, budget: Budget) -> tuple[Cut, ...]:
@@ -84,7 +84,7 @@ class PyramidDrop(Method):
         else:
             ratio = 0.5 if self.ratio is None else self.ratio
             ratios = self.ratios or [ratio**stage for stage in range(1, len(layers) + 1)]
-            keeps = [int(num_visual * each) for each in ratios]
+            keeps = [int(num_visual * ratio) for ratio in ratios]
         return tuple(Cut(layer, keep, layer) for layer, keep in zip(layers, keeps, strict=True))
 
     def rank(self, view: LayerView) -> Tensor:

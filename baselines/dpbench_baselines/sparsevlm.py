@@ -92,7 +92,7 @@ class SparseVLM(Method):
 
     @property
     def budgeted(self) -> bool:  # type: ignore[override]
-        """Tell whether the budget is met: a schedule given, or the official one, has a count of its own."""
+        """Return True if the budget is met; a schedule given, or the official one, has a count of its own."""
         return self.preset == "mean" and self.schedule is None
 
     def cuts(self, num_visual: int, num_layers: int, budget: Budget) -> tuple[Cut, ...]:

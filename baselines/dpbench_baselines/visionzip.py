@@ -89,7 +89,7 @@ class VisionZip(Method):
         contextual = self.num_contextual(keep // used, keep // used - 1)
         scores_N = visual.cls_attention[max(visual.cls_attention)].float().sum(0)
         fields = (visual.hidden_NC, visual.keys_Nd, scores_N, visual.read_N | self.parity)
-        views = Views(*(each.unflatten(0, (-1, size))[:used] for each in fields))
+        views = Views(*(values.unflatten(0, (-1, size))[:used] for values in fields))
         dominant_VK, targets_VM = choose(views, keep // used - contextual - 1, contextual)
         merged_VMC = merge(views, dominant_VK, targets_VM)
         no_token_VM = targets_VM.masked_fill(views.real_VN.gather(1, targets_VM), -1)

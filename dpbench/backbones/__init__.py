@@ -159,7 +159,7 @@ def _damaged(folder: Path) -> Iterator[str]:
 
 
 def _mapping(path: Path) -> dict[str, Any] | None:
-    """Return what a JSON file holds, or None where that is no mapping."""
+    """Return what a JSON file holds, or None if it is not a mapping."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):

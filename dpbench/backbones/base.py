@@ -143,7 +143,7 @@ class Backbone(ABC):
             grids: as `preprocess` takes them.
         """
         pixels = self.preprocess(images, grids) if images else []
-        prompt = self.tokenize([each.rows for each in pixels], [each.size for each in pixels], text)
+        prompt = self.tokenize([image.rows for image in pixels], [image.size for image in pixels], text)
         return replace(prompt, pixels=tuple(pixels))
 
     def tokenize(self, rows: Sequence[int], sizes: Sequence[tuple[int, ...]], text: str) -> Prompt:
@@ -262,7 +262,7 @@ class Backbone(ABC):
                 without newlines; by default all stay.
         """
         stays = kept if kept is not None else [None] * len(prompts)
-        rows = [self._captioned(*each) for each in zip(prompts, features, visual, captions, stays, strict=True)]
+        rows = [self._captioned(*image) for image in zip(prompts, features, visual, captions, stays, strict=True)]
         sizes = torch.tensor([len(row.embeds_LD) for row in rows])
         embeds = nn.utils.rnn.pad_sequence([row.embeds_LD for row in rows], batch_first=True)
         positions = nn.utils.rnn.pad_sequence([row.positions_PL.T for row in rows], batch_first=True).permute(2, 0, 1)

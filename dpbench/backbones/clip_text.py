@@ -59,7 +59,7 @@ class ClipTowers:
 def split_into_pieces(ids_1T: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Cut ids into pieces, the last filled up with zeros; returns them and which ids are real, int64 (M, size) each."""
     missing = -ids_1T.shape[1] % size
-    ids, real = (pad(each, (0, missing)).view(-1, size) for each in (ids_1T, torch.ones_like(ids_1T)))
+    ids, real = (pad(row, (0, missing)).view(-1, size) for row in (ids_1T, torch.ones_like(ids_1T)))
     return ids, real
 
 
@@ -147,5 +147,5 @@ def _folder(clip: str) -> Path:
         raise MissingError(f"the CLIP model {clip} is neither a local folder nor a valid hub repository name") from None
     except LocalEntryNotFoundError:
         raise MissingError(
-            f"the CLIP model {clip} is no folder here and not in the hub's cache; fetch it with: hf download {clip}"
+            f"the CLIP model {clip} is neither a local folder nor in the hub's cache; fetch it with: hf download {clip}"
         ) from None

@@ -37,17 +37,17 @@ class Llava(Backbone):
         if grids is not None:
             sizes = map(self.tower.pixel_size, grids)
             images = [
-                crop_centre_square(each.convert("RGB")).resize(size) for each, size in zip(images, sizes, strict=True)
+                crop_centre_square(image.convert("RGB")).resize(size) for image, size in zip(images, sizes, strict=True)
             ]
             settings = {"do_resize": False, "do_center_crop": False}
         values = self.processor.image_processor(list(images), return_tensors="pt", **settings)["pixel_values"]
-        counts = [height * width for height, width in grids or [self.grid(each) for each in images]]
-        return [Pixels(*each) for each in zip(values, counts, strict=True)]
+        counts = [height * width for height, width in grids or [self.grid(image) for image in images]]
+        return [Pixels(*image) for image in zip(values, counts, strict=True)]
 
     @torch.no_grad()
     def encode(self, pixels: Sequence[Pixels], needs: frozenset[str] = frozenset()) -> list[Features]:
         """Run tower and projector over I images at once; the tower's attention stays SDPA."""
-        batch = torch.stack([each.values for each in pixels]).to(self.device, self.dtype)
+        batch = torch.stack([image.values for image in pixels]).to(self.device, self.dtype)
         seen = self.tower.read(batch, needs)
         embeds = self.core.multi_modal_projector(seen.hidden_VNC)
         num = embeds.shape[1]

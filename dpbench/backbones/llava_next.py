@@ -52,7 +52,7 @@ class LlavaNext(Backbone):
             do_resize=False, do_center_crop=False, image_mean=theirs.image_mean, image_std=theirs.image_std
         )
         sizes = map(self.tower.pixel_size, grids)
-        views = [each.convert("RGB").resize(size) for each, size in zip(images, sizes, strict=True)]
+        views = [image.convert("RGB").resize(size) for image, size in zip(images, sizes, strict=True)]
         return [
             Pixels(plain(view, return_tensors="pt")["pixel_values"], height * width + 1)
             for view, (height, width) in zip(views, grids, strict=True)
@@ -84,20 +84,20 @@ class LlavaNext(Backbone):
     @torch.no_grad()
     def encode(self, pixels: Sequence[Pixels], needs: frozenset[str] = frozenset()) -> list[Features]:
         """Run tower and projector over all views of I images at once; the tower's attention stays SDPA."""
-        counts = [len(each.values) for each in pixels]
-        seen = self.tower.read(torch.cat([each.values for each in pixels]).to(self.device, self.dtype), needs)
+        counts = [len(image.values) for image in pixels]
+        seen = self.tower.read(torch.cat([image.values for image in pixels]).to(self.device, self.dtype), needs)
         embeds = self.core.multi_modal_projector(seen.hidden_VNC).split(counts)
         hidden, cls_hidden = seen.hidden_VNC.split(counts), seen.cls_hidden_VC.split(counts)
         rows = {layer: rows_VHN.split(counts) for layer, rows_VHN in seen.cls_attention.items()}
         keys = seen.keys_VNd.split(counts) if seen.keys_VNd is not None else None
         found = []
-        for i, each in enumerate(pixels):
-            slots = self.slots(each.size) if each.size else torch.arange(embeds[i].shape[1])
+        for i, image in enumerate(pixels):
+            slots = self.slots(image.size) if image.size else torch.arange(embeds[i].shape[1])
             found.append(
                 Features(
                     embeds_ND=embeds[i].flatten(0, 1),
                     hidden_NC=hidden[i].flatten(0, 1),
-                    **self.tower.places(each.values, self.device),
+                    **self.tower.places(image.values, self.device),
                     read_N=(slots >= 0).to(self.device),
                     slot_N=slots,
                     newline_D=self.core.image_newline,

@@ -59,13 +59,13 @@ class Qwen25VL(Backbone):
         Raises:
             ImageError: an image is longer than its processor allows.
         """
-        for each in images:
-            _check_shape(each)
+        for image in images:
+            _check_shape(image)
         settings, step = {}, self.tower.patch_size * self.merge
         if grids is not None:
             images = [
-                each.convert("RGB").resize((width * step, height * step))
-                for each, (height, width) in zip(images, grids, strict=True)
+                image.convert("RGB").resize((width * step, height * step))
+                for image, (height, width) in zip(images, grids, strict=True)
             ]
             settings = {"do_resize": False}
         inputs = self.processor.image_processor(list(images), return_tensors="pt", **settings)
@@ -101,14 +101,14 @@ class Qwen25VL(Backbone):
     @torch.no_grad()
     def encode(self, pixels: Sequence[Pixels], needs: frozenset[str] = frozenset()) -> list[Features]:
         """Run tower and merger over I images at once; the tower's attention stays SDPA."""
-        grids = torch.tensor([each.size for each in pixels], device=self.device)
-        patches = torch.cat([each.values for each in pixels]).to(self.device, self.dtype)
+        grids = torch.tensor([image.size for image in pixels], device=self.device)
+        patches = torch.cat([image.values for image in pixels]).to(self.device, self.dtype)
         with self._watched(needs) as seen:
             output = self.tower(patches, grid_thw=grids)
-        sizes = [each.rows for each in pixels]
+        sizes = [image.rows for image in pixels]
         order = self._raster_order(grids)
         hidden = output.last_hidden_state.unflatten(0, (-1, self.merge**2)).flatten(1)[order].split(sizes)
-        rows, columns = zip(*(self._grid(each.size) for each in pixels), strict=True)
+        rows, columns = zip(*(self._grid(image.size) for image in pixels), strict=True)
         received: Sequence[Tensor | None] = [None] * len(sizes)
         keys: Sequence[Tensor | None] = [None] * len(sizes)
         if seen:

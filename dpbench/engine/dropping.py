@@ -84,8 +84,8 @@ class DroppingState:
         for what, found in self.violations.items():
             if bool(torch.stack(found).any()):
                 raise ValueError(f"{type(self.method).__name__}.select: {what}")
-        each = max(1, len(self.stages[0].rows) // len(self.layouts)) if self.stages else 1
-        return [[stage.rows[n * each].token for stage in self.stages] for n in range(len(self.layouts))]
+        num_beams = max(1, len(self.stages[0].rows) // len(self.layouts)) if self.stages else 1
+        return [[stage.rows[n * num_beams].token for stage in self.stages] for n in range(len(self.layouts))]
 
 
 @contextmanager
@@ -110,7 +110,7 @@ def apply_cuts(backbone: Backbone, method: Method, layouts: Sequence[PromptLayou
         if state.layers:
             add(backbone.core.register_forward_pre_hook(_refuse_later_images, with_kwargs=True))
             add(decoder.register_forward_pre_hook(_begin(state), with_kwargs=True))
-        for probe in {each.probe for each in layouts[0].cuts if each.probe < each.layer}:
+        for probe in {cut.probe for cut in layouts[0].cuts if cut.probe < cut.layer}:
             for name in ("q_proj", "k_proj"):
                 projection = getattr(decoder.layers[probe].self_attn, name)
                 add(projection.register_forward_hook(_keep_projected(state, probe, name)))
@@ -213,11 +213,11 @@ def _start_stage(
     """Let the method decide for each row and lay out what is left; returns the hidden states the layer reads."""
     before = state.stages[number - 1] if number else _whole(state, hidden)
     # generate() repeats each prompt for its beams, so several rows of the batch share one prompt
-    each = len(before.rows) // len(state.layouts)
+    num_beams = len(before.rows) // len(state.layouts)
     current = before.angles or angles
     rows, kept = [], []
     for r, row in enumerate(before.rows):
-        layout = state.layouts[r // each]
+        layout = state.layouts[r // num_beams]
         pad = hidden.shape[1] - len(row.columns)
         view = _view(state, number, layout, r, row, pad, hidden, current)
         reduction = state.method.select(view)
@@ -229,7 +229,7 @@ def _start_stage(
             states = states.index_copy(0, rest.visual, reduction.embeds_KD.to(states.dtype))
         rows.append(rest)
         kept.append(states)
-    stage = pad_rows(rows, [len(layout.visual_index_N) for layout in state.layouts for _ in range(each)])
+    stage = pad_rows(rows, [len(layout.visual_index_N) for layout in state.layouts for _ in range(num_beams)])
     state.stages.append(stage)
     stage.angles = _prefill_angles(state, stage, hidden, angles)
     stage.mask = prefill_mask(stage, mask)
@@ -239,7 +239,7 @@ def _start_stage(
 
 def _whole(state: DroppingState, hidden: Tensor) -> Stage:
     """Return the stage before the first cut: the padded prompt, and behind it what was generated without a cache."""
-    each, total = hidden.shape[0] // len(state.layouts), hidden.shape[1]
+    num_beams, total = hidden.shape[0] // len(state.layouts), hidden.shape[1]
     extra = torch.arange(state.length, total, device=hidden.device)
     rows = []
     for layout in state.layouts:
@@ -247,7 +247,7 @@ def _whole(state: DroppingState, hidden: Tensor) -> Stage:
         text = torch.cat([layout.text_index.to(hidden.device), extra - pad])
         visual = layout.visual_index_N.to(hidden.device)
         columns = torch.arange(pad, total, device=hidden.device)
-        rows += [RowLayout(text, visual, columns, torch.arange(len(visual), device=hidden.device))] * each
+        rows += [RowLayout(text, visual, columns, torch.arange(len(visual), device=hidden.device))] * num_beams
     return Stage(rows, torch.empty(0), None, [0] * len(rows))
 
 
@@ -300,7 +300,7 @@ def _guarded(state: DroppingState, reduction: Reduction, num_visual: int) -> Red
     """
     indices, scores = reduction.indices_K, reduction.scores_N
     inside = indices.clamp(-1, num_visual - 1)
-    state.violations.setdefault("an index is no visual row", []).append((inside != indices).any())
+    state.violations.setdefault("an index is not one of the visual rows", []).append((inside != indices).any())
     if scores is not None:
         state.violations.setdefault("scores are NaN", []).append(scores.isnan().any())
     return replace(reduction, indices_K=inside)

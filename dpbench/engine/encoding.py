@@ -67,11 +67,11 @@ class _KeyedRequest:
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """What is known of a batch before its images are encoded.
+    """A batch before its images are encoded.
 
     Attributes:
-        images: by sample, decoded, or why they cannot be.
-        pixels: what is, or is being, preprocessed ahead of its turn.
+        images: by sample, decoded, or the reason why they cannot be decoded.
+        pixels: preprocessed, or in preparation, ahead of their turn.
         prompts: by sample and rows of its images.
     """
 
@@ -93,38 +93,38 @@ class Encoder:
     def __init__(self, backbone: Backbone, built: BuiltTask, cache: FeatureCache, needs: frozenset[str]) -> None:
         self.backbone, self.built, self.cache, self.needs = backbone, built, cache, needs
         self.limiter = BatchLimiter(cache.clear)
-        whole = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(THREADS, initializer=use_one_thread, initargs=(whole,))
+        num_threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(THREADS, initializer=use_one_thread, initargs=(num_threads,))
         self._batch, self._next = _Batch(), _Batch()
         self._grids: dict[str, tuple[int, int]] = {}
 
     def start_batch(self, requests: Iterable[Request], following: Iterable[Request]) -> None:
-        """Forget the batch before, and begin to decode and preprocess the images of the one that follows.
+        """Move on to the next batch, and start to decode and preprocess the images of the one after it.
 
         Args:
             requests: of this batch, by methods that read images at their own size.
             following: the same of the next batch.
         """
-        self._begin(requests)
+        self._prepare(requests)
         wait(self._next.pixels.values())
         self._batch, self._next = self._next, _Batch()
-        self._begin(following)
+        self._prepare(following)
 
     def close(self) -> None:
-        """Begin with no further image; those that are being decoded are not waited for."""
+        """Start no further image, and do not wait for those in preparation."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _begin(self, requests: Iterable[Request]) -> None:
-        """Decode and preprocess for the next batch what the cache does not hold and this batch has not begun with.
+    def _prepare(self, requests: Iterable[Request]) -> None:
+        """Start to decode and preprocess for the next batch what neither the cache nor this batch has.
 
-        Samples of several images are left for their turn: to decode one of them is to decode all.
+        Samples of several images wait for their turn, as their images can only be decoded together.
         """
         batch = self._next
         for request in requests:
             key = self.built.image_group(request), None
             if len(self.built.image_hashes(request)) == 1 and self.cache.get(key) is None and key not in batch.pixels:
-                begun = self._batch.pixels.get(key)
-                batch.pixels[key] = begun or self._pool.submit(self._preprocess, batch, request, 0, None)
+                started = self._batch.pixels.get(key)
+                batch.pixels[key] = started or self._pool.submit(self._preprocess, batch, request, 0, None)
 
     def samples(self, requests: Sequence[Request], method: Method, rule: decision.Rule) -> list[Sample]:
         """Return prompts with encoded images, at the size the method wants.
@@ -134,35 +134,36 @@ class Encoder:
             method: may have images made smaller.
             rule: the budget it does so for.
         """
-        asked = [self._find_keys(request, method, rule) for request in requests]
-        seen: dict[Key, EncodedImage | str] = {}
+        keyed = [self._find_keys(request, method, rule) for request in requests]
+        images: dict[Key, EncodedImage | str] = {}
         missing: dict[Key, tuple[Request, int]] = {}
-        for each in asked:
-            for number, key in enumerate(each.keys):
-                held = self.cache.get(key)
-                if held is not None:
-                    seen[key] = held
+        for request in keyed:
+            for number, key in enumerate(request.keys):
+                cached = self.cache.get(key)
+                if cached is not None:
+                    images[key] = cached
                 else:
-                    missing.setdefault(key, (each.request, number))
-        seen |= self._encode(missing)
-        return [self._sample(each, seen, missing) for each in asked]
+                    missing.setdefault(key, (request.request, number))
+        images |= self._encode(missing)
+        return [self._build_sample(request, images, missing) for request in keyed]
 
     def _find_keys(self, request: Request, method: Method, rule: decision.Rule) -> _KeyedRequest:
         hashes = self.built.image_hashes(request)
         if not decision.has_resize(method):
-            return _KeyedRequest(request, tuple((each, None) for each in hashes))
-        if any(each not in self._grids for each in hashes):
+            return _KeyedRequest(request, tuple((image_hash, None) for image_hash in hashes))
+        if any(image_hash not in self._grids for image_hash in hashes):
             images = self._open(self._batch, request)
             if isinstance(images, str):
                 return _KeyedRequest(request, (), images)
             try:
-                self._grids |= {each: self.backbone.grid(image) for each, image in zip(hashes, images, strict=True)}
+                grids = [self.backbone.grid(image) for image in images]
             except ImageError as error:
                 return _KeyedRequest(request, (), str(error))
+            self._grids |= dict(zip(hashes, grids, strict=True))
         return _KeyedRequest(request, tuple((h, decision.target_grid(method, self._grids[h], rule)) for h in hashes))
 
     def _open(self, batch: _Batch, request: Request) -> list[Image] | str:
-        """Decode a sample's images, once per batch, or say why they cannot be."""
+        """Decode a sample's images, once per batch, or return the reason why they cannot be decoded."""
         if request.doc_id not in batch.images:
             try:
                 batch.images[request.doc_id] = self.built.images(request)
@@ -171,7 +172,7 @@ class Encoder:
         return batch.images[request.doc_id]
 
     def _preprocess(self, batch: _Batch, request: Request, number: int, grid: tuple[int, int] | None) -> Pixels | str:
-        """Decode and preprocess one of a sample's images, or say why it cannot be."""
+        """Decode and preprocess one of a sample's images, or return the reason why that fails."""
         images = self._open(batch, request)
         if isinstance(images, str):
             return images
@@ -183,45 +184,49 @@ class Encoder:
 
     def _encode(self, missing: Mapping[Key, tuple[Request, int]]) -> dict[Key, EncodedImage | str]:
         """Decode, process and encode images that are not in the cache, and put them there."""
-        seen: dict[Key, EncodedImage | str] = {}
+        images: dict[Key, EncodedImage | str] = {}
         ready: dict[Key, Pixels] = {}
         for key, (request, number) in missing.items():
-            begun = self._batch.pixels.get(key)
-            pixels = begun.result() if begun else self._preprocess(self._batch, request, number, key[1])
+            started = self._batch.pixels.get(key)
+            pixels = started.result() if started else self._preprocess(self._batch, request, number, key[1])
             if isinstance(pixels, str):
-                seen[key] = pixels
+                images[key] = pixels
             else:
                 ready[key] = pixels
-        made = self.limiter.map(list(ready.values()), lambda part: self.backbone.encode(part, self.needs))
-        for (key, pixels), features in zip(ready.items(), made, strict=True):
-            seen[key] = OUT_OF_MEMORY if features is None else EncodedImage(compact(features), pixels.rows, pixels.size)
-        for key, each in seen.items():
-            if isinstance(each, EncodedImage):
-                self.cache.put(key, each)
+        encoded = self.limiter.map(list(ready.values()), lambda part: self.backbone.encode(part, self.needs))
+        for (key, pixels), features in zip(ready.items(), encoded, strict=True):
+            if features is None:
+                images[key] = OUT_OF_MEMORY
+            else:
+                images[key] = EncodedImage(compact(features), pixels.rows, pixels.size)
+        for key, image in images.items():
+            if isinstance(image, EncodedImage):
+                self.cache.put(key, image)
             if self.cache.get(key) is not None:
-                self._batch.pixels.pop(key, None)
-        return seen
+                self._batch.pixels.pop(key, None)  # other pixels may be needed again: their features are not cached
+        return images
 
-    def _sample(
-        self, asked: _KeyedRequest, seen: Mapping[Key, EncodedImage | str], missing: Mapping[Key, tuple[Request, int]]
+    def _build_sample(
+        self, keyed: _KeyedRequest, images: Mapping[Key, EncodedImage | str], missing: Mapping[Key, tuple[Request, int]]
     ) -> Sample:
-        group = self.built.image_group(asked.request)
-        found = [seen[key] for key in asked.keys]
-        failure = asked.failure or next((each for each in found if isinstance(each, str)), None)
+        group = self.built.image_group(keyed.request)
+        results = [images[key] for key in keyed.keys]
+        failure = keyed.failure or next((result for result in results if isinstance(result, str)), None)
         if failure is not None:
-            return Sample(asked.request, group, None, failure=failure)
-        images = [each for each in found if isinstance(each, EncodedImage)]
-        encoded = sum(missing.get(key) == (asked.request, number) for number, key in enumerate(asked.keys))
-        features, counts = tuple(each.features for each in images), self.cache.counts
-        counts["hits"] += len(images) - encoded
-        counts["encoded"] += encoded
-        prompt = self._prompt(asked.request, images)
-        return Sample(asked.request, group, prompt, features, len(images) - encoded, encoded)
+            return Sample(keyed.request, group, None, failure=failure)
+        own = [result for result in results if isinstance(result, EncodedImage)]
+        num_encoded = sum(missing.get(key) == (keyed.request, number) for number, key in enumerate(keyed.keys))
+        self.cache.counts["hits"] += len(own) - num_encoded
+        self.cache.counts["encoded"] += num_encoded
+        prompt = self._tokenize(keyed.request, own)
+        return Sample(
+            keyed.request, group, prompt, tuple(image.features for image in own), len(own) - num_encoded, num_encoded
+        )
 
-    def _prompt(self, request: Request, images: Sequence[EncodedImage]) -> Prompt:
+    def _tokenize(self, request: Request, images: Sequence[EncodedImage]) -> Prompt:
         """Tokenise a request, once per batch and size of its images."""
-        key = (request.doc_id, tuple(each.rows for each in images))
+        key = (request.doc_id, tuple(image.rows for image in images))
         if key not in self._batch.prompts:
-            rows, sizes = [each.rows for each in images], [each.size for each in images]
+            rows, sizes = [image.rows for image in images], [image.size for image in images]
             self._batch.prompts[key] = self.backbone.tokenize(rows, sizes, request.text)
         return self._batch.prompts[key]

@@ -83,24 +83,24 @@ class FeatureCache:
 
 def features_bytes(features: Features) -> int:
     """Return how many bytes an image's features take."""
-    return sum(each.nbytes for each in _tensors(features))
+    return sum(tensor.nbytes for tensor in _tensors(features))
 
 
 def compact(features: Features) -> Features:
     """Copy what is a view of the whole batch's tensor, which would stay in memory as long as one image of it."""
-    copies = {each.name: _copy_if_view(getattr(features, each.name)) for each in fields(Features)}
+    copies = {field.name: _copy_if_view(getattr(features, field.name)) for field in fields(Features)}
     return replace(features, **copies)
 
 
 def _copy_if_view(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _copy_if_view(each) for name, each in value.items()}
+        return {name: _copy_if_view(item) for name, item in value.items()}
     if isinstance(value, Tensor) and value.untyped_storage().nbytes() > value.nbytes:
         return value.clone()
     return value
 
 
 def _tensors(features: Features) -> list[Tensor]:
-    values = [getattr(features, each.name) for each in fields(Features)]
+    values = [getattr(features, field.name) for field in fields(Features)]
     values += list(features.cls_attention.values())
     return [value for value in values if isinstance(value, Tensor)]

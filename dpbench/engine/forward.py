@@ -22,57 +22,57 @@ from dpbench.method import Method
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Several spliced prompts, left-padded."""
+    """Several pruned prompts, left-padded."""
 
     embeds_BLD: Tensor
     mask_BL: Tensor
     positions_PBL: Tensor
 
 
-def collate(spliced: Sequence[PrunedPrompt]) -> Batch:
+def collate(prompts: Sequence[PrunedPrompt]) -> Batch:
     """Left-pad prompts of ragged lengths into one batch."""
-    length = max(len(each.embeds_LD) for each in spliced)
-    first = spliced[0]
-    embeds = first.embeds_LD.new_zeros(len(spliced), length, first.embeds_LD.shape[1])
-    mask = torch.zeros(len(spliced), length, dtype=torch.int64, device=embeds.device)
-    positions = mask.new_zeros(len(first.positions_PL), len(spliced), length)
-    for row, each in enumerate(spliced):
-        pad = length - len(each.embeds_LD)
-        embeds[row, pad:], mask[row, pad:], positions[:, row, pad:] = each.embeds_LD, 1, each.positions_PL
+    length = max(len(prompt.embeds_LD) for prompt in prompts)
+    first = prompts[0]
+    embeds = first.embeds_LD.new_zeros(len(prompts), length, first.embeds_LD.shape[1])
+    mask = torch.zeros(len(prompts), length, dtype=torch.int64, device=embeds.device)
+    positions = mask.new_zeros(len(first.positions_PL), len(prompts), length)
+    for row, prompt in enumerate(prompts):
+        pad = length - len(prompt.embeds_LD)
+        embeds[row, pad:], mask[row, pad:], positions[:, row, pad:] = prompt.embeds_LD, 1, prompt.positions_PL
     return Batch(embeds, mask, positions)
 
 
 @contextmanager
-def prune(backbone: Backbone, method: Method, spliced: Sequence[PrunedPrompt]) -> Iterator[DroppingState]:
-    """Cut inside the LLM in whatever the backbone runs on `collate(spliced)`; afterwards the model is as it was.
+def prune(backbone: Backbone, method: Method, prompts: Sequence[PrunedPrompt]) -> Iterator[DroppingState]:
+    """Drop tokens inside the LLM in whatever the backbone runs on `collate(prompts)`; hooks go when the block ends.
 
-    `with prune(backbone, method, spliced): backbone.model.generate(inputs_embeds=..., num_beams=3)` works as well as
+    `with prune(backbone, method, prompts): backbone.model.generate(inputs_embeds=..., num_beams=3)` works as well as
     the functions below.
 
     Args:
         backbone: the model.
         method: bound to it.
-        spliced: the batch, all with cuts before the same layers.
+        prompts: the batch, all with cuts before the same layers.
 
     Raises:
         ValueError: the prompts are cut before different layers.
         UnsupportedError: inside the block, what the engine cannot do.
     """
-    if len({_layers(each) for each in spliced}) > 1:
+    if len({_layers(prompt) for prompt in prompts}) > 1:
         raise ValueError("prompts cut before different layers cannot be one batch")
-    layouts = [_layout(each) for each in spliced]
+    layouts = [_layout(prompt) for prompt in prompts]
     with explicit_mask(backbone), dropping.apply_cuts(backbone, method, layouts) as state:
         yield state
 
 
-def _layers(spliced: PrunedPrompt) -> tuple[int, ...]:
-    return tuple(each.layer for each in spliced.cuts)
+def _layers(prompt: PrunedPrompt) -> tuple[int, ...]:
+    return tuple(cut.layer for cut in prompt.cuts)
 
 
-def _layout(spliced: PrunedPrompt) -> PromptLayout:
-    device = spliced.embeds_LD.device
-    text, visual = (flags.nonzero()[:, 0].to(device) for flags in (~spliced.visual_L, spliced.visual_L))
-    return PromptLayout(text, visual, spliced.cuts)
+def _layout(prompt: PrunedPrompt) -> PromptLayout:
+    device = prompt.embeds_LD.device
+    text, visual = (flags.nonzero()[:, 0].to(device) for flags in (~prompt.visual_L, prompt.visual_L))
+    return PromptLayout(text, visual, prompt.cuts)
 
 
 @contextmanager
@@ -98,21 +98,21 @@ def explicit_mask(backbone: Backbone) -> Iterator[None]:
         handle.remove()
 
 
-def logits(backbone: Backbone, method: Method, spliced: Sequence[PrunedPrompt]) -> Tensor:
+def logits(backbone: Backbone, method: Method, prompts: Sequence[PrunedPrompt]) -> Tensor:
     """Prefill a batch and return the logits of every position the last layer reads; padding rows mean nothing.
 
     (B, L, vocabulary), L being the length after the last cut.
     """
-    batch = collate(spliced)
-    with prune(backbone, method, spliced):
+    batch = collate(prompts)
+    with prune(backbone, method, prompts):
         return backbone.logits(batch.embeds_BLD, batch.mask_BL, batch.positions_PBL)
 
 
-def prefill(backbone: Backbone, method: Method, spliced: Sequence[PrunedPrompt]) -> Tensor:
+def prefill(backbone: Backbone, method: Method, prompts: Sequence[PrunedPrompt]) -> Tensor:
     """Prefill a batch and return the logits of the next token, (B, vocabulary)."""
-    batch = collate(spliced)
-    padded = len({len(each.embeds_LD) for each in spliced}) > 1
-    with prune(backbone, method, spliced):
+    batch = collate(prompts)
+    padded = len({len(prompt.embeds_LD) for prompt in prompts}) > 1
+    with prune(backbone, method, prompts):
         mask = batch.mask_BL if padded else None
         return backbone.logits(batch.embeds_BLD, mask, batch.positions_PBL, last=True)[:, -1]
 
@@ -125,24 +125,24 @@ class Generated:
     kept_rows: tuple[Tensor, ...]
 
 
-def last_indices(spliced: PrunedPrompt, generated: Generated) -> tuple[Tensor, ...]:
+def last_indices(prompt: PrunedPrompt, generated: Generated) -> tuple[Tensor, ...]:
     """Return per image which tokens the last layer read, in order; -1 for rows that are no single token."""
-    rows = torch.cat(spliced.tokens)
-    images = torch.cat([torch.full_like(each, n) for n, each in enumerate(spliced.tokens)])
+    rows = torch.cat(prompt.tokens)
+    images = torch.cat([torch.full_like(tokens, n) for n, tokens in enumerate(prompt.tokens)])
     for kept in generated.kept_rows[-1:]:
         single = kept.clamp(min=0)
         rows, images = torch.where(kept < 0, -1, rows[single]), images[single]
-    return tuple(rows[images == n] for n in range(len(spliced.tokens)))
+    return tuple(rows[images == n] for n in range(len(prompt.tokens)))
 
 
 def generate(
-    backbone: Backbone, method: Method, spliced: Sequence[PrunedPrompt], *, max_new_tokens: int, use_cache: bool = True
+    backbone: Backbone, method: Method, prompts: Sequence[PrunedPrompt], *, max_new_tokens: int, use_cache: bool = True
 ) -> list[Generated]:
-    """Answer a batch of pruned prompts greedily; prompts cut before different layers are run apart."""
+    """Answer a batch of pruned prompts greedily; prompts cut before different layers run in separate batches."""
     answers: dict[int, Generated] = {}
-    for layers in dict.fromkeys(map(_layers, spliced)):
-        numbers = [number for number, each in enumerate(spliced) if _layers(each) == layers]
-        part = [spliced[number] for number in numbers]
+    for layers in dict.fromkeys(map(_layers, prompts)):
+        numbers = [number for number, prompt in enumerate(prompts) if _layers(prompt) == layers]
+        part = [prompts[number] for number in numbers]
         batch = collate(part)
         with prune(backbone, method, part) as state:
             texts = backbone.generate(
@@ -153,5 +153,5 @@ def generate(
                 use_cache=use_cache,
             )
         for number, text, kept in zip(numbers, texts, state.kept_rows(), strict=True):
-            answers[number] = Generated(text, tuple(each.cpu() for each in kept))
-    return [answers[number] for number in range(len(spliced))]
+            answers[number] = Generated(text, tuple(rows.cpu() for rows in kept))
+    return [answers[number] for number in range(len(prompts))]

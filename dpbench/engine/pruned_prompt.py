@@ -54,8 +54,8 @@ class PrunedPrompt:
 def per_layer(num_visual: int, num_layers: int, cuts: Sequence[Cut]) -> tuple[int, ...]:
     """Return how many visual rows each decoder layer reads, given what the first one reads."""
     counts = [num_visual] * num_layers
-    for each in cuts:
-        counts[each.layer :] = [min(each.keep, counts[each.layer - 1])] * (num_layers - each.layer)
+    for cut in cuts:
+        counts[cut.layer :] = [min(cut.keep, counts[cut.layer - 1])] * (num_layers - cut.layer)
     return tuple(counts)
 
 
@@ -91,9 +91,9 @@ def decide(
 ) -> tuple[Reduction, ...]:
     """Ask the method for its decision on each image of a prompt; arguments as in `splice`."""
     kept = []
-    for each, generator in zip(features, generators, strict=True):
-        visual = visual_tokens(each, prompt.question, generator)
-        kept.append(reduce_image(method, visual, rule, num_read=each.num_read, max_views=backbone.max_views))
+    for image, generator in zip(features, generators, strict=True):
+        visual = visual_tokens(image, prompt.question, generator)
+        kept.append(reduce_image(method, visual, rule, num_read=image.num_read, max_views=backbone.max_views))
     return tuple(kept)
 
 
@@ -109,8 +109,8 @@ def assemble(
     images = list(zip(features, kept, strict=True))
     text, length = backbone.embed(prompt.ids_L), len(prompt.ids_L)
     parts, slots, visual_flags, tokens, at = [], [], [], [], 0
-    for (start, stop), (each, reduction) in zip(prompt.spans, images, strict=True):
-        rows, places, flags, token = _image_rows(backbone, method, each, reduction, rule)
+    for (start, stop), (image, reduction) in zip(prompt.spans, images, strict=True):
+        rows, places, flags, token = _image_rows(backbone, method, image, reduction, rule)
         parts += [text[at:start], rows.to(text.dtype)]
         slots += [torch.arange(at, start), start + places]
         visual_flags += [torch.zeros(start - at, dtype=torch.bool), flags]
@@ -118,7 +118,7 @@ def assemble(
         at = stop
     slots_L = torch.cat([*slots, torch.arange(at, length)])
     visual_L = torch.cat([*visual_flags, torch.zeros(length - at, dtype=torch.bool)])
-    budget = Budget(sum(rule.budget.count(each.num_read) for each, _ in images), rule.kind)
+    budget = Budget(sum(rule.budget.count(image.num_read) for image, _ in images), rule.kind)
     cuts = validate_cuts(method, int(visual_L.sum()), backbone.num_layers, budget)
     positions = _positions(backbone, method, prompt, slots_L)
     embeds = torch.cat([*parts, text[at:]])
@@ -130,8 +130,8 @@ def _image_rows(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the rows the LLM reads for one image (K, D), the placeholder of each, which are visual, and their tokens.
 
-    Tokens that unpadding drops are left out. A row that is no single token stands where its predecessor stands. With
-    newlines or original positions, rows are in the order of their placeholders.
+    Tokens that unpadding drops are left out. A row that is not a single token gets the placeholder of its predecessor.
+    With newlines or original positions, rows are in the order of their placeholders.
     """
     indices = reduction.indices_K
     slots = torch.where(indices < 0, -2, features.slot_N[indices.clamp(min=0)])
@@ -139,13 +139,15 @@ def _image_rows(
     rows = compute_rows(backbone, features, reduction)
     if len(read) < len(slots):
         rows, slots, indices = rows[read.to(rows.device)], slots[read], indices[read]
-    slots = _filled(slots)
+    slots = _fill_slots(slots)
     if method.positions == "original":
         slots, order = slots.sort(stable=True)
         rows, indices = rows[order.to(rows.device)], indices[order]
     flags = torch.ones(len(slots), dtype=torch.bool)
     if features.newline_D is None or (has_reduce(method) and rule.newline == "drop"):
         return rows, slots, flags, indices
+    # AnyRes ends every row of tiles with a newline: those are the placeholders that no token fills, whether or not the
+    # method keeps a token of their row
     filled = torch.zeros(features.num_read + _num_newlines(features), dtype=torch.bool)
     filled[features.slot_N[features.slot_N >= 0]] = True
     newlines = (~filled).nonzero()[:, 0]
@@ -161,11 +163,11 @@ def _num_newlines(features: Features) -> int:
     tiles = features.slot_N[base:]
     if not len(tiles):
         return 1
-    last = int(tiles.max())
+    last = int(tiles.max())  # the placeholder after it, the last newline, is one of last + 2
     return last + 2 - features.num_read
 
 
-def _filled(slots: Tensor) -> Tensor:
+def _fill_slots(slots: Tensor) -> Tensor:
     """Give rows that are no single token (-2) the placeholder of the row before them, or the first."""
     order = torch.where(slots >= 0, torch.arange(len(slots)), -1)
     source = order.cummax(0).values if len(slots) else order
@@ -189,7 +191,7 @@ def _positions(backbone: Backbone, method: Method, prompt: Prompt, slots_L: Tens
 
 
 def validate_cuts(method: Method, num_visual: int, num_layers: int, budget: Budget) -> tuple[Cut, ...]:
-    """Return a method's cuts for one prompt, held to the contract and, for budgeted methods, to the budget.
+    """Return a method's cuts for one prompt, checked against the contract and, for budgeted methods, the budget.
 
     Raises:
         ValueError: the cuts break the contract (a bug in the method).
@@ -198,12 +200,12 @@ def validate_cuts(method: Method, num_visual: int, num_layers: int, budget: Budg
         return ()
     cuts, name = method.cuts(num_visual, num_layers, budget), type(method).__name__
     before = Cut(0, num_visual, 0)
-    for each in cuts:
-        if not (before.layer < each.layer < num_layers and before.layer <= each.probe <= each.layer):
-            raise ValueError(f"{name}.cuts: {each} is not behind {before}, inside {num_layers} layers")
-        if not 0 <= each.keep <= before.keep:
-            raise ValueError(f"{name}.cuts: {each} keeps more than the {before.keep} that are left")
-        before = each
+    for cut in cuts:
+        if not (before.layer < cut.layer < num_layers and before.layer <= cut.probe <= cut.layer):
+            raise ValueError(f"{name}.cuts: {cut} must come after {before} and before layer {num_layers}")
+        if not 0 <= cut.keep <= before.keep:
+            raise ValueError(f"{name}.cuts: {cut} keeps more than the {before.keep} that are left")
+        before = cut
     counts = per_layer(num_visual, num_layers, cuts)
     reached = sum(counts) / num_layers if budget.kind == "mean" else counts[-1]
     if method.budgeted and abs(reached - min(budget.count, num_visual)) > 1:

@@ -1,8 +1,8 @@
-"""Read once what several questions about one image have in common: everything up to the image's last visual row.
+"""Prefill once what several questions about one image share: everything up to the image's last visual row.
 
 Questions about one image, under a method that keeps the same rows for each, differ only behind the image. The common
 part is prefilled once; each question then starts from a copy of its cache. A method that cuts inside the LLM, or keeps
-other rows for each question, shares nothing and is answered as usual.
+other rows for each question, shares nothing: its prompts are answered as usual.
 
 Shape letters: B prompts, G different beginnings, P positions of the longest beginning, S of the longest rest, D the
 LLM's width.
@@ -41,20 +41,20 @@ class Shared:
 
 
 def generate(
-    backbone: Backbone, method: Method, spliced: Sequence[PrunedPrompt], images: Sequence[str], *, max_new_tokens: int
+    backbone: Backbone, method: Method, prompts: Sequence[PrunedPrompt], images: Sequence[str], *, max_new_tokens: int
 ) -> list[Generated]:
     """Answer a batch of pruned prompts greedily, as `forward.generate` does.
 
     Args:
         backbone: answers.
         method: bound to it.
-        spliced: the prompts.
+        prompts: pruned, in any order.
         images: what prompts about the same image share; only those are compared.
         max_new_tokens: length limit.
     """
-    shared = share(spliced, images) if all(each.num_visual and not each.cuts for each in spliced) else None
-    if shared is None or len(shared.heads) * MIN_SHARING > len(spliced):
-        return forward.generate(backbone, method, spliced, max_new_tokens=max_new_tokens)
+    shared = share(prompts, images) if all(prompt.num_visual and not prompt.cuts for prompt in prompts) else None
+    if shared is None or len(shared.heads) * MIN_SHARING > len(prompts):
+        return forward.generate(backbone, method, prompts, max_new_tokens=max_new_tokens)
     # beginnings and rests are padded apart: the padding between them is masked, so the cache of a beginning is the
     # same for all of its questions
     head, tail = forward.collate(shared.heads), forward.collate(shared.tails)
@@ -62,43 +62,43 @@ def generate(
     with forward.explicit_mask(backbone):
         cache = backbone.forward(head.embeds_BLD, head.mask_BL, head.positions_PBL, last=True).past_key_values
         cache.batch_select_indices(rows)
-        whole = _joined(head, tail, rows)
+        whole = _concatenate(head, tail, rows)
         texts = backbone.generate(
             whole.embeds_BLD, whole.mask_BL, whole.positions_PBL, max_new_tokens=max_new_tokens, past_key_values=cache
         )
     return [Generated(text, ()) for text in texts]
 
 
-def share(spliced: Sequence[PrunedPrompt], images: Sequence[str]) -> Shared:
+def share(prompts: Sequence[PrunedPrompt], images: Sequence[str]) -> Shared:
     """Find which prompts begin alike, and split all behind their last visual row."""
     heads: list[PrunedPrompt] = []
     tails, head_B = [], []
-    of_image: dict[str, list[int]] = {}
-    for each, image in zip(spliced, images, strict=True):
-        head, tail = _split(each)
-        known = of_image.setdefault(image, [])
-        found = next((number for number in known if _equal(heads[number], head)), None)
-        if found is None:
-            found = len(heads)
+    heads_of_image: dict[str, list[int]] = {}
+    for prompt, image in zip(prompts, images, strict=True):
+        head, tail = _split(prompt)
+        candidates = heads_of_image.setdefault(image, [])
+        number = next((number for number in candidates if _equal(heads[number], head)), None)
+        if number is None:
+            number = len(heads)
             heads.append(head)
-            known.append(found)
-        head_B.append(found)
+            candidates.append(number)
+        head_B.append(number)
         tails.append(tail)
     return Shared(tuple(heads), tuple(tails), tuple(head_B))
 
 
-def _split(spliced: PrunedPrompt) -> tuple[PrunedPrompt, PrunedPrompt]:
+def _split(prompt: PrunedPrompt) -> tuple[PrunedPrompt, PrunedPrompt]:
     """Split a prompt behind its last visual row."""
-    at = int(spliced.visual_L.nonzero()[-1]) + 1
-    return _part(spliced, slice(0, at)), _part(spliced, slice(at, None))
+    at = int(prompt.visual_L.nonzero()[-1]) + 1
+    return _part(prompt, slice(0, at)), _part(prompt, slice(at, None))
 
 
-def _part(spliced: PrunedPrompt, rows: slice) -> PrunedPrompt:
+def _part(prompt: PrunedPrompt, rows: slice) -> PrunedPrompt:
     return replace(
-        spliced,
-        embeds_LD=spliced.embeds_LD[rows],
-        positions_PL=spliced.positions_PL[:, rows],
-        visual_L=spliced.visual_L[rows],
+        prompt,
+        embeds_LD=prompt.embeds_LD[rows],
+        positions_PL=prompt.positions_PL[:, rows],
+        visual_L=prompt.visual_L[rows],
     )
 
 
@@ -106,7 +106,7 @@ def _equal(one: PrunedPrompt, other: PrunedPrompt) -> bool:
     return torch.equal(one.positions_PL, other.positions_PL) and torch.equal(one.embeds_LD, other.embeds_LD)
 
 
-def _joined(head: Batch, tail: Batch, rows: torch.Tensor) -> Batch:
+def _concatenate(head: Batch, tail: Batch, rows: torch.Tensor) -> Batch:
     """Concatenate beginnings and rests, each left-padded.
 
     The cache already holds the beginnings, and `generate` reads only what is behind it, so zeros stand in for theirs.

@@ -18,7 +18,7 @@ WARM_UP = 3
 class Graphed:
     """A call with tensors for arguments, recorded once per shape of them.
 
-    What it returns is overwritten by the next call of the same shape.
+    The next call of the same shapes overwrites what this one returned.
     """
 
     call: Callable[..., Any]
@@ -27,25 +27,25 @@ class Graphed:
     )
 
     def knows(self, *inputs: Tensor) -> bool:
-        """Tell whether a call with inputs of these shapes is recorded."""
-        return tuple(each.shape for each in inputs) in self.recorded
+        """Return True if a call with inputs of these shapes is recorded."""
+        return tuple(tensor.shape for tensor in inputs) in self.recorded
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Copy the inputs to where the graph reads them, and replay it.
 
         Raises:
-            UnsupportedError: the call does what cannot be recorded.
+            UnsupportedError: the call does something that cannot be recorded.
         """
-        shape = tuple(each.shape for each in inputs)
+        shape = tuple(tensor.shape for tensor in inputs)
         if shape not in self.recorded:
             try:
-                self.recorded[shape] = _record(self.call, tuple(each.clone() for each in inputs))
+                self.recorded[shape] = _record(self.call, tuple(tensor.clone() for tensor in inputs))
             except RuntimeError as error:
                 reason = str(error).splitlines()[0]
                 raise UnsupportedError(f"this work waits for the host and cannot be a CUDA graph: {reason}") from error
         graph, held, output = self.recorded[shape]
-        for mine, given in zip(held, inputs, strict=True):
-            mine.copy_(given)
+        for destination, source in zip(held, inputs, strict=True):
+            destination.copy_(source)
         graph.replay()
         return output
 

@@ -408,14 +408,14 @@ def test_eager_attention_without_a_mask_is_refused() -> None:
 @pytest.mark.parametrize(
     ("cuts", "message"),
     [
-        ((Cut(0, 3, 0),), "not behind"),
-        ((Cut(4, 3, 3),), "not behind"),
-        ((Cut(1, 3, 2),), "not behind"),
-        ((Cut(2, 3, 1), Cut(2, 2, 1)), "not behind"),
-        ((Cut(3, 3, 2), Cut(2, 2, 1)), "not behind"),
+        ((Cut(0, 3, 0),), "must come after"),
+        ((Cut(4, 3, 3),), "must come after"),
+        ((Cut(1, 3, 2),), "must come after"),
+        ((Cut(2, 3, 1), Cut(2, 2, 1)), "must come after"),
+        ((Cut(3, 3, 2), Cut(2, 2, 1)), "must come after"),
         ((Cut(1, 17, 0),), "keeps more"),
         ((Cut(1, 3, 0), Cut(2, 4, 1)), "keeps more"),
-        ((Cut(1, 3, 0), Cut(3, 2, 0)), "not behind"),
+        ((Cut(1, 3, 0), Cut(3, 2, 0)), "must come after"),
     ],
 )
 def test_cuts_that_break_the_contract_are_bugs(cuts: tuple[Cut, ...], message: str) -> None:
