@@ -2,37 +2,37 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const root = document.documentElement;
-  const make = (name, className, text) => {
+  const createElement = (name, className, text) => {
     const element = document.createElement(name);
     if (className) element.className = className;
     if (text !== undefined) element.textContent = text;
     return element;
   };
-  const variable = (name) => getComputedStyle(root).getPropertyValue(name).trim();
+  const cssVariable = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 
-  // Theme: the reader's system decides until the button is pressed.
+  // Theme: follows the system until the button is pressed.
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const charts = [];
-  const theme = (name) => {
+  const setTheme = (name) => {
     root.dataset.theme = name;
     charts.forEach((draw) => draw());
   };
-  theme(dark.matches ? "dark" : "light");
-  dark.addEventListener("change", () => theme(dark.matches ? "dark" : "light"));
-  document.getElementById("theme").addEventListener("click", () => theme(root.dataset.theme === "dark" ? "light" : "dark"));
+  setTheme(dark.matches ? "dark" : "light");
+  dark.addEventListener("change", () => setTheme(dark.matches ? "dark" : "light"));
+  document.getElementById("theme").addEventListener("click", () => setTheme(root.dataset.theme === "dark" ? "light" : "dark"));
   let screenTheme = null;
-  addEventListener("beforeprint", () => { screenTheme = root.dataset.theme; theme("light"); });
-  addEventListener("afterprint", () => { if (screenTheme) theme(screenTheme); });
+  addEventListener("beforeprint", () => { screenTheme = root.dataset.theme; setTheme("light"); });
+  addEventListener("afterprint", () => { if (screenTheme) setTheme(screenTheme); });
 
   // Tables: sort by any column, find rows, show one budget.
-  const numberIn = (text) => {
-    const found = text.replace(/,/g, "").match(/[-+]?\d+(\.\d+)?/);
-    return found ? Number(found[0]) : NaN;
+  const parseNumber = (text) => {
+    const match = text.replace(/,/g, "").match(/[-+]?\d+(\.\d+)?/);
+    return match ? Number(match[0]) : NaN;
   };
-  const compare = (column) => (a, b) => {
+  const compareBy = (column) => (a, b) => {
     const [x, y] = [a, b].map((row) => row.cells[column].firstChild ? row.cells[column].textContent.trim() : "");
     if (column === 0) return x.localeCompare(y);
-    const [m, n] = [numberIn(x), numberIn(y)];
+    const [m, n] = [parseNumber(x), parseNumber(y)];
     if (Number.isNaN(m) && Number.isNaN(n)) return x.localeCompare(y);
     return Number.isNaN(m) ? Infinity : Number.isNaN(n) ? -Infinity : m - n;
   };
@@ -46,16 +46,16 @@
     let sorted = false;
     const show = () => {
       const text = find.value.toLowerCase();
-      const wanted = group ? group.value : "";
-      const alive = new Set();
+      const chosenGroup = group ? group.value : "";
+      const visibleGroups = new Set();
       let count = 0;
       rows.forEach((row) => {
-        const match = (!text || row.cells[0].textContent.toLowerCase().includes(text)) && (!wanted || row.dataset.group === wanted);
+        const match = (!text || row.cells[0].textContent.toLowerCase().includes(text)) && (!chosenGroup || row.dataset.group === chosenGroup);
         row.hidden = !match;
-        if (match) { alive.add(row.dataset.group); count += 1; }
+        if (match) { visibleGroups.add(row.dataset.group); count += 1; }
       });
       original.forEach((row) => {
-        if (row.classList.contains("group")) row.hidden = sorted || !alive.has(row.dataset.group);
+        if (row.classList.contains("group")) row.hidden = sorted || !visibleGroups.has(row.dataset.group);
       });
       block.querySelector(".count").textContent = count === rows.length ? "" : `${count} of ${rows.length} rows`;
     };
@@ -68,7 +68,7 @@
         sorted = next !== "none";
         table.classList.toggle("sorted", sorted);
         const sign = next === "descending" ? -1 : 1;
-        const by = compare(column);
+        const by = compareBy(column);
         const missingLast = (a, b) => {
           const difference = by(a, b);
           return Number.isFinite(difference) ? sign * difference : Math.sign(difference);
@@ -81,20 +81,20 @@
     if (group) group.addEventListener("change", show);
   });
 
-  // A score leads to the command that makes it again.
+  // A click on a score shows the command that reruns its cell.
   const cellDialog = document.getElementById("cell");
-  const fact = (list, name, value) => {
-    const pair = make("div");
-    pair.append(make("dt", "", name), make("dd", "", value));
+  const addFact = (list, name, value) => {
+    const pair = createElement("div");
+    pair.append(createElement("dt", "", name), createElement("dd", "", value));
     list.append(pair);
   };
   const describeCell = (id) => {
     const cell = data.cells[id];
-    const box = make("div");
-    box.append(make("h3", "", `${cell.method}${cell.budget === "all" ? "" : ` @ ${cell.budget}`} on ${cell.task}`));
-    const pre = make("pre");
-    pre.append(make("code", "", cell.command));
-    const copy = make("button", "", "Copy");
+    const box = createElement("div");
+    box.append(createElement("h3", "", `${cell.method}${cell.budget === "all" ? "" : ` @ ${cell.budget}`} on ${cell.task}`));
+    const pre = createElement("pre");
+    pre.append(createElement("code", "", cell.command));
+    const copy = createElement("button", "", "Copy");
     copy.type = "button";
     copy.addEventListener("click", async () => {
       try {
@@ -104,16 +104,16 @@
         getSelection().selectAllChildren(pre);
       }
     });
-    const facts = make("dl", "facts");
-    fact(facts, "score", cell.score);
-    fact(facts, "samples", `${cell.samples}, ${cell.failed} failed`);
-    fact(facts, "visual tokens", cell.tokens);
-    fact(facts, "seed", cell.seed);
-    fact(facts, "seconds", cell.seconds);
-    fact(facts, "finished", cell.finished);
-    fact(facts, "run", cell.run);
-    fact(facts, "cell", cell.id);
-    box.append(pre, copy, make("p", "hint", "Run it in a folder of its own: finished cells are not answered twice."), facts);
+    const facts = createElement("dl", "facts");
+    addFact(facts, "score", cell.score);
+    addFact(facts, "samples", `${cell.samples}, ${cell.failed} failed`);
+    addFact(facts, "visual tokens", cell.tokens);
+    addFact(facts, "seed", cell.seed);
+    addFact(facts, "seconds", cell.seconds);
+    addFact(facts, "finished", cell.finished);
+    addFact(facts, "run", cell.run);
+    addFact(facts, "cell", cell.id);
+    box.append(pre, copy, createElement("p", "hint", "Run it in a new folder: in the folder of this run, the finished cell is skipped."), facts);
     return box;
   };
   document.addEventListener("click", (event) => {
@@ -126,19 +126,19 @@
     dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
   });
 
-  // The chart. plotly reads some HTML in its texts.
-  const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
+  // The chart. plotly renders some HTML tags in its labels, so names are escaped.
+  const escapeHtml = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
   const drawChart = (element, axis, bars) => {
     const narrow = element.clientWidth < 560;
     const traces = axis.series.map((series) => {
       const column = (number) => series.points.map((point) => point[number]);
       const trace = {
-        type: "scatter", mode: series.points.length > 1 ? "lines+markers" : "markers", name: plain(series.label),
+        type: "scatter", mode: series.points.length > 1 ? "lines+markers" : "markers", name: escapeHtml(series.label),
         x: column(0), y: column(1),
         marker: { color: series.colour, symbol: series.symbol, size: 10, line: { color: series.colour, width: /open/.test(series.symbol) ? 2 : 0 } },
         line: { color: series.colour, dash: series.dash, width: 1.5 },
         text: series.points.map(([at, value, low, high, budget]) =>
-          plain(`${series.label}${budget === "all" ? "" : ` @ ${budget}`}: ${value.toFixed(1)} %${low === null ? "" : ` (${low.toFixed(1)} to ${high.toFixed(1)})`}, at ${Number(at.toPrecision(4))}`)),
+          escapeHtml(`${series.label}${budget === "all" ? "" : ` @ ${budget}`}: ${value.toFixed(1)} %${low === null ? "" : ` (${low.toFixed(1)} to ${high.toFixed(1)})`}, at ${Number(at.toPrecision(4))}`)),
         hovertemplate: "%{text}<extra></extra>",
       };
       if (bars && series.points.every((point) => point[2] !== null)) {
@@ -152,19 +152,19 @@
     traces.unshift({
       type: "scatter", mode: "lines", name: "Pareto front", hoverinfo: "skip",
       x: axis.front.map((point) => point[0]), y: axis.front.map((point) => point[1]),
-      line: { color: variable("--line"), width: 7, shape: "hv" },
+      line: { color: cssVariable("--line"), width: 7, shape: "hv" },
     });
-    const axes = { gridcolor: variable("--grid"), zeroline: false, linecolor: variable("--line"), automargin: true };
+    const axes = { gridcolor: cssVariable("--grid"), zeroline: false, linecolor: cssVariable("--line"), automargin: true };
     const layout = {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      font: { color: variable("--ink"), family: getComputedStyle(document.body).fontFamily, size: 13 },
+      font: { color: cssVariable("--ink"), family: getComputedStyle(document.body).fontFamily, size: 13 },
       margin: { l: 56, r: 8, t: 8, b: 48 },
-      xaxis: { ...axes, title: { text: plain(narrow ? axis.name.replace(/ \(2 per.*| without.*|, median/, "") : axis.name) } },
+      xaxis: { ...axes, title: { text: escapeHtml(narrow ? axis.name.replace(/ \(2 per.*| without.*|, median/, "") : axis.name) } },
       yaxis: { ...axes, title: { text: "average retention (%)" } },
       legend: narrow ? { orientation: "h", y: -0.22, x: 0 } : { x: 1.02, y: 1 },
-      shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: 100, y1: 100, line: { color: variable("--soft"), dash: "dot", width: 1.2 } }],
-      annotations: [{ xref: "paper", x: 1, xanchor: "right", y: 100, yanchor: "bottom", text: "unpruned", showarrow: false, font: { color: variable("--soft"), size: 12 } }],
-      hoverlabel: { bgcolor: variable("--card"), font: { color: variable("--ink") } },
+      shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: 100, y1: 100, line: { color: cssVariable("--soft"), dash: "dot", width: 1.2 } }],
+      annotations: [{ xref: "paper", x: 1, xanchor: "right", y: 100, yanchor: "bottom", text: "unpruned", showarrow: false, font: { color: cssVariable("--soft"), size: 12 } }],
+      hoverlabel: { bgcolor: cssVariable("--card"), font: { color: cssVariable("--ink") } },
     };
     Plotly.react(element, traces, layout, { displayModeBar: false, responsive: true });
   };
@@ -184,12 +184,12 @@
   // Samples.
   const PAGE = 24;
   const RIGHT = 0.5;
-  const bitsOf = (packed) => {
+  const unpackBits = (packed) => {
     const [size, text] = packed.split(":");
     const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
     return Array.from({ length: Number(size) }, (_, at) => (bytes[at >> 3] >> (at & 7)) & 1);
   };
-  const gridOf = (size, fit, width, height) => {
+  const findGrid = (size, fit, width, height) => {
     if (fit === "stretch") { const side = Math.floor(Math.sqrt(Math.min(size, 576))); return [side, side]; }
     let best = [1, size];
     for (let rows = 1; rows <= size; rows += 1) {
@@ -200,8 +200,8 @@
     return best;
   };
   const drawKept = (canvas, image, packed, fit) => {
-    const bits = bitsOf(packed);
-    const [rows, columns] = gridOf(bits.length, fit, image.naturalWidth, image.naturalHeight);
+    const bits = unpackBits(packed);
+    const [rows, columns] = findGrid(bits.length, fit, image.naturalWidth, image.naturalHeight);
     const scale = Math.max(1, Math.ceil(300 / image.naturalWidth));
     canvas.width = image.naturalWidth * scale;
     canvas.height = image.naturalHeight * scale;
@@ -221,53 +221,53 @@
   const isWrong = (answer) => answer !== null && answer[1] !== null && answer[1] < RIGHT;
 
   const sampleDialog = document.getElementById("sample");
-  const tile = (label, answer, image, fit) => {
-    const box = make("div", "tile");
+  const buildTile = (label, answer, image, fit) => {
+    const box = createElement("div", "tile");
     const [text, points, packed, tokens] = answer;
     if (packed) {
-      const canvas = make("canvas");
+      const canvas = createElement("canvas");
       canvas.setAttribute("role", "img");
-      canvas.setAttribute("aria-label", `patches ${label} keeps`);
+      canvas.setAttribute("aria-label", `patches kept by ${label}`);
       image.decode().then(() => drawKept(canvas, image, packed, fit));
       box.append(canvas);
     } else {
-      box.append(make("div", "blank", "rows are merged or reordered: no patches to show"));
+      box.append(createElement("div", "blank", "no patches to show: rows are merged or reordered"));
     }
-    const said = make("div", `answer ${points === null ? "" : points >= RIGHT ? "good" : "bad"}`);
-    said.textContent = `${points === null ? "" : points >= RIGHT ? "\u2713 " : "\u2717 "}${text === "" ? "(empty)" : text}`;
-    const small = make("small", "", [points !== null && points > 0 && points < 1 ? `${points} points` : "", tokens === null ? "" : `${tokens} tokens`].filter(Boolean).join(", "));
-    box.append(make("strong", "", label), said, small);
+    const reply = createElement("div", `answer ${points === null ? "" : points >= RIGHT ? "good" : "bad"}`);
+    reply.textContent = `${points === null ? "" : points >= RIGHT ? "\u2713 " : "\u2717 "}${text === "" ? "(empty)" : text}`;
+    const small = createElement("small", "", [points !== null && points > 0 && points < 1 ? `${points} points` : "", tokens === null ? "" : `${tokens} tokens`].filter(Boolean).join(", "));
+    box.append(createElement("strong", "", label), reply, small);
     return box;
   };
   const openSample = (browser, sample) => {
     const body = sampleDialog.querySelector(".body");
-    const head = make("div", "head");
-    const image = make("img");
+    const head = createElement("div", "head");
+    const image = createElement("img");
     image.src = browser.images[sample.image];
     image.alt = "the sample's image";
-    const text = make("div");
-    text.append(make("p", "hint", `${sample.task}, sample ${sample.doc}`), make("p", "question", sample.question));
-    const truth = make("p");
-    truth.append("Truth: ", make("strong", "", sample.truth));
+    const text = createElement("div");
+    text.append(createElement("p", "hint", `${sample.task}, sample ${sample.doc}`), createElement("p", "question", sample.question));
+    const truth = createElement("p");
+    truth.append("Truth: ", createElement("strong", "", sample.truth));
     text.append(truth);
     head.append(image, text);
-    const controls = make("div", "controls");
-    const label = make("label", "", "Budget ");
-    const select = make("select");
+    const controls = createElement("div", "controls");
+    const label = createElement("label", "", "Budget ");
+    const select = createElement("select");
     const budgets = [...new Set(browser.rows.map((row) => row.split(" @ ")[1] || ""))].filter(Boolean);
     [["", "all"], ...budgets.map((budget) => [budget, budget])].forEach(([value, name]) => {
-      const option = make("option", "", name);
+      const option = createElement("option", "", name);
       option.value = value;
       select.append(option);
     });
     label.append(select);
-    controls.append(label, make("span", "", "Patches are those that the last decoder layer reads."));
-    const tiles = make("div", "tiles");
+    controls.append(label, createElement("span", "", "Patches are those that the last decoder layer reads."));
+    const tiles = createElement("div", "tiles");
     const fill = () => {
       tiles.replaceChildren(...browser.rows.flatMap((row, number) => {
         const answer = sample.rows[number];
         const budget = row.split(" @ ")[1] || "";
-        return answer === null || (select.value && budget && budget !== select.value) ? [] : [tile(row, answer, image, browser.fit)];
+        return answer === null || (select.value && budget && budget !== select.value) ? [] : [buildTile(row, answer, image, browser.fit)];
       }));
     };
     select.addEventListener("change", fill);
@@ -276,31 +276,31 @@
     sampleDialog.showModal();
     sampleDialog.scrollTop = 0;
   };
-  const share = (right, total) => {
+  const buildBar = (right, total) => {
     const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     svg.setAttribute("width", "100%");
     svg.setAttribute("height", "4");
     const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
     rect.setAttribute("height", "4");
     rect.setAttribute("width", `${total ? 100 * right / total : 0}%`);
-    rect.setAttribute("fill", variable("--good"));
+    rect.setAttribute("fill", cssVariable("--good"));
     svg.append(rect);
-    const bar = make("span", "bar");
+    const bar = createElement("span", "bar");
     bar.append(svg);
     return bar;
   };
-  const card = (browser, sample) => {
-    const button = make("button", "card");
+  const buildCard = (browser, sample) => {
+    const button = createElement("button", "card");
     button.type = "button";
-    const image = make("img");
+    const image = createElement("img");
     image.src = browser.images[sample.image];
     image.alt = "";
-    const text = make("span");
-    const given = sample.rows.filter((answer) => answer !== null);
-    const right = given.filter(isRight).length;
+    const text = createElement("span");
+    const answers = sample.rows.filter((answer) => answer !== null);
+    const right = answers.filter(isRight).length;
     text.append(
-      make("span", "q", sample.question), make("span", "t", sample.truth),
-      make("span", "s", `${sample.task}, ${right} of ${given.length} right`), share(right, given.length),
+      createElement("span", "q", sample.question), createElement("span", "t", sample.truth),
+      createElement("span", "s", `${sample.task}, ${right} of ${answers.length} right`), buildBar(right, answers.length),
     );
     button.append(image, text);
     button.addEventListener("click", () => openSample(browser, sample));
@@ -312,25 +312,25 @@
     const pick = (name) => block.querySelector(name);
     const [task, right, wrong, text] = [".task", ".right", ".wrong", ".text"].map(pick);
     const add = (select, value, name) => {
-      const option = make("option", "", name);
+      const option = createElement("option", "", name);
       option.value = value;
       select.append(option);
     };
     [...new Set(browser.samples.map((sample) => sample.task))].forEach((name) => add(task, name, name));
     browser.rows.forEach((name, number) => { add(right, number, name); add(wrong, number, name); });
-    let [page, found] = [0, browser.samples];
+    let [page, matching] = [0, browser.samples];
     const show = () => {
-      const pages = Math.max(1, Math.ceil(found.length / PAGE));
+      const pages = Math.max(1, Math.ceil(matching.length / PAGE));
       page = Math.min(Math.max(page, 0), pages - 1);
-      pick(".cards").replaceChildren(...found.slice(page * PAGE, (page + 1) * PAGE).map((sample) => card(browser, sample)));
-      pick(".count").textContent = `${found.length} of ${browser.samples.length} samples`;
+      pick(".cards").replaceChildren(...matching.slice(page * PAGE, (page + 1) * PAGE).map((sample) => buildCard(browser, sample)));
+      pick(".count").textContent = `${matching.length} of ${browser.samples.length} samples`;
       pick(".page").textContent = `${page + 1} of ${pages}`;
       pick(".before").disabled = page === 0;
       pick(".after").disabled = page === pages - 1;
     };
     const filter = () => {
       const words = text.value.toLowerCase();
-      found = browser.samples.filter((sample) =>
+      matching = browser.samples.filter((sample) =>
         (!task.value || sample.task === task.value)
         && (right.value === "" || isRight(sample.rows[right.value]))
         && (wrong.value === "" || isWrong(sample.rows[wrong.value]))
