@@ -1,6 +1,6 @@
-"""Questions that cannot be answered without the image: each text is asked of one scene per possible answer.
+"""Questions that cannot be answered without the image: each text is asked about one scene per possible answer.
 
-A guesser who sees only the text is right once in the number of answers, whatever it guesses.
+Of N possible answers, a guesser that sees only the text is right once in N times.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ _EXTRA_PROPOSALS = 40
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class SceneQuestion:
     """One question about one scene, and its answer; `scene` is the number of the scene in its set."""
 
     scene: int
@@ -39,11 +39,11 @@ class BalancedSet:
     """A few held-out scenes that differ little, and questions balanced over their answers."""
 
     scenes: tuple[Scene, ...]
-    asked: tuple[Asked, ...]
+    questions: tuple[SceneQuestion, ...]
 
 
 def mutate(scene: Scene, rng: np.random.Generator) -> Scene:
-    """Change one thing: an attribute, a place, two swapped places, one object more or one less."""
+    """Change one thing: an attribute, a place, the places of two objects, or the number of objects."""
     items, at = list(scene), int(rng.integers(len(scene)))
     free = [place for place in PLACES if place not in {item.place for item in items}]
     change = rng.choice(["colour", "shape", "glyph", "size", "move", "swap", "add", "remove", "replace"])
@@ -77,13 +77,13 @@ def held_out_scene(rng: np.random.Generator) -> Scene:
     return scene
 
 
-def find_scene_with_answer(scene: Scene, question: Question, wanted: str, rng: np.random.Generator) -> Scene | None:
-    """Return a held-out scene near this one on which the question has the wanted answer, or None if none is found."""
+def find_scene_with_answer(scene: Scene, question: Question, truth: str, rng: np.random.Generator) -> Scene | None:
+    """Return a held-out scene near this one in which the question has this answer, or None if none is found."""
     for _ in range(_TRIES):
         near = scene
         for _ in range(int(rng.integers(1, 4))):
             near = mutate(near, rng)
-        if answer(question, near) == wanted and is_held_out(near):
+        if answer(question, near) == truth and is_held_out(near):
             return near
     return None
 
@@ -107,29 +107,29 @@ def balanced_set(
             continue
         others = [choice for choice in question.choices if choice != truth]
         picked = [truth, *map(str, rng.permutation(others)[: (answers or len(question.choices)) - 1]), *also]
-        near = [base, *(find_scene_with_answer(base, question, wanted, rng) for wanted in picked[1:])]
+        near = [base, *(find_scene_with_answer(base, question, other, rng) for other in picked[1:])]
         scenes = tuple(scene for scene in near if scene is not None)
         if len(scenes) == len(picked) == len(set(scenes)):
-            first = tuple(Asked(i, question, wanted) for i, wanted in enumerate(picked))
+            first = tuple(SceneQuestion(i, question, choice) for i, choice in enumerate(picked))
             return BalancedSet(scenes, first)
 
 
-def more_questions(group: BalancedSet, kinds: Sequence[str], rng: np.random.Generator, most: int) -> BalancedSet:
-    """Add up to `most` further questions, each balanced over a subset of the scenes the set has."""
-    asked, texts = list(group.asked), {group.asked[0].question}
+def add_questions(group: BalancedSet, kinds: Sequence[str], rng: np.random.Generator, most: int) -> BalancedSet:
+    """Add up to `most` further questions, each balanced over a subset of the set's scenes."""
+    questions, texts = list(group.questions), {group.questions[0].question}
     for _ in range(_EXTRA_PROPOSALS):
         question = propose(str(rng.choice(kinds)), group.scenes[rng.integers(len(group.scenes))], rng)
         by_answer = {answer(question, scene): i for i, scene in reversed(list(enumerate(group.scenes)))}
         if question in texts or not set(CHOICES[question.kind]) <= set(by_answer) or len(texts) > most:
             continue
         texts.add(question)
-        asked += [Asked(by_answer[choice], question, choice) for choice in CHOICES[question.kind]]
-    return BalancedSet(group.scenes, tuple(asked))
+        questions += [SceneQuestion(by_answer[choice], question, choice) for choice in CHOICES[question.kind]]
+    return BalancedSet(group.scenes, tuple(questions))
 
 
-def sets_until(num: int, make: Iterator[BalancedSet]) -> list[BalancedSet]:
-    """Collect sets until they hold at least `num` questions; a text may come up in several sets, balanced in each."""
+def collect_sets(num: int, sets: Iterator[BalancedSet]) -> list[BalancedSet]:
+    """Collect sets until they hold at least `num` questions; a text may occur in several sets, balanced in each."""
     groups: list[BalancedSet] = []
-    while sum(len(group.asked) for group in groups) < num:
-        groups.append(next(make))
+    while sum(len(group.questions) for group in groups) < num:
+        groups.append(next(sets))
     return groups

@@ -1,4 +1,4 @@
-"""What toy-llava must reach, measured: its scores, the best blind score, what random pruning retains, CLS attention.
+"""The measured bars of toy-llava: its scores, the best blind scores, what random pruning retains, CLS attention.
 
 `dpbench toy bars` prints the table of `dpbench/toy/README.md`.
 """
@@ -22,8 +22,6 @@ from tabulate import tabulate
 from dpbench import tasks
 from dpbench.backbones.base import Backbone
 from dpbench.errors import ConfigError
-from dpbench.manifest.reading import make_manifest
-from dpbench.manifest.schema import Manifest
 from dpbench.report.request import retention
 from dpbench.storage import record
 from dpbench.storage.record import Record
@@ -58,8 +56,8 @@ def chance(name: str, data_root: Path) -> float:
     """Return the best score, 0-100, that is possible without the image.
 
     A guesser answers the same text the same way every time, so at best it is right on the most frequent answer. MMBench
-    counts a question if all four rotations are right: a guesser that names the same content in all is right once in
-    four. In MME it gets both questions of a pair right on one image of two, and none on the other: half the maximum.
+    counts a question only if all four rotations are right: a guesser that picks the same content in all of them is
+    right once in four. In MME it gets both questions right on one image of two and none on the other: half the maximum.
     """
     if name in BLIND:
         return BLIND[name]
@@ -101,12 +99,6 @@ def grey_data(source: Path, out: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, target)
     return out
-
-
-def unpruned(name: str, weights: Path | None = None) -> Manifest:
-    """Return the manifest that answers every toy question unpruned."""
-    backbone = {"name": "toy-llava"} | ({"weights": str(weights)} if weights else {})
-    return make_manifest({"name": name, "backbone": backbone, "methods": ["none"]}, source=name)
 
 
 def object_patches(scene: Scene, seed: int) -> NDArray[np.bool_]:

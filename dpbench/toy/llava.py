@@ -1,7 +1,7 @@
 """Stage 2 of toy-llava: projector and decoder learn to caption and to answer, on top of the tower of stage 1.
 
 Captions first, then captions and questions, then questions. Then come the skills that questions alone did not teach,
-each in a phase of its own (`PHASES`): finding what a phrase names, telling yes from no, and choosing a letter.
+each in its own phase (`PHASES`): finding what a phrase describes, telling yes from no, and choosing a letter.
 
 Each scene is one packed sequence: the image (or the list) once, then turns that see it and themselves but not each
 other (a block mask, with positions that restart after the image), so that a turn is trained exactly as it is asked
@@ -33,18 +33,19 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from dpbench.storage import files
 from dpbench.toy.optimizer import MuonAdamW
 from dpbench.toy.prompts import (
     DESCRIBE,
     FORMATS,
     Exchange,
-    contrasts,
+    ask_contrasts,
+    ask_in_chinese,
+    ask_reordered,
+    ask_swapped,
     describe,
-    in_plain_chinese,
     random_exchange,
     random_list,
-    reordered,
-    swapped,
 )
 from dpbench.toy.questions import KINDS, YES_NO_KINDS, caption, phrase_caption, place_caption, random_phrase
 from dpbench.toy.scenes import PLACES, Scene, draw, training_scene
@@ -65,7 +66,7 @@ class LlavaStage:
     """Size of the decoder and length of its training.
 
     phases: names in PHASES with their steps, in order. In "lists" one step in three is on `lists` option lists without
-        an image: a text skill that the decoder of LLaVA has before it sees images.
+        an image: a text skill that LLaVA's decoder has before it is trained on images.
     """
 
     width: int = 128
@@ -107,7 +108,7 @@ class Packed:
     def mask(self, dtype: torch.dtype) -> Tensor:
         """Return (B, 1, L, L), 0 at earlier positions of the shared part or of the same turn, else the least float.
 
-        Additive because eager attention adds its mask: booleans would be added as ones, and hide nothing.
+        Additive because eager attention adds its mask: booleans would be added as ones and mask nothing.
         """
         query, key = self.block_BL[:, :, None], self.block_BL[:, None, :]
         length = self.ids_BL.shape[1]
@@ -172,18 +173,18 @@ def whiten_projector(model: LlavaForConditionalGeneration, rng: np.random.Genera
 def captions(scene: Scene, rng: np.random.Generator, num_places: int) -> list[Exchange]:
     """Return a scene's caption and the captions of some places, in random order."""
     places = [str(place) for place in rng.permutation(PLACES)[:num_places]]
-    described = [Exchange(describe(place), place_caption(scene, place)) for place in places]
-    return [Exchange(DESCRIBE, caption(scene)), *described]
+    of_places = [Exchange(describe(place), place_caption(scene, place)) for place in places]
+    return [Exchange(DESCRIBE, caption(scene)), *of_places]
 
 
 def descriptions(scene: Scene, rng: np.random.Generator, num: int) -> list[Exchange]:
-    """Return descriptions of what some phrases name, or that nothing matches."""
+    """Return descriptions of the objects that some phrases match, or "nothing"."""
     phrases = [random_phrase(scene, rng) for _ in range(num)]
     return [Exchange(describe(phrase.english), phrase_caption(scene, phrase)) for phrase in phrases]
 
 
 def questions(scene: Scene, rng: np.random.Generator, num_short: int, num_long: int) -> list[Exchange]:
-    """Return some short questions about a scene, yes-or-no in half of them, and some in the other formats."""
+    """Return short questions about a scene, about half of them yes-or-no, and questions in the other formats."""
     short = [random_exchange(scene, rng, "short", (*KINDS, *YES_NO_KINDS)) for _ in range(num_short)]
     forms = [str(form) for form in rng.permutation(FORMATS[1:])[:num_long]]
     return short + [random_exchange(scene, rng, form) for form in forms]
@@ -196,23 +197,23 @@ PHASES: dict[str, Callable[[Scene, np.random.Generator], list[Exchange]]] = {
     "lists": lambda scene, rng: captions(scene, rng, 1)[1:] + descriptions(scene, rng, 2) + questions(scene, rng, 6, 3),
     "descriptions": lambda scene, rng: descriptions(scene, rng, 1) + questions(scene, rng, 10, 3),
     "contrasts": lambda scene, rng: (
-        descriptions(scene, rng, 1) + questions(scene, rng, 1, 0) + contrasts(scene, rng, 6)
+        descriptions(scene, rng, 1) + questions(scene, rng, 1, 0) + ask_contrasts(scene, rng, 6)
     ),
     "choices": lambda scene, rng: [
         *questions(scene, rng, 1, 0),
-        *contrasts(scene, rng, 1),
-        *swapped(scene, rng),
-        *swapped(scene, rng),
-        *reordered(scene, rng, 3),
+        *ask_contrasts(scene, rng, 1),
+        *ask_swapped(scene, rng),
+        *ask_swapped(scene, rng),
+        *ask_reordered(scene, rng, 3),
     ],
     "chinese": lambda scene, rng: [
         *captions(scene, rng, 0),
         random_exchange(scene, rng, "vizwiz"),
-        *contrasts(scene, rng, 1),
-        *swapped(scene, rng, ["mmbench_cn"]),
-        *swapped(scene, rng, ["mmbench_cn"]),
-        *reordered(scene, rng, 3, ["mmbench_cn"]),
-        *reordered(scene, rng, 2),
+        *ask_contrasts(scene, rng, 1),
+        *ask_swapped(scene, rng, ["mmbench_cn"]),
+        *ask_swapped(scene, rng, ["mmbench_cn"]),
+        *ask_reordered(scene, rng, 3, ["mmbench_cn"]),
+        *ask_reordered(scene, rng, 2),
     ],
     "everything": lambda scene, rng: [
         *captions(scene, rng, 1),
@@ -220,20 +221,20 @@ PHASES: dict[str, Callable[[Scene, np.random.Generator], list[Exchange]]] = {
         *questions(scene, rng, 1, 0),
         random_exchange(scene, rng, "short", OPEN_KINDS),
         random_exchange(scene, rng, "vizwiz"),
-        *(in_plain_chinese(scene, rng) for _ in range(2)),
-        *contrasts(scene, rng, 1),
-        *swapped(scene, rng, ["mmbench_cn"]),
-        *reordered(scene, rng, 2, ["mmbench_cn"]),
-        *reordered(scene, rng, 2),
+        *(ask_in_chinese(scene, rng) for _ in range(2)),
+        *ask_contrasts(scene, rng, 1),
+        *ask_swapped(scene, rng, ["mmbench_cn"]),
+        *ask_reordered(scene, rng, 2, ["mmbench_cn"]),
+        *ask_reordered(scene, rng, 2),
     ],
 }
-"""The turns about a scene in each phase. One question about a scene teaches a bias. Two that differ in one word, or in
-the order of their options, and have different answers teach to look at the image.
+"""The turns about a scene in each phase. A single question about a scene teaches a bias. Two questions that differ in
+one word or in the order of their options, and have different answers, teach to look at the image.
 """
 
 
 def image_head(tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """Return the ids a conversation about an image begins with, one placeholder per visual token."""
+    """Return the ids that a conversation about an image begins with, one placeholder per visual token."""
     head = tokenizer("USER: <image>\n")["input_ids"]
     at = head.index(tokenizer.convert_tokens_to_ids("<image>"))
     return [*head[:at], *[head[at]] * NUM_VISUAL, *head[at + 1 :]]
@@ -289,10 +290,10 @@ def reply_loss(model: LlavaForConditionalGeneration, images: Tensor | None, pack
         use_cache=False,
     ).last_hidden_state
     labels = packed.labels_BL[:, 1:]
-    wanted = labels != IGNORE
-    logits = model.lm_head(hidden[:, :-1][wanted]).float()
-    right = (logits.argmax(-1) == labels[wanted]).float().mean()
-    return nn.functional.cross_entropy(logits, labels[wanted]), right
+    is_reply = labels != IGNORE
+    logits = model.lm_head(hidden[:, :-1][is_reply]).float()
+    right = (logits.argmax(-1) == labels[is_reply]).float().mean()
+    return nn.functional.cross_entropy(logits, labels[is_reply]), right
 
 
 def example_batch(
@@ -333,19 +334,19 @@ def train_llava(
     optimizer = MuonAdamW([model], steps=stage.steps, start=first, muon_lr=0.02, adam_lr=3e-3)
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    with (out / "log.jsonl").open("a") as log:
-        for step in track(range(first, stage.steps), STAGE, console=console):
-            packed, images = example_batch(stage, step, processor.tokenizer, rng)
-            packed = Packed(*(getattr(packed, name).to(device) for name in Packed.__slots__))
-            with torch.autocast(device, dtype=torch.bfloat16):
-                loss, right = reply_loss(model, None if images is None else images.to(device), packed)
-            optimizer.step(loss)
-            if step % 25 == 0 or step == stage.steps - 1:
-                row = {"step": step, "loss": loss.item(), "reply_tokens_right_ratio": right.item()}
-                print(json.dumps({**row, "seconds": round(time.perf_counter() - start, 1)}), file=log, flush=True)
-            if step % SAVE_EVERY == SAVE_EVERY - 1:
-                copy.deepcopy(model).half().save_pretrained(out / LATEST)
-                (out / LATEST / "next_step").write_text(str(step + 1))
+    for step in track(range(first, stage.steps), STAGE, console=console):
+        packed, images = example_batch(stage, step, processor.tokenizer, rng)
+        packed = Packed(*(getattr(packed, name).to(device) for name in Packed.__slots__))
+        with torch.autocast(device, dtype=torch.bfloat16):
+            loss, right = reply_loss(model, None if images is None else images.to(device), packed)
+        optimizer.step(loss)
+        if step % 25 == 0 or step == stage.steps - 1:
+            row = {"step": step, "loss": loss.item(), "reply_tokens_right_ratio": right.item()}
+            row |= {"seconds": round(time.perf_counter() - start, 1)}
+            files.append(out / "log.jsonl", (json.dumps(row) + "\n").encode(), sync=False)
+        if step % SAVE_EVERY == SAVE_EVERY - 1:
+            copy.deepcopy(model).half().save_pretrained(out / LATEST)
+            files.replace(out / LATEST / "next_step", str(step + 1).encode())
     model.set_attn_implementation("sdpa")
     model.half().save_pretrained(out)
     processor.save_pretrained(out)
@@ -353,7 +354,7 @@ def train_llava(
 
 
 def _first_step(out: Path) -> int:
-    """Return the step a stopped training goes on from, 0 for a new one."""
+    """Return the step from which a stopped training continues, 0 for a new one."""
     mark = out / LATEST / "next_step"
     return int(mark.read_text()) if mark.is_file() else 0
 

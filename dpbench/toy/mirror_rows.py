@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image as Pillow
 
-from dpbench.toy.balanced import BalancedSet, balanced_set, more_questions, sets_until
+from dpbench.toy.balanced import BalancedSet, add_questions, balanced_set, collect_sets
 from dpbench.toy.prompts import HINT, LETTERS, WIDE_KINDS
-from dpbench.toy.questions import UNANSWERABLE, Phrase, Question, answer, chinese, english, in_chinese
+from dpbench.toy.questions import UNANSWERABLE, Phrase, Question, answer, chinese, english, to_chinese
 from dpbench.toy.scenes import Scene, draw
 
 Row = dict[str, Any]
@@ -40,25 +40,25 @@ def jpeg(scene: Scene, rng: np.random.Generator) -> bytes:
     return buffer.getvalue()
 
 
-def items(groups: list[BalancedSet], rng: np.random.Generator, options: tuple[int, int] = (0, 0)) -> list[Item]:
-    """Draw every set's scenes once and list its questions, images together.
+def draw_items(groups: list[BalancedSet], rng: np.random.Generator, options: tuple[int, int] = (0, 0)) -> list[Item]:
+    """Draw every set's scenes once and list its questions, sorted by image.
 
     Args:
         groups: the balanced sets.
         rng: textures, jitter, order of options.
         options: smallest and largest number of options a question's answers are offered as; 0 for none.
     """
-    listed = []
+    listed: list[Item] = []
     for number, group in enumerate(groups):
         images = [jpeg(scene, rng) for scene in group.scenes]
         offered: dict[Question, tuple[str, ...]] = {}
-        for asked in group.asked:
+        for item in group.questions:
             if options[1]:
-                truths = [other.truth for other in group.asked if other.question == asked.question]
-                offered.setdefault(asked.question, tuple(truths[i] for i in rng.permutation(len(truths))))
+                truths = [other.truth for other in group.questions if other.question == item.question]
+                offered.setdefault(item.question, tuple(truths[i] for i in rng.permutation(len(truths))))
         listed += [
             Item(images[a.scene], f"{number:04d}{a.scene}", a.question, a.truth, offered.get(a.question, ()))
-            for a in sorted(group.asked, key=lambda a: a.scene)
+            for a in sorted(group.questions, key=lambda a: a.scene)
         ]
     return listed
 
@@ -68,9 +68,9 @@ def _sets(
 ) -> list[BalancedSet]:
     def make() -> Iterator[BalancedSet]:
         while True:
-            yield more_questions(balanced_set(kinds, rng, also=also), kinds, rng, more)
+            yield add_questions(balanced_set(kinds, rng, also=also), kinds, rng, more)
 
-    return sets_until(num, make())
+    return collect_sets(num, make())
 
 
 def _choice_sets(
@@ -80,7 +80,7 @@ def _choice_sets(
         while True:
             yield balanced_set(kinds, rng, answers=int(rng.choice(sizes)))
 
-    return sets_until(num, make())
+    return collect_sets(num, make())
 
 
 OPEN_KINDS = ("exist", "relation", "verify", "colour", "shape", "size", "place")
@@ -88,8 +88,8 @@ OPEN_KINDS = ("exist", "relation", "verify", "colour", "shape", "size", "place")
 
 def gqa(rng: np.random.Generator) -> tuple[list[Row], list[Row]]:
     """Return GQA's instructions and images."""
-    asked = items(_sets(rng, 200, OPEN_KINDS, more=3), rng)
-    images = [{"id": image_id, "image": image} for image_id, image in {i.image_id: i.image for i in asked}.items()]
+    items = draw_items(_sets(rng, 200, OPEN_KINDS, more=3), rng)
+    images = [{"id": image_id, "image": image} for image_id, image in {i.image_id: i.image for i in items}.items()]
     rows = [
         {
             "id": f"{n:06d}",
@@ -99,16 +99,16 @@ def gqa(rng: np.random.Generator) -> tuple[list[Row], list[Row]]:
             "fullAnswer": i.truth,
             "isBalanced": True,
         }
-        for n, i in enumerate(asked)
+        for n, i in enumerate(items)
     ]
     return rows, images
 
 
 def mmbench(rng: np.random.Generator) -> tuple[list[Row], list[Row]]:
     """Return MMBench in English and Chinese: four rows a question, its options rotated (index + k * 1e6)."""
-    asked = items(_choice_sets(rng, 72, WIDE_KINDS, (4,)), rng, (4, 4))
+    items = draw_items(_choice_sets(rng, 72, WIDE_KINDS, (4,)), rng, (4, 4))
     rows = []
-    for words, translate in ((english, str), (chinese, in_chinese)):
+    for words, translate in ((english, str), (chinese, to_chinese)):
         rows.append(
             [
                 {
@@ -123,7 +123,7 @@ def mmbench(rng: np.random.Generator) -> tuple[list[Row], list[Row]]:
                     "split": "dev",
                     "image": i.image,
                 }
-                for n, i in enumerate(asked)
+                for n, i in enumerate(items)
                 for turn in range(4)
             ]
         )
@@ -155,10 +155,10 @@ def mme(rng: np.random.Generator) -> list[Row]:
 
 
 def _mme_pair(kind: str, rng: np.random.Generator) -> tuple[Question, Question, tuple[Scene, Scene]]:
-    """Return two yes-no questions and two scenes on which exactly one of them, turn about, is true."""
+    """Return two yes-no questions and two scenes: each question is true in one scene and false in the other."""
     while True:
         group = balanced_set((kind,), rng, answers=2)
-        (a, b), (one, two) = group.scenes, group.asked
+        (a, b), (one, two) = group.scenes, group.questions
         if kind in ("colour", "glyph", "count"):
             first, second = (Question("verify", one.question.phrase, claim=t.truth, about=kind) for t in (one, two))
         elif kind == "relation":
@@ -180,8 +180,8 @@ def _other_existence(a: Scene, b: Scene, question: Question, rng: np.random.Gene
 
 
 def pope(rng: np.random.Generator) -> list[Row]:
-    """Return POPE: is it there or not, in equal parts."""
-    asked = items(_sets(rng, 240, ("exist",), more=3), rng)
+    """Return POPE: questions on existence, half with yes, half with no."""
+    items = draw_items(_sets(rng, 240, ("exist",), more=3), rng)
     return [
         {
             "id": str(n),
@@ -192,13 +192,13 @@ def pope(rng: np.random.Generator) -> list[Row]:
             "image": i.image,
             "category": ("adversarial", "popular", "random")[n % 3],
         }
-        for n, i in enumerate(asked)
+        for n, i in enumerate(items)
     ]
 
 
 def scienceqa(rng: np.random.Generator) -> list[Row]:
     """Return ScienceQA: two to four choices, every other question text with a hint."""
-    asked = items(_choice_sets(rng, 200, (*WIDE_KINDS, "size"), (2, 3, 4)), rng, (2, 4))
+    items = draw_items(_choice_sets(rng, 200, (*WIDE_KINDS, "size"), (2, 3, 4)), rng, (2, 4))
     return [
         {
             "image": i.image,
@@ -210,13 +210,13 @@ def scienceqa(rng: np.random.Generator) -> list[Row]:
             "subject": "natural science",
             "topic": i.question.kind,
         }
-        for i in asked
+        for i in items
     ]
 
 
 def vqav2(rng: np.random.Generator) -> list[Row]:
-    """Return VQAv2: ten answers a question; one annotator in ten saw nothing."""
-    asked = items(_sets(rng, 220, ("exist", "relation", "count", "colour", "shape"), more=2), rng)
+    """Return VQAv2: ten answers per question; one annotator in ten is not sure."""
+    items = draw_items(_sets(rng, 220, ("exist", "relation", "count", "colour", "shape"), more=2), rng)
     types = {"exist": "yes/no", "relation": "yes/no", "count": "number"}
     return [
         {
@@ -224,7 +224,7 @@ def vqav2(rng: np.random.Generator) -> list[Row]:
             "multiple_choice_answer": i.truth,
             "answers": [
                 {"answer": word, "answer_confidence": "yes", "answer_id": k + 1}
-                for k, word in enumerate(_ten(i.truth, n))
+                for k, word in enumerate(_ten_answers(i.truth, n))
             ],
             "image_id": int(i.image_id),
             "answer_type": types.get(i.question.kind, "other"),
@@ -232,11 +232,11 @@ def vqav2(rng: np.random.Generator) -> list[Row]:
             "question": english(i.question),
             "image": i.image,
         }
-        for n, i in enumerate(asked)
+        for n, i in enumerate(items)
     ]
 
 
-def _ten(truth: str, number: int) -> list[str]:
+def _ten_answers(truth: str, number: int) -> list[str]:
     """Return the answers of ten annotators: nine agree, one gives an answer that is wrong for every question."""
     words = [truth] * 10
     words[number % 10] = "not sure"
@@ -245,7 +245,7 @@ def _ten(truth: str, number: int) -> list[str]:
 
 def textvqa(rng: np.random.Generator) -> list[Row]:
     """Return TextVQA: what is written on an object."""
-    asked = items(_sets(rng, 190, ("glyph",), more=2), rng)
+    items = draw_items(_sets(rng, 190, ("glyph",), more=2), rng)
     return [
         {
             "image_id": i.image_id,
@@ -254,19 +254,19 @@ def textvqa(rng: np.random.Generator) -> list[Row]:
             "image": i.image,
             "image_width": 96,
             "image_height": 96,
-            "answers": _ten(i.truth, n),
+            "answers": _ten_answers(i.truth, n),
             "ocr_tokens": [i.truth],
             "set_name": "val",
         }
-        for n, i in enumerate(asked)
+        for n, i in enumerate(items)
     ]
 
 
 def seedbench(rng: np.random.Generator) -> list[Row]:
     """Return SEED-Bench: four choices; a few questions on videos, which image tasks must skip."""
-    asked = items(_choice_sets(rng, 200, WIDE_KINDS, (4,)), rng, (4, 4))
-    rows = [_seed_row(n, i, "image", [i.image]) for n, i in enumerate(asked)]
-    return rows + [_seed_row(len(rows) + n, i, "video", [i.image] * 2) for n, i in enumerate(asked[:4])]
+    items = draw_items(_choice_sets(rng, 200, WIDE_KINDS, (4,)), rng, (4, 4))
+    rows = [_seed_row(n, i, "image", [i.image]) for n, i in enumerate(items)]
+    return rows + [_seed_row(len(rows) + n, i, "video", [i.image] * 2) for n, i in enumerate(items[:4])]
 
 
 def _seed_row(number: int, item: Item, data_type: str, frames: list[bytes]) -> Row:
@@ -286,36 +286,36 @@ def _seed_row(number: int, item: Item, data_type: str, frames: list[bytes]) -> R
 def vizwiz(rng: np.random.Generator) -> list[Row]:
     """Return VizWiz: each question is unanswerable on one scene of its set."""
     kinds = ("colour", "shape", "size", "place", "glyph")
-    asked = items(_sets(rng, 200, kinds, also=(UNANSWERABLE,)), rng)
+    items = draw_items(_sets(rng, 200, kinds, also=(UNANSWERABLE,)), rng)
     return [
         {
             "question_id": f"VizWiz_val_{n:08d}.jpg",
             "image": i.image,
             "question": english(i.question),
-            "answers": _ten(i.truth, n),
+            "answers": _ten_answers(i.truth, n),
             "category": "unanswerable" if i.truth == UNANSWERABLE else "other",
         }
-        for n, i in enumerate(asked)
+        for n, i in enumerate(items)
     ]
 
 
 def tables(seed: int) -> dict[str, list[Row]]:
     """Return every file of the data root: its path without the extension, and its rows."""
-    make: dict[str, Callable[[np.random.Generator], Any]] = {
+    builders: dict[str, Callable[[np.random.Generator], Any]] = {
         "GQA": gqa, "MMBench": mmbench, "MME": mme, "POPE": pope, "ScienceQA": scienceqa, "VQAv2": vqav2,
         "textvqa": textvqa, "SEED-Bench": seedbench, "VizWiz-VQA": vizwiz,
     }  # fmt: skip
-    made = {name: build(np.random.default_rng([seed, n])) for n, (name, build) in enumerate(make.items())}
+    rows = {name: build(np.random.default_rng([seed, n])) for n, (name, build) in enumerate(builders.items())}
     return {
-        "GQA/testdev_balanced_instructions/testdev": made["GQA"][0],
-        "GQA/testdev_balanced_images/testdev": made["GQA"][1],
-        "MMBench/en/dev": made["MMBench"][0],
-        "MMBench/cn/dev": made["MMBench"][1],
-        "MME/data/test": made["MME"],
-        "POPE/data/test": made["POPE"],
-        "ScienceQA/ScienceQA-IMG/test": made["ScienceQA"],
-        "VQAv2/data/validation": made["VQAv2"],
-        "textvqa/data/validation": made["textvqa"],
-        "SEED-Bench/data/test": made["SEED-Bench"],
-        "VizWiz-VQA/data/val": made["VizWiz-VQA"],
+        "GQA/testdev_balanced_instructions/testdev": rows["GQA"][0],
+        "GQA/testdev_balanced_images/testdev": rows["GQA"][1],
+        "MMBench/en/dev": rows["MMBench"][0],
+        "MMBench/cn/dev": rows["MMBench"][1],
+        "MME/data/test": rows["MME"],
+        "POPE/data/test": rows["POPE"],
+        "ScienceQA/ScienceQA-IMG/test": rows["ScienceQA"],
+        "VQAv2/data/validation": rows["VQAv2"],
+        "textvqa/data/validation": rows["textvqa"],
+        "SEED-Bench/data/test": rows["SEED-Bench"],
+        "VizWiz-VQA/data/val": rows["VizWiz-VQA"],
     }

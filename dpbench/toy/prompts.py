@@ -17,8 +17,8 @@ from dpbench.toy.questions import (
     chinese,
     contrast,
     english,
-    in_chinese,
     propose,
+    to_chinese,
 )
 from dpbench.toy.scenes import Scene, random_scene
 
@@ -91,7 +91,7 @@ def scienceqa(text: str, options: Sequence[str], *, hint: str = "") -> str:
     return (f"Context: {hint}\n" if hint else "") + seedbench(text, options)
 
 
-def some_options(truth: str, kind: str, num: int, rng: np.random.Generator) -> list[str]:
+def draw_options(truth: str, kind: str, num: int, rng: np.random.Generator) -> list[str]:
     """Draw `num` distinct options in random order, the truth among them."""
     others = [choice for choice in CHOICES[kind] if choice != truth]
     options = [truth, *map(str, rng.permutation(others)[: num - 1])]
@@ -99,26 +99,26 @@ def some_options(truth: str, kind: str, num: int, rng: np.random.Generator) -> l
 
 
 def random_list(rng: np.random.Generator) -> tuple[str, list[Exchange]]:
-    """Return a list of lettered options, and turns on which letter each option has and which option each letter."""
+    """Return a lettered list of options, and turns that ask for the letter of an option or the option of a letter."""
     kind = str(rng.choice([kind for kind in CHOICES if CHOICES[kind] != YES_NO]))
     most = min(4, len(CHOICES[kind]))
     num = most if rng.random() < 0.7 else int(rng.integers(2, most + 1))
     options, letter = [str(option) for option in rng.permutation(CHOICES[kind])[:num]], LETTER
     if rng.random() < 0.25:
-        options, letter = [in_chinese(option) for option in options], LETTER_CN
+        options, letter = [to_chinese(option) for option in options], LETTER_CN
     lettering = list(zip(LETTERS, options, strict=False))
     named = [Exchange(option + letter, name) for name, option in lettering]
     return format_options(options), named + [Exchange(f"{name}.", option) for name, option in lettering]
 
 
 def random_exchange(scene: Scene, rng: np.random.Generator, form: str, kinds: Sequence[str] | None = None) -> Exchange:
-    """Ask about a scene in a format; questions that are ambiguous on it are drawn again.
+    """Ask about a scene in a format; draw again while the question is ambiguous.
 
     Args:
-        scene: what is asked about.
+        scene: the scene to ask about.
         rng: the source of randomness.
         form: one of FORMATS.
-        kinds: kinds of question to draw from evenly; by default all that the format has.
+        kinds: kinds of question to draw from evenly; by default all kinds of the format.
     """
     while True:
         question = propose(str(rng.choice(kinds or _KINDS[form])), _other_scene(scene, form, rng), rng)
@@ -140,13 +140,13 @@ def format_exchange(question: Question, truth: str, form: str, rng: np.random.Ge
         return Exchange(short(english(question)), truth)
     if form == "vizwiz":
         return Exchange(vizwiz(english(question)), truth)
-    return _format_choice(question, truth, form, options_for(question, truth, form, rng), rng)
+    return _format_choice(question, truth, form, draw_choice_options(question, truth, form, rng), rng)
 
 
-def options_for(question: Question, truth: str, form: str, rng: np.random.Generator) -> list[str]:
+def draw_choice_options(question: Question, truth: str, form: str, rng: np.random.Generator) -> list[str]:
     """Draw the options of a multiple choice: four, or in ScienceQA two to four."""
     most = min(4, len(question.choices))
-    return some_options(truth, question.kind, int(rng.integers(2, most + 1)) if form == "scienceqa" else most, rng)
+    return draw_options(truth, question.kind, int(rng.integers(2, most + 1)) if form == "scienceqa" else most, rng)
 
 
 def _format_choice(
@@ -154,7 +154,7 @@ def _format_choice(
 ) -> Exchange:
     letter = LETTERS[options.index(truth)]
     if form == "mmbench_cn":
-        return Exchange(mmbench_cn(chinese(question), [in_chinese(o) for o in options]), letter)
+        return Exchange(mmbench_cn(chinese(question), [to_chinese(o) for o in options]), letter)
     if form == "mmbench_en":
         return Exchange(mmbench(english(question), options), letter)
     if form == "seedbench":
@@ -162,39 +162,39 @@ def _format_choice(
     return Exchange(scienceqa(english(question), options, hint=HINT if rng.random() < 0.5 else ""), letter)
 
 
-def contrasts(scene: Scene, rng: np.random.Generator, num: int) -> list[Exchange]:
+def ask_contrasts(scene: Scene, rng: np.random.Generator, num: int) -> list[Exchange]:
     """Ask `num` pairs of yes-or-no questions that differ in one word, one true and one false, all in random order."""
     pairs = [contrast(scene, rng) for _ in range(num)]
-    asked = [
+    exchanges = [
         Exchange(short(english(question)), word) for pair in pairs for question, word in zip(pair, YES_NO, strict=True)
     ]
-    return [asked[at] for at in rng.permutation(len(asked))]
+    return [exchanges[at] for at in rng.permutation(len(exchanges))]
 
 
-def reordered(
+def ask_reordered(
     scene: Scene, rng: np.random.Generator, num: int, forms: Sequence[str] = CHOICE_FORMATS
 ) -> list[Exchange]:
-    """Ask one multiple choice `num` times, its options each time in another random order."""
-    form, (question, truth) = str(rng.choice(forms)), _answerable(scene, rng)
-    options = options_for(question, truth, form, rng)
+    """Ask one multiple-choice question `num` times, with its options in a new random order each time."""
+    form, (question, truth) = str(rng.choice(forms)), _draw_open_question(scene, rng)
+    options = draw_choice_options(question, truth, form, rng)
     orders = [[options[at] for at in rng.permutation(len(options))] for _ in range(num)]
     return [_format_choice(question, truth, form, order, rng) for order in orders]
 
 
-def in_plain_chinese(scene: Scene, rng: np.random.Generator) -> Exchange:
+def ask_in_chinese(scene: Scene, rng: np.random.Generator) -> Exchange:
     """Ask an open question in Chinese, answered in Chinese: the Chinese multiple choice needs this vocabulary."""
-    question, truth = _answerable(scene, rng)
-    return Exchange(chinese(question), in_chinese(truth))
+    question, truth = _draw_open_question(scene, rng)
+    return Exchange(chinese(question), to_chinese(truth))
 
 
-def swapped(scene: Scene, rng: np.random.Generator, forms: Sequence[str] = CHOICE_FORMATS) -> list[Exchange]:
-    """Ask one choice between two options twice, once in each order."""
-    form, (question, truth) = str(rng.choice(forms)), _answerable(scene, rng)
-    options = some_options(truth, question.kind, 2, rng)
+def ask_swapped(scene: Scene, rng: np.random.Generator, forms: Sequence[str] = CHOICE_FORMATS) -> list[Exchange]:
+    """Ask a choice between two options twice, once in each order."""
+    form, (question, truth) = str(rng.choice(forms)), _draw_open_question(scene, rng)
+    options = draw_options(truth, question.kind, 2, rng)
     return [_format_choice(question, truth, form, order, rng) for order in (options, options[::-1])]
 
 
-def _answerable(scene: Scene, rng: np.random.Generator) -> tuple[Question, str]:
+def _draw_open_question(scene: Scene, rng: np.random.Generator) -> tuple[Question, str]:
     """Draw a question with more than two answers, and its answer."""
     while True:
         question = propose(str(rng.choice(WIDE_KINDS)), scene, rng)

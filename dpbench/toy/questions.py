@@ -1,7 +1,7 @@
 """Questions about scenes, with answers that follow from the scene alone; captions; in English and Chinese.
 
 A `Question` is a kind and its phrases, not a text: `answer` evaluates it on any scene, so the benchmarks can look for
-another scene on which the same words have another answer.
+another scene in which the same words have another answer.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,7 +45,7 @@ _CHINESE = {
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """What a question names: any object that has all of these attributes."""
+    """A description of objects: it matches any object that has all of these attributes."""
 
     colour: str = ""
     shape: str = ""
@@ -54,8 +54,8 @@ class Phrase:
     def matches(self, item: SceneObject) -> bool:
         """Return True if the object has all attributes of the phrase."""
         return all(
-            not wanted or wanted == value
-            for wanted, value in ((self.colour, item.colour), (self.shape, item.shape), (self.place, item.place))
+            not required or required == value
+            for required, value in ((self.colour, item.colour), (self.shape, item.shape), (self.place, item.place))
         )
 
     @property
@@ -74,7 +74,7 @@ class Phrase:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question: kind and subject; for `relation` the side and the other phrase, for `verify` what is claimed."""
+    """A question: kind and subject; for `relation` also the side and the other object, for `verify` the claim."""
 
     kind: str
     phrase: Phrase
@@ -84,28 +84,28 @@ class Question:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """Every answer this question can have."""
+        """All answers that this question can have."""
         return CHOICES[self.kind]
 
 
 def answer(question: Question, scene: Scene) -> str | None:
     """Return the answer, "unanswerable" if its object is not in the scene, or None if the question is ambiguous."""
-    found = [item for item in scene if question.phrase.matches(item)]
+    objects = [item for item in scene if question.phrase.matches(item)]
     if question.kind == "exist":
-        return YES_NO[not found]
+        return YES_NO[not objects]
     if question.kind == "count":
-        return str(len(found)) if str(len(found)) in COUNTS else None
+        return str(len(objects)) if str(len(objects)) in COUNTS else None
     if question.kind == "verify":
         return _verify(question, scene)
     if question.kind == "relation":
         others = [item for item in scene if question.other.matches(item)]
-        if len(found) != 1 or len(others) != 1 or found == others:
+        if len(objects) != 1 or len(others) != 1 or objects == others:
             return None
-        distance = _SIDES[question.claim](found[0], others[0])
+        distance = _SIDES[question.claim](objects[0], others[0])
         return None if distance == 0 else YES_NO[distance < 0]
-    if len(found) != 1:
-        return None if found else UNANSWERABLE
-    value: str = getattr(found[0], question.kind)
+    if len(objects) != 1:
+        return None if objects else UNANSWERABLE
+    value: str = getattr(objects[0], question.kind)
     return value or None
 
 
@@ -153,13 +153,19 @@ def chinese(question: Question) -> str:
     name = question.phrase.chinese
     if question.kind == "count":
         return f"图中有几个{name}？"
-    asked = {"colour": "是什么颜色", "shape": "是什么形状", "size": "有多大", "place": "在哪里", "glyph": "上写着什么"}
-    if question.kind not in asked:
+    endings = {
+        "colour": "是什么颜色",
+        "shape": "是什么形状",
+        "size": "有多大",
+        "place": "在哪里",
+        "glyph": "上写着什么",
+    }
+    if question.kind not in endings:
         raise ValueError(f"no Chinese wording for {question.kind!r} questions")
-    return f"{name}{asked[question.kind]}？"
+    return f"{name}{endings[question.kind]}？"
 
 
-def in_chinese(value: str) -> str:
+def to_chinese(value: str) -> str:
     """Translate one answer; digits and letters stay."""
     return _CHINESE.get(value, value)
 
@@ -208,10 +214,10 @@ def contrast(scene: Scene, rng: np.random.Generator) -> tuple[Question, Question
 
 def _contrast_existence(scene: Scene, rng: np.random.Generator) -> tuple[Question, Question]:
     item = scene[rng.integers(len(scene))]
-    named = _some(item, [("colour", "shape"), ("colour",), ("shape",)], rng)
-    name = str(rng.choice(list(named)))
-    changed = named | {name: str(rng.choice(CHOICES[name]))}
-    return Question("exist", Phrase(**named)), Question("exist", Phrase(**changed))
+    attributes = _some(item, [("colour", "shape"), ("colour",), ("shape",)], rng)
+    name = str(rng.choice(list(attributes)))
+    contrasting = attributes | {name: str(rng.choice(CHOICES[name]))}
+    return Question("exist", Phrase(**attributes)), Question("exist", Phrase(**contrasting))
 
 
 def _contrast_relation(scene: Scene, rng: np.random.Generator) -> tuple[Question, Question]:
@@ -231,7 +237,7 @@ _CONTRASTS = {"exist": _contrast_existence, "relation": _contrast_relation, "ver
 
 
 def random_phrase(scene: Scene, rng: np.random.Generator) -> Phrase:
-    """Name something that may be in a scene, as existence questions do."""
+    """Draw a phrase that may or may not match something in a scene, as existence questions do."""
     return _maybe_absent(scene[rng.integers(len(scene))], rng)
 
 
@@ -244,14 +250,14 @@ def _maybe_absent(item: SceneObject, rng: np.random.Generator) -> Phrase:
 
 
 def caption(scene: Scene) -> str:
-    """Describe a scene as a captioner would: each object in reading order, its place and what is written on it."""
+    """Describe a scene as a captioner would: all objects in reading order, with place and text."""
     return f"{phrase_caption(scene, Phrase())}."
 
 
 def phrase_caption(scene: Scene, phrase: Phrase) -> str:
-    """Describe every object a phrase names, in reading order, or say that there is none."""
-    found = sorted(filter(phrase.matches, scene), key=lambda item: PLACES.index(item.place))
-    return ", ".join(f"{_describe(item)} at the {item.place}" for item in found) or NOTHING
+    """Describe every object that a phrase matches, in reading order; "nothing" if there is none."""
+    objects = sorted(filter(phrase.matches, scene), key=lambda item: PLACES.index(item.place))
+    return ", ".join(f"{_describe(item)} at the {item.place}" for item in objects) or NOTHING
 
 
 def place_caption(scene: Scene, place: str) -> str:
@@ -260,5 +266,5 @@ def place_caption(scene: Scene, place: str) -> str:
 
 
 def _describe(item: SceneObject) -> str:
-    written = f" marked {item.glyph}" if item.glyph else ""
-    return f"a {item.size} {item.colour} {item.shape}{written}"
+    mark = f" marked {item.glyph}" if item.glyph else ""
+    return f"a {item.size} {item.colour} {item.shape}{mark}"

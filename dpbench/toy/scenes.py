@@ -1,4 +1,4 @@
-"""Synthetic scenes: a few coloured shapes on a textured 96x96 background, whose truth is known.
+"""Synthetic scenes with known content: a few coloured shapes on a textured 96x96 background.
 
 A scene is a set of objects, each in its own cell of a 3x3 raster. One scene in eight, by a hash of its objects and
 their places, is held out: the benchmarks draw only held-out scenes, the training recipe only the others.

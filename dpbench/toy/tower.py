@@ -1,6 +1,6 @@
 """Stage 1 of toy-llava: a CLIP vision tower with a trained CLS token.
 
-It learns what a caption of the scene says place by place (shape, colour, size, glyph, or nothing there), twice: from
+It learns what a caption of the scene says about each place (shape, colour, size, glyph, or nothing), twice: from
 the CLS token after the last layer, so that CLS attention means something, and by nine queries that cross-attend to the
 patches of the select layer, a one-step caption decoder. No label says which patch holds what. Both readers are
 discarded after training.
@@ -20,6 +20,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from dpbench.storage import files
 from dpbench.toy.optimizer import MuonAdamW
 from dpbench.toy.scenes import COLOURS, GLYPHS, PLACES, SHAPES, SIZES, Scene, draw, training_scene
 
@@ -143,18 +144,20 @@ def train_tower(
     reader = PlaceReader(stage.width).to(device)
     optimizer = MuonAdamW([tower, reader], steps=stage.steps, muon_lr=0.02, adam_lr=2e-3)
     out.mkdir(parents=True, exist_ok=True)
+    log = out / "log.jsonl"
+    log.unlink(missing_ok=True)  # this stage always starts from step 0
     start = time.perf_counter()
-    with (out / "log.jsonl").open("w") as log:
-        for step in track(range(stage.steps), STAGE, console=console):
-            scenes = [training_scene(rng) for _ in range(stage.batch)]
-            labels = {name: label.to(device) for name, label in place_labels(scenes).items()}
-            with torch.autocast(device, dtype=torch.bfloat16):
-                seen = tower(pixels(draw(scenes, rng)).to(device), output_hidden_states=True)
-                logits = reader(seen.pooler_output, seen.hidden_states[SELECT_LAYER][:, 1:])
-            (cls_loss, cls_right), (patch_loss, patch_right) = (label_loss(part, labels) for part in logits)
-            optimizer.step(cls_loss + patch_loss)
-            if step % 25 == 0 or step == stage.steps - 1:
-                row = {"step": step, "loss_cls": cls_loss.item(), "loss_patches": patch_loss.item()}
-                row |= {"objects_cls_ratio": cls_right.item(), "objects_patches_ratio": patch_right.item()}
-                print(json.dumps({**row, "seconds": round(time.perf_counter() - start, 1)}), file=log, flush=True)
+    for step in track(range(stage.steps), STAGE, console=console):
+        scenes = [training_scene(rng) for _ in range(stage.batch)]
+        labels = {name: label.to(device) for name, label in place_labels(scenes).items()}
+        with torch.autocast(device, dtype=torch.bfloat16):
+            output = tower(pixels(draw(scenes, rng)).to(device), output_hidden_states=True)
+            logits = reader(output.pooler_output, output.hidden_states[SELECT_LAYER][:, 1:])
+        (cls_loss, cls_right), (patch_loss, patch_right) = (label_loss(part, labels) for part in logits)
+        optimizer.step(cls_loss + patch_loss)
+        if step % 25 == 0 or step == stage.steps - 1:
+            row = {"step": step, "loss_cls": cls_loss.item(), "loss_patches": patch_loss.item()}
+            row |= {"objects_cls_ratio": cls_right.item(), "objects_patches_ratio": patch_right.item()}
+            row |= {"seconds": round(time.perf_counter() - start, 1)}
+            files.append(log, (json.dumps(row) + "\n").encode(), sync=False)
     tower.save_pretrained(out)

@@ -10,7 +10,7 @@ from places import TOY_DATA
 
 from dpbench import tasks
 from dpbench.tasks import lmms_eval_adapter
-from dpbench.toy.balanced import balanced_set, more_questions
+from dpbench.toy.balanced import add_questions, balanced_set
 from dpbench.toy.prompts import (
     FORMATS,
     LETTERS,
@@ -95,10 +95,10 @@ def test_captions_name_every_object_and_no_patch() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_set_asks_each_text_once_per_answer_on_held_out_scenes(kind: str) -> None:
     rng = np.random.default_rng(0)
-    group = more_questions(balanced_set((kind,), rng), KINDS, rng, 3)
+    group = add_questions(balanced_set((kind,), rng), KINDS, rng, 3)
     assert all(is_held_out(scene) for scene in group.scenes)
     texts: dict[Question, Counter[str]] = {}
-    for asked in group.asked:
+    for asked in group.questions:
         assert answer(asked.question, group.scenes[asked.scene]) == asked.truth
         texts.setdefault(asked.question, Counter())[asked.truth] += 1
     for question, counts in texts.items():

@@ -24,7 +24,7 @@ from dpbench.toy.llava import (
     questions,
     reply_loss,
 )
-from dpbench.toy.prompts import LETTERS, SHORT, Exchange, contrasts, random_list, reordered, swapped
+from dpbench.toy.prompts import LETTERS, SHORT, Exchange, ask_contrasts, ask_reordered, ask_swapped, random_list
 from dpbench.toy.scenes import draw, training_scene
 from dpbench.toy.tower import TowerStage
 
@@ -105,7 +105,7 @@ def test_lists_ask_each_letter_and_each_option_once() -> None:
 def test_contrasts_are_half_true_and_differ_in_a_word() -> None:
     rng = np.random.default_rng(4)
     for _ in range(100):
-        asked = contrasts(training_scene(rng), rng, 1)
+        asked = ask_contrasts(training_scene(rng), rng, 1)
         assert sorted(exchange.reply for exchange in asked) == ["no", "yes"]
         first, second = (exchange.prompt.removesuffix(SHORT).rstrip("?").split() for exchange in asked)
         assert 1 <= sum(a != b for a, b in zip_longest(first, second)) <= 3
@@ -115,7 +115,7 @@ def test_a_reordered_choice_keeps_its_answer_not_its_letter() -> None:
     rng = np.random.default_rng(5)
     letters = set()
     for _ in range(50):
-        asked = reordered(training_scene(rng), rng, 4)
+        asked = ask_reordered(training_scene(rng), rng, 4)
         options = {re.search(rf"\n{exchange.reply}\. (.*)", exchange.prompt).group(1) for exchange in asked}  # type: ignore[union-attr]
         assert len(options) == 1
         letters |= {exchange.reply for exchange in asked}
@@ -125,7 +125,7 @@ def test_a_reordered_choice_keeps_its_answer_not_its_letter() -> None:
 def test_a_swapped_choice_has_both_letters() -> None:
     rng = np.random.default_rng(6)
     for _ in range(50):
-        assert sorted(exchange.reply for exchange in swapped(training_scene(rng), rng)) == ["A", "B"]
+        assert sorted(exchange.reply for exchange in ask_swapped(training_scene(rng), rng)) == ["A", "B"]
 
 
 def test_visual_embeddings_start_at_the_size_of_text_embeddings(trained_tower: Path, processor: LlavaProcessor) -> None:
