@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from dpbench.errors import RecordError
+from dpbench.budget import EVERYTHING, BudgetRequest
+from dpbench.errors import ConfigError, RecordError
 from dpbench.storage import files
 
 
@@ -67,7 +68,7 @@ class Profile:
         weights: where they came from; "random" for untrained ones.
         method: its name.
         params: its hyper-parameters.
-        budget: as tables show it.
+        budget: as tables show it: `BudgetRequest.label`.
         configuration: eager, compile or cuda-graph; never mixed in one column.
         batch_size: prompts at once.
         num_images: per prompt.
@@ -118,8 +119,27 @@ class Profile:
     environment: Mapping[str, Any]
     started: str | None = None
 
+    @property
+    def budget_request(self) -> BudgetRequest:
+        """Return the request behind `budget`, its rate as exact as the label: to 0.1 %.
+
+        Raises:
+            RecordError: `budget` is not the label of a request.
+        """
+        if self.budget == EVERYTHING.label:
+            return EVERYTHING
+        try:
+            if self.budget.endswith("%"):
+                return BudgetRequest(prune_rate=min(float(self.budget.strip("-%")) / 100, _HIGHEST_RATE))
+            return BudgetRequest(keep=int(self.budget))
+        except (ValueError, ConfigError):
+            raise RecordError(
+                f"budget {self.budget!r} of a profile is neither a count, a rate such as '-88.9%' nor 'all'"
+            ) from None
+
 
 Line = TypeVar("Line", Record, Profile)
+_HIGHEST_RATE = 0.9995  # the label of this rate and of higher ones is -100.0%, but a request needs a rate below 1
 _TYPES: Mapping[type, TypeAdapter[Any]] = {Record: TypeAdapter(Record), Profile: TypeAdapter(Profile)}
 
 

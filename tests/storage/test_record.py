@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from made_records import make_answer, make_profile, make_record
 
+from dpbench.budget import EVERYTHING, BudgetRequest
 from dpbench.errors import RecordError, StorageError
 from dpbench.storage import record
 from dpbench.storage.journal import Journal, pack_indices
@@ -115,6 +116,23 @@ def test_only_the_newest_record_of_a_cell_counts() -> None:
     new = replace(RECORD, cell=newer_source, finished="2026-11-25T00:00:00")
     other_weights = replace(RECORD, cell={**RECORD.cell, "fingerprints": {"weights": "v", "source": "1"}})
     assert {id(line) for line in record.newest([new, RECORD, other_weights])} == {id(new), id(other_weights)}
+
+
+@pytest.mark.parametrize("budget", [EVERYTHING, BudgetRequest(keep=64), BudgetRequest(prune_rate=0.889)])
+def test_a_profiles_budget_is_read_back_from_its_label(budget: BudgetRequest) -> None:
+    assert replace(PROFILE, budget=budget.label).budget_request == budget
+
+
+def test_a_rate_whose_label_is_a_hundred_percent_can_be_read_back() -> None:
+    label = BudgetRequest(prune_rate=0.9999).label
+    assert label == "-100.0%"
+    assert replace(PROFILE, budget=label).budget_request.label in ("-99.9%", "-100.0%")
+
+
+@pytest.mark.parametrize("label", ["", "many", "0", "-%", "nan%", "1.5"])
+def test_a_profile_with_an_unknown_budget_is_an_error(label: str) -> None:
+    with pytest.raises(RecordError, match="of a profile is neither a count"):
+        _ = replace(PROFILE, budget=label).budget_request
 
 
 def test_an_old_journal_is_refused_not_guessed(tmp_path: Path) -> None:

@@ -87,11 +87,11 @@ def groups(profiles: Iterable[Profile]) -> list[list[Profile]]:
     by_condition: dict[str, list[Profile]] = defaultdict(list)
     for profile in profiles:
         by_condition[json.dumps(conditions(profile), sort_keys=True, default=str)].append(profile)
-    return [sorted(_newest(group), key=_order) for group in by_condition.values()]
+    return [sorted(_newest(group), key=_sort_key) for group in by_condition.values()]
 
 
 def _newest(group: Sequence[Profile]) -> Iterable[Profile]:
-    return {(profile.budget, _order(profile)): profile for profile in sorted(group, key=_started)}.values()
+    return {(profile.budget, _sort_key(profile)): profile for profile in sorted(group, key=_started)}.values()
 
 
 def _started(profile: Profile) -> str:
@@ -143,21 +143,18 @@ def _lines(rows: Sequence[Measured], columns: Mapping[str, Text], footnotes: Foo
     for row in rows:
         if row.profile.budget != budget:
             budget = row.profile.budget
-            yield group_row(_budget(budget), len(columns) + 1)
+            yield group_row(_budget_heading(budget), len(columns) + 1)
         refs = tuple(footnotes.letter(flag) for flag in (*row.profile.flags, *_earlier(row.profile, latest)))
         first = Cell(row.profile.method + format_params(row.profile.params), refs=refs)
         rest = [Cell(text(row), marks.get(name, {}).get(id(row), "")) for name, text in columns.items()]
         yield Row((first, *rest))
 
 
-def _order(profile: Profile) -> tuple[Any, ...]:
-    try:
-        size = -float(profile.budget.strip("%-"))
-    except ValueError:
-        size = 0.0
+def _sort_key(profile: Profile) -> tuple[Any, ...]:
+    budget = profile.budget_request
     return (
         profile.method != "none",
-        size,
+        -(budget.keep or 100 * (budget.prune_rate or 0.0)),
         profile.method,
         json.dumps(profile.params, sort_keys=True),
         profile.num_visual,
@@ -226,7 +223,7 @@ def _location(profile: Profile) -> str | None:
     return at_layers(profile.visual_tokens_per_layer)
 
 
-def _budget(budget: str) -> str:
+def _budget_heading(budget: str) -> str:
     return "Unpruned" if budget == "all" else f"Pruning rate {budget[1:]}" if "%" in budget else f"Keep {budget}"
 
 

@@ -177,22 +177,14 @@ def _cost(
 ) -> dict[str, float]:
     rate = 1 - row["budget"] / table.data["num_visual"]
     for profile in profiles:
-        same = profile.method == row["method"] and (
-            profile.method == "none" or abs(_rate(profile, total) - rate) < NEAR
-        )
-        if same:
+        share = _share_removed(profile.budget_request, total)
+        is_near = profile.method == "none" or (share is not None and abs(share - rate) < NEAR)
+        if profile.method == row["method"] and is_near:
             times = {
                 name: median(values) for name, values in profile.stages_ms.items() if values and name in row["values"]
             }
             return times | ({"tflops": profile.stages_flops["ttft"] / 1e12} if "ttft" in profile.stages_flops else {})
     return {}
-
-
-def _rate(profile: Profile, total: float | None) -> float:
-    """Return the share of visual tokens a profile's budget removes; above 1 where it cannot be known."""
-    if profile.budget.endswith("%"):
-        return abs(float(profile.budget.strip("-%"))) / 100
-    return 1 - float(profile.budget) / total if total and profile.budget.isdigit() else 2.0
 
 
 def variants(comparison: Comparison) -> Section:
