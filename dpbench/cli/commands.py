@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dpbench.cli import messages
+from dpbench.cli import data_commands, list_commands, messages, toy_commands
 from dpbench.cli.flags import Given, with_flags
 from dpbench.cli.options import (
     BackboneName,
@@ -29,13 +29,11 @@ from dpbench.cli.options import (
     PruneRate,
     RunFolders,
     Runs,
-    Scale,
     Several,
     ShardNumber,
     Subset,
     Sweep,
     Table,
-    TaskNames,
     Tasks,
 )
 from dpbench.diffprune.recipe import Recipe
@@ -50,12 +48,9 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     add_completion=False,
 )
-list_app = typer.Typer(help="List what can be named on the command line.", no_args_is_help=True)
-data_app = typer.Typer(help="Fetch the benchmarks' data and check it.", no_args_is_help=True)
-toy_app = typer.Typer(help="Build the embedded backbone and its benchmarks.", no_args_is_help=True)
-app.add_typer(list_app, name="list")
-app.add_typer(data_app, name="data")
-app.add_typer(toy_app, name="toy")
+app.add_typer(list_commands.app, name="list")
+app.add_typer(data_commands.app, name="data")
+app.add_typer(toy_commands.app, name="toy")
 
 
 @app.command()
@@ -321,125 +316,6 @@ def doctor(data_root: DataRoot = None) -> None:
     from dpbench.tasks.data.root import require_root
 
     typer.echo(examination.report(require_root(data_root)))
-
-
-@list_app.command("methods")
-def list_methods(
-    cited: Annotated[bool, typer.Option("--cited", help="Systems that are cited and not run, and why.")] = False,
-) -> None:
-    """List the installed methods."""
-    from dpbench import registry
-    from dpbench.report.tables.cited import load_cited
-
-    if cited:
-        rows = [(name, f"{system.reason} ({system.paper})") for name, system in load_cited().items()]
-    else:
-        rows = [(name, registry.summary(name)) for name in registry.methods()]
-    typer.echo(messages.two_columns(rows))
-
-
-@list_app.command("backbones")
-def list_backbones() -> None:
-    """List the backbones."""
-    typer.echo(messages.backbone_table())
-
-
-@list_app.command("tasks")
-def list_tasks(data_root: DataRoot = None) -> None:
-    """List the benchmarks: data and whether it is there, size, metric, and what a score may be compared to."""
-    from dpbench.tasks.data.root import require_root
-
-    typer.echo(messages.task_table(require_root(data_root)))
-
-
-@list_app.command("manifests")
-def list_manifests() -> None:
-    """List the shipped manifests."""
-    from dpbench.manifest.reading import shipped
-
-    typer.echo(messages.two_columns((name, messages.first_comment(path)) for name, path in shipped().items()))
-
-
-@data_app.command("pull")
-def data_pull(
-    task: TaskNames = None,
-    to: Annotated[
-        Path | None, typer.Option(envvar="DPBENCH_DATA", help="Data root to fill; the hub's cache by default.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch; the pinned commit by default.")] = None,
-) -> None:
-    """Fetch the files that the benchmarks read from the hub; a broken download goes on."""
-    from dpbench.tasks.data.pull import pull
-
-    for fetched in pull(task or (), to, revision):
-        typer.echo(messages.pulled(fetched))
-
-
-@data_app.command("verify")
-def data_verify(
-    task: TaskNames = None,
-    data_root: DataRoot = None,
-    revision: Annotated[str | None, typer.Option(help="Commit it must be of; any; by default the pinned.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Decode a few images of each file instead of all.")] = False,
-) -> None:
-    """Check files, revision, hashes, columns, rows and images of the benchmarks' data."""
-    from dpbench.tasks.data.root import require_root
-    from dpbench.tasks.data.verify import render, verify
-
-    verdicts = verify(task or (), require_root(data_root), revision=revision, quick=quick)
-    typer.echo(render(verdicts))
-    raise typer.Exit(1 if any(verdict.problems for verdict in verdicts) else 0)
-
-
-@toy_app.command("build")
-def toy_build(
-    out: Annotated[Path, typer.Option(help="Folder for the weights; stages found there are not run again.")] = Path(
-        "toy"
-    ),
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and data.")] = 0,
-    scale: Annotated[Scale, typer.Option(help="small: about 90 minutes on 2 cores; full: for a GPU.")] = Scale.small,
-    device: Device = Device.auto,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile the decoder's layers; takes a compiler.")
-    ] = False,
-) -> None:
-    """Train toy-llava from nothing: vision tower, then projector and decoder."""
-    from dpbench.machine.device import pick_device
-    from dpbench.storage import files
-    from dpbench.toy.build import build
-
-    files.check_writable(out)
-    pick_device(device.value)
-    build(out, seed=seed, scale=scale.value, device=device.value, compiled=compiled)
-
-
-@toy_app.command("data")
-def toy_data(
-    out: Annotated[Path, typer.Option(help="Folder for the data root.")] = Path("toy-data"),
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes.")] = 0,
-) -> None:
-    """Write the ten toy benchmarks as a data root."""
-    from dpbench.storage import files
-    from dpbench.toy.mirror import build
-
-    files.check_writable(out)
-    for path in build(out, seed):
-        typer.echo(str(path))
-
-
-@toy_app.command("bars")
-def toy_bars(
-    run: Annotated[Path, typer.Option(help="Finished run of toy-full.")] = Path("results/toy-full"),
-    device: Device = Device.auto,
-) -> None:
-    """Print what toy-llava scores, what guessing scores, what random retains and where CLS looks."""
-    from dpbench import backbones
-    from dpbench.machine.device import pick_device
-    from dpbench.tasks.data.root import toy_data_root
-    from dpbench.toy import bars
-
-    backbone = backbones.load("toy-llava", device=pick_device(device.value))
-    typer.echo(bars.render(bars.bars(run, toy_data_root(), backbone)))
 
 
 def main() -> None:
