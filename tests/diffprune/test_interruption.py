@@ -69,10 +69,8 @@ def test_a_training_stopped_before_its_first_checkpoint_has_nothing_to_resume(
     assert not messages.stopped(small_command(tmp_path), stopped.value.flags).endswith("--resume")
 
 
-@pytest.mark.parametrize(
-    ("module", "name", "number", "code"),
-    [(step, "sum_gradients", signal.SIGINT, 130), (validation, "measure_losses", signal.SIGTERM, 143)],
-)
+@pytest.mark.parametrize(("module", "name"), [(step, "sum_gradients"), (validation, "measure_losses")])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_work_that_does_not_end_in_its_grace_is_dropped_and_done_again_on_resume(
     trained: Path,
     tmp_path: Path,
