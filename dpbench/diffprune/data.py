@@ -1,6 +1,6 @@
-"""Which examples a step reads: a pure function of (seed, step), so that a training resumes from its step number alone.
+"""The examples of a step: a pure function of (seed, step), so a training resumes from its step number alone.
 
-Step t of batch size B reads places t*B .. (t+1)*B - 1 of the endless sequence of shuffled epochs.
+Step t of batch size B reads positions t*B .. (t+1)*B - 1 of the endless sequence of shuffled epochs.
 
 Shape letters: N examples to train on, B examples of a step.
 """
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from dpbench.diffprune.example import BrokenError, Example, Source
 from dpbench.diffprune.interruption import ignore_first_signal
 from dpbench.errors import ConfigError
+from dpbench.storage import files
 
 BROKEN_RATIO = 0.01
 BROKEN_AFTER = 100
@@ -62,18 +63,18 @@ def order(subset: Indices, *, seed: int, epoch: int) -> Indices:
 
 @lru_cache(maxsize=2)
 def _shuffle(num: int, seed: int, epoch: int) -> Indices:
-    """Return a permutation of range(num), cached: every step of an epoch needs it, and a million items take a while."""
+    """Return a permutation of range(num); cached, because every step of an epoch needs it and a large one is slow."""
     permutation: Indices = np.random.default_rng([seed, epoch]).permutation(num)
     permutation.setflags(write=False)
     return permutation
 
 
 def step_indices(subset: Indices, *, seed: int, step: int, batch_size: int) -> Indices:
-    """Return the examples of a step, (B,): its places in the endless sequence of epochs, across their borders."""
+    """Return the examples of a step, (B,): its part of the endless sequence of epochs, possibly of two or more."""
     num = len(subset)
-    places = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs = places // num
-    parts = [_shuffle(num, seed, int(epoch))[places[epochs == epoch] % num] for epoch in np.unique(epochs)]
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = positions // num
+    parts = [_shuffle(num, seed, int(epoch))[positions[epochs == epoch] % num] for epoch in np.unique(epochs)]
     indices: Indices = subset[np.concatenate(parts)]
     return indices
 
@@ -84,7 +85,7 @@ class Broken:
 
     Attributes:
         num_read: examples read, the broken ones included.
-        times: how often each broken example was met (once an epoch), by its text.
+        times: how often each broken example was read (once per epoch), by its error text.
     """
 
     num_read: int = 0
@@ -92,25 +93,25 @@ class Broken:
 
     @property
     def num_broken(self) -> int:
-        """How many of the examples read were broken."""
+        """Return how many of the examples read were broken."""
         return sum(self.times.values())
 
     @property
     def texts(self) -> list[str]:
-        """The broken examples, each once, in the order they were met."""
+        """Return the error text of every broken example once, in the order of their first reading."""
         return list(self.times)
 
     def add(self, num_read: int, texts: Iterable[str]) -> None:
-        """Count examples read and, by their texts, the broken ones among them."""
+        """Count examples that were read, and by error text the broken ones among them."""
         self.num_read += num_read
         for text in texts:
             self.times[text] = self.times.get(text, 0) + 1
 
     def check(self, *, final: bool = False) -> None:
-        """Stop the training if more than 1 % is broken, once 100 were read; with `final`, however few were read.
+        """Stop the training if more than 1 % is broken, once 100 were read; with `final`, after any number.
 
         Raises:
-            ConfigError: more are broken; names how many, the share and the first three.
+            ConfigError: more are broken; the message has their number, the share and the first three texts.
         """
         if self.num_broken <= BROKEN_RATIO * self.num_read or (self.num_read < BROKEN_AFTER and not final):
             return
@@ -121,9 +122,13 @@ class Broken:
         )
 
     def write(self, path: Path) -> None:
-        """Write the list as JSON lines."""
+        """Write the broken examples as JSON lines, over what the file had.
+
+        Raises:
+            StorageError: the disk has an error; the file is as it was.
+        """
         lines = [json.dumps({"broken": text, "times": times}) + "\n" for text, times in self.times.items()]
-        path.write_text("".join(lines), encoding="utf-8")
+        files.replace(path, "".join(lines).encode())
 
 
 def training_batches(
@@ -142,19 +147,19 @@ def training_batches(
     """Yield the examples of this process, a step at a time; the number of workers does not change them.
 
     Args:
-        source: what the indices point into.
+        source: what the indices refer to.
         subset: the examples to train on, (N,).
         seed: of the order.
         batch_size: B, over all processes.
         first_step: counted from the start of the training; a resumed training begins above 0.
-        num_steps: how many steps from there.
+        num_steps: number of steps from there.
         num_workers: processes that read ahead; 0 reads in this process.
-        broken: counts what is skipped, when its step is yielded; the caller checks it.
-        rank: of this process; it gets every `world`-th example of a step.
+        broken: counts skipped examples when their step is yielded; the caller checks it.
+        rank: number of this process; it gets every `world`-th example of a step.
         world: number of processes.
 
     Yields:
-        The readable examples of a step in order; none when all are broken.
+        The readable examples of a step in order; an empty list if all are broken.
     """
     steps = range(first_step, first_step + num_steps)
     indices = (step_indices(subset, seed=seed, step=step, batch_size=batch_size)[rank::world] for step in steps)
@@ -167,10 +172,10 @@ def read_batches(
     """Yield the readable examples of each batch of indices, in order.
 
     Args:
-        source: what the indices point into.
-        batches: the indices, a batch at a time.
+        source: what the indices refer to.
+        batches: the indices of one batch after another.
         num_workers: processes that read ahead; 0 reads in this process.
-        broken: counts what is skipped, when its batch is yielded.
+        broken: counts skipped examples when their batch is yielded.
     """
     loader = DataLoader(
         _Readable(source),

@@ -1,10 +1,9 @@
-"""Where the numbers of a training go: a progress bar, JSON lines and TensorBoard."""
+"""The numbers of a training: shown in a progress bar, written as JSON lines and to TensorBoard."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -23,7 +22,7 @@ LOG, BOARD = "log.jsonl", "tensorboard"
 class Logbook:
     """Shows and writes the numbers of one training as they come."""
 
-    def __init__(self, bar: Bar, log: Any, board: Any, *, title: str, num_steps: int, step: int) -> None:
+    def __init__(self, bar: Bar, log: Path | None, board: Any, *, title: str, num_steps: int, step: int) -> None:
         self.bar, self.log, self.board = bar, log, board
         self.task = bar.add_task(title, total=num_steps, completed=step, numbers="validating")
         self.hard = float("nan")
@@ -45,7 +44,9 @@ class Logbook:
         self.clock = time.perf_counter()
 
     def _write(self, row: Mapping[str, float]) -> None:
-        print(json.dumps({name: round(value, 6) for name, value in row.items()}), file=self.log, flush=True)
+        if self.log is not None:
+            line = json.dumps({name: round(value, 6) for name, value in row.items()}) + "\n"
+            files.append(self.log, line.encode(), sync=False)
         for name, value in row.items() if self.board else ():
             self.board.add_scalar(name, value, row["step"])
 
@@ -57,19 +58,18 @@ def open_logbook(
     """Open the log, board and bar of a training.
 
     Args:
-        folder: of the log and the board.
-        console: where the bar goes.
-        title: before the bar.
-        num_steps: of the whole training.
-        step: where the training goes on; rows that were logged after it are removed. -1 removes all rows.
+        folder: gets the log and the board.
+        console: shows the bar.
+        title: text in front of the bar.
+        num_steps: steps of the full training.
+        step: the step to resume from; rows that were logged after it are removed. -1 removes all rows.
         enabled: False in all processes but the main one; they show and write nothing.
     """
     columns = (BarColumn(8), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"), TimeRemainingColumn())
     with ExitStack() as stack:
-        path = folder / LOG if enabled else Path(os.devnull)
-        if enabled:
-            _remove_rows_after(step, path)
-        log = stack.enter_context(path.open("a", encoding="utf-8"))
+        log = folder / LOG if enabled else None
+        if log is not None:
+            _remove_rows_after(step, log)
         board = stack.enter_context(_open_board(folder, console)) if enabled else None
         bar = Bar(TextColumn("{task.description}"), *columns, console=console, disable=not enabled)
         yield Logbook(stack.enter_context(bar), log, board, title=title, num_steps=num_steps, step=max(0, step))
@@ -92,7 +92,7 @@ def _step_of(line: bytes) -> float:
 
 @contextmanager
 def _open_board(folder: Path, console: Console) -> Iterator[Any]:
-    """Open a TensorBoard log; without tensorboardX, say so and give None."""
+    """Open a TensorBoard log; without tensorboardX, print a hint and yield None."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
