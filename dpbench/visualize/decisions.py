@@ -1,4 +1,4 @@
-"""What methods keep of one image: the decisions behind `dpbench visualize`, ready to be drawn.
+"""What methods keep of one image: the decisions that `dpbench visualize` draws.
 
 Shape letters: N visual tokens of the image, K kept ones, H and W pixels of the picture.
 """
@@ -28,14 +28,14 @@ from dpbench.tasks.data.images import refuse_truncated_images
 from dpbench.visualize.picture import Kept, Sheet, check_out, parse_rows, write
 
 SAMPLE = "picture"
-"""Names the sample that a method's randomness is seeded by."""
+"""The sample name from which a method's randomness is seeded."""
 
 
 def read_image(path: Path) -> Image.Image:
-    """Return an image file as RGB, upright where EXIF says it is not: as benchmarks' images are read.
+    """Return an image file as RGB, rotated as EXIF says, like the images of benchmarks.
 
     Raises:
-        ConfigError: it does not exist, or is a folder, empty, cut off or not an image.
+        ConfigError: the file does not exist, or is a folder, empty, truncated or not an image.
     """
     if not path.exists():
         raise ConfigError(f"IMAGE: there is no file {path}; give an image file")
@@ -43,7 +43,7 @@ def read_image(path: Path) -> Image.Image:
         raise ConfigError(f"IMAGE: {path} is a folder; give an image file")
     try:
         if path.stat().st_size == 0:
-            raise ConfigError(f"IMAGE: {path} is empty (0 bytes); give a whole image file")
+            raise ConfigError(f"IMAGE: {path} is empty (0 bytes); give a complete image file")
         with refuse_truncated_images(), Image.open(path) as opened:
             return ImageOps.exif_transpose(opened).convert("RGB")
     except UnidentifiedImageError:
@@ -51,7 +51,7 @@ def read_image(path: Path) -> Image.Image:
             f"IMAGE: {path} is not an image that Pillow can read; give a PNG, JPEG or WebP file"
         ) from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ConfigError(f"IMAGE: {path} cannot be read ({error}); give a whole image file") from None
+        raise ConfigError(f"IMAGE: {path} cannot be read ({error}); give a complete image file") from None
 
 
 def decide(
@@ -64,10 +64,10 @@ def decide(
         image: RGB.
         names: of registered methods.
         rule: the budget.
-        question: what methods that read it are asked.
+        question: prompt for methods that read it.
 
     Raises:
-        ConfigError: an unknown method, or a budget out of its reach.
+        ConfigError: a method is unknown or cannot reach the budget.
         UnsupportedError: the backbone lacks what a method reads.
     """
     return [entry for name in names for entry in _decide_one(backbone, image, name, rule, question)]
@@ -82,76 +82,78 @@ def _decide_one(
     (features,) = backbone.encode(prompt.pixels, method.needs(backbone.provides))
     generators = [decision.image_generator(0, SAMPLE, 0)]
     spliced = pruned_prompt.splice(backbone, method, prompt, [features], generators, rule)
-    sheet = sheet_of(backbone, image, prompt, features)
+    sheet = build_sheet(backbone, image, prompt, features)
     (before,) = spliced.kept
     if not spliced.cuts:
         all_tokens = torch.arange(len(features.embeds_ND))
-        yield _decision(f"{name}\n", sheet, features, before, all_tokens, num_mixed(backbone, features, before))
+        yield _build_decision(f"{name}\n", sheet, features, before, all_tokens, count_mixed(backbone, features, before))
         return
     (rows,) = spliced.tokens
     with forward.prune(backbone, method, [spliced]):
         batch = forward.collate([spliced])
         backbone.logits(batch.embeds_BLD, None, batch.positions_PBL, last=True)
     for cut, reduction in zip(spliced.cuts, selected, strict=True):
-        chosen = reduction.indices_K.cpu()
-        merged = int((chosen < 0).sum())
-        yield _decision(f"{name}\nbefore layer {cut.layer}: ", sheet, features, reduction, rows, merged)
-        rows = torch.where(chosen < 0, -1, rows[chosen.clamp(min=0)])
+        indices = reduction.indices_K.cpu()
+        merged = int((indices < 0).sum())
+        yield _build_decision(f"{name}\nbefore layer {cut.layer}: ", sheet, features, reduction, rows, merged)
+        rows = torch.where(indices < 0, -1, rows[indices.clamp(min=0)])
 
 
 def record_selections(method: Method) -> tuple[Method, list[Reduction]]:
-    """Return a copy of a bound method, and a list to which the copy adds what it selects inside the LLM."""
+    """Return a copy of a bound method, and a list to which the copy appends its selections inside the LLM."""
     copied, selected = copy.copy(method), list[Reduction]()
 
     def select(view: Any) -> Reduction:
         selected.append(method.select(view))
         return selected[-1]
 
-    # A subclass or a wrapper could not stand in: the engine and a method's own functions read fields and class
-    # attributes of the method itself. The copy is ours alone, so the frozen original stays as it was.
+    # A subclass or wrapper would not do: the engine and the method's own functions read its fields and class
+    # attributes. Nobody else has the copy, so setting an attribute leaves the frozen original unchanged.
     object.__setattr__(copied, "select", select)
     return copied, selected
 
 
-def num_mixed(backbone: Backbone, features: Features, reduction: Reduction) -> int:
-    """Return how many rows are not the very embedding of a token: means, CLS, padding."""
-    rows, index = (
+def count_mixed(backbone: Backbone, features: Features, reduction: Reduction) -> int:
+    """Return how many rows are not exactly one token's embedding: means, CLS, padding."""
+    rows, indices = (
         pruned_prompt.compute_rows(backbone, features, reduction),
         reduction.indices_K.to(features.embeds_ND.device),
     )
-    plain = (rows - features.embeds_ND[index.clamp(min=0)]).abs().amax(-1) <= 1e-4 * rows.abs().amax()
-    return int((~plain | (index < 0)).sum())
+    plain = (rows - features.embeds_ND[indices.clamp(min=0)]).abs().amax(-1) <= 1e-4 * rows.abs().amax()
+    return int((~plain | (indices < 0)).sum())
 
 
-def _decision(title: str, sheet: Sheet, features: Features, reduction: Reduction, alive: Tensor, mixed: int) -> Kept:
-    """Return one decision in the image's own tokens.
+def _build_decision(
+    title: str, sheet: Sheet, features: Features, reduction: Reduction, remaining: Tensor, mixed: int
+) -> Kept:
+    """Return one decision, with indices that refer to all tokens of the image.
 
     Args:
         title: method and place.
-        sheet: where each token is.
+        sheet: the position of each token.
         features: of the image.
-        reduction: indices and scores among the tokens alive.
-        alive: which token each of them is, int64.
-        mixed: how many rows are no single token.
+        reduction: indices into the remaining tokens, and their scores.
+        remaining: token of the image behind each of them, int64; -1 for a merged row.
+        mixed: number of rows that are not a single token.
     """
-    chosen = reduction.indices_K.cpu()
-    tokens = alive[chosen[chosen >= 0]].unique()
+    indices = reduction.indices_K.cpu()
+    tokens = remaining[indices[indices >= 0]].unique()
     scores_N = np.full(len(features.embeds_ND), np.nan)
-    if reduction.scores_N is not None and len(reduction.scores_N) == len(alive):
-        scores_N[alive.numpy()] = reduction.scores_N.double().cpu().numpy()
+    if reduction.scores_N is not None and len(reduction.scores_N) == len(remaining):
+        scores_N[remaining.numpy()] = reduction.scores_N.double().cpu().numpy()
     unit = torch.nn.functional.normalize(features.embeds_ND.float(), dim=-1).cpu().numpy()
-    heading = f"{title}{len(chosen)} of {len(features.embeds_ND)}{f', {mixed} mixed' if mixed else ''}"
+    heading = f"{title}{len(indices)} of {len(features.embeds_ND)}{f', {mixed} mixed' if mixed else ''}"
     return Kept(heading, sheet, tokens[tokens >= 0].numpy(), scores_N, unit)
 
 
-def sheet_of(backbone: Backbone, image: Image.Image, prompt: Prompt, features: Features) -> Sheet:
-    """Return the picture of what the tower sees, and where each token's patch is in it.
+def build_sheet(backbone: Backbone, image: Image.Image, prompt: Prompt, features: Features) -> Sheet:
+    """Return the picture that the tower sees, with the position of each token's patch.
 
-    AnyRes: the base view, and beside it the tiles as the one map the LLM reads; patches of padding are in neither.
+    AnyRes: the base view, and next to it the tiles as the single map that the LLM reads; padding is not drawn.
     """
     (pixels,) = prompt.pixels
     places = [part.cpu().numpy() for part in (features.view_N, features.row_N, features.col_N)]
-    views = _views(backbone, image, pixels, int(places[1].max()) + 1, int(places[2].max()) + 1)
+    views = _load_views(backbone, image, pixels, int(places[1].max()) + 1, int(places[2].max()) + 1)
     cell = views[0].shape[0] // (int(places[1].max()) + 1)
     row_N, col_N, gap = *_map_places(features, places), cell
     tiles = places[0] > 0
@@ -166,19 +168,21 @@ def sheet_of(backbone: Backbone, image: Image.Image, prompt: Prompt, features: F
     return Sheet(canvas, np.stack([x_N, y_N], axis=1), cell)
 
 
-def _views(backbone: Backbone, image: Image.Image, pixels: Pixels, rows: int, cols: int) -> list[NDArray[np.uint8]]:
+def _load_views(
+    backbone: Backbone, image: Image.Image, pixels: Pixels, rows: int, cols: int
+) -> list[NDArray[np.uint8]]:
     """Return every view, (H, W, 3); native-resolution towers have patches only, so there the image is resized."""
     values, processor = pixels.values.float().cpu(), backbone.processor.image_processor
     if values.ndim == 2:
         step = max(image.height // rows, 1)
         return [np.asarray(image.resize((cols * step, rows * step)))]
     mean, std = (torch.tensor(part).view(3, 1, 1) for part in (processor.image_mean, processor.image_std))
-    seen = ((values * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
-    return [part.permute(1, 2, 0).numpy() for part in (seen if seen.ndim == 4 else seen[None])]
+    visible = ((values * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+    return [part.permute(1, 2, 0).numpy() for part in (visible if visible.ndim == 4 else visible[None])]
 
 
 def _map_places(features: Features, places: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return row and column of each token in its map: the base view, or all tiles as one; -1 where it is not read."""
+    """Return row and column of each token in its map (the base view, or all tiles together); -1 if it is not read."""
     view_N, row_N, col_N = (part.copy() for part in places)
     slot_N = features.slot_N.numpy()
     tiles = np.flatnonzero((view_N > 0) & (slot_N >= 0))
@@ -198,10 +202,10 @@ class Request:
     Attributes:
         image: a file.
         methods: names.
-        out: the picture; its suffix says what kind.
+        out: the picture; its suffix gives the format.
         backbone: its name.
         budget: as requested.
-        question: what methods that read it are asked.
+        question: prompt for methods that read it.
         show: rows of the picture, of `picture.ROWS`; empty for all.
         weights: folder or hub repository in place of the default.
         revision: of a hub repository.
@@ -223,24 +227,24 @@ class Request:
 
 
 def _check(request: Request) -> None:
-    """Refuse unknown methods and a budget that is missing or more than the image has.
+    """Refuse unknown methods, and a budget that is missing or above the image's number of tokens.
 
     Raises:
-        ConfigError: names the first of them.
+        ConfigError: the message names the first of them.
     """
     if not request.methods:
         raise ConfigError("--method is missing; name one or several, as in --method random,diffprune")
     for name in request.methods:
         registry.find(name)
-    most, keep = backbones.find(request.backbone).num_visual, request.budget.keep
+    num_visual, keep = backbones.find(request.backbone).num_visual, request.budget.keep
     if request.budget.keeps_all and any(name != "none" for name in request.methods):
         raise ConfigError("the methods need a budget; give --keep K or --prune-rate R")
-    if keep is not None and most is not None and keep > most:
-        raise ConfigError(f"--keep: {keep} is more than the {most} visual tokens of {request.backbone}")
+    if keep is not None and num_visual is not None and keep > num_visual:
+        raise ConfigError(f"--keep: {keep} is more than the {num_visual} visual tokens of {request.backbone}")
 
 
 def draw(request: Request) -> str:
-    """Draw what methods keep of an image, and return a line that says where the picture is.
+    """Draw what methods keep of an image, and return a line with the path of the picture.
 
     Raises:
         ConfigError: a part of the request is wrong.

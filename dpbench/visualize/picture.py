@@ -1,4 +1,4 @@
-"""The picture of `dpbench visualize`: what methods keep of one image, side by side (Figure 5 of the DiffPrune paper).
+"""The picture of `dpbench visualize`: what methods keep of one image, side by side; Figure 5 of the DiffPrune paper.
 
 N visual tokens of the image, K kept ones, H and W pixels of the picture. No torch.
 """
@@ -60,9 +60,9 @@ class Kept:
     """One decision on one image.
 
     Attributes:
-        title: method, place and counts.
+        title: method, layer of the cut and counts.
         sheet: the image.
-        tokens_K: the kept tokens, rising; what is merged into others is not here.
+        tokens_K: the kept tokens in ascending order, without those that are merged into others.
         scores_N: the ranking behind the choice, NaN where there is none.
         unit_ND: every token after the projector, at length 1.
     """
@@ -90,7 +90,7 @@ class Kept:
 
     @cached_property
     def similarity(self) -> NDArray[np.float32]:
-        """Return cosines between the kept and then the dropped tokens, best score first, both ways."""
+        """Return the cosines between all kept and dropped tokens: kept ones first, in both by falling score."""
         top = self.tokens_K
         if self.has_scores and np.isfinite(self.scores_N[top]).all():
             top = top[np.argsort(-self.scores_N[top], kind="stable")]
@@ -112,10 +112,10 @@ def parse_rows(requested: Sequence[str]) -> tuple[str, ...]:
 
 
 def write(decisions: Sequence[Kept], rows: Sequence[str], out: Path) -> None:
-    """Draw decisions side by side and write them as out's suffix says.
+    """Draw decisions side by side and write them in the format of out's suffix.
 
     Raises:
-        ConfigError: the suffix is not a picture's, or the file cannot be written.
+        ConfigError: the suffix is not that of a picture, or the file cannot be written.
     """
     check_out(out)
     with style():
@@ -126,10 +126,10 @@ def write(decisions: Sequence[Kept], rows: Sequence[str], out: Path) -> None:
 
 
 def check_out(out: Path) -> None:
-    """Refuse a file that a picture cannot be written to, before a model is loaded.
+    """Refuse a path that a picture cannot be written to, before a model is loaded.
 
     Raises:
-        ConfigError: its suffix is not a picture's, it is a folder, or its folder cannot be written to.
+        ConfigError: its suffix is not that of a picture, it is a folder, or its parent folder cannot be written to.
     """
     if out.suffix[1:].lower() not in FORMATS or out.is_dir():
         raise ConfigError(f"--out: {out} is not the name of a picture; give one that ends in .png, .pdf or .svg")
@@ -137,51 +137,51 @@ def check_out(out: Path) -> None:
 
 
 def draw(decisions: Sequence[Kept], rows: Sequence[str]) -> Figure:
-    """Return the picture: a column per decision, a row per kind; rows that no method can fill are left out."""
+    """Return the picture: a column per decision, a row per kind; rows that no method can fill are dropped."""
     rows = [row for row in rows if row in ("kept", "similarity") or any(decision.has_scores for decision in decisions)]
     height, width, _ = decisions[0].sheet.picture.shape
     aspect = {row: 1.0 if row == "similarity" else height / width for row in rows}
-    wide = _WIDTH * max(1.0, width / height)
-    figure = Figure(figsize=(0.5 + wide * len(decisions), 0.5 + sum(wide * ratio for ratio in aspect.values())))
+    width_in = _WIDTH * max(1.0, width / height)
+    figure = Figure(figsize=(0.5 + width_in * len(decisions), 0.5 + sum(width_in * ratio for ratio in aspect.values())))
     grid = figure.subplots(len(rows), len(decisions), squeeze=False, height_ratios=list(aspect.values()))
     for row, panels in zip(rows, grid, strict=True):
-        _row(figure, row, list(panels), decisions)
+        _draw_row(figure, row, list(panels), decisions)
         panels[0].set_ylabel(_LABELS[row])
     for decision, axes in zip(decisions, grid[0], strict=True):
         axes.set_title(decision.title)
     return figure
 
 
-def _row(figure: Figure, row: str, panels: list[Axes], decisions: Sequence[Kept]) -> None:
-    least = min((float(decision.similarity.min(initial=1.0)) for decision in decisions), default=0.0)
+def _draw_row(figure: Figure, row: str, panels: list[Axes], decisions: Sequence[Kept]) -> None:
+    lowest = min((float(decision.similarity.min(initial=1.0)) for decision in decisions), default=0.0)
     for axes, decision in zip(panels, decisions, strict=True):
         axes.set(xticks=[], yticks=[])
         axes.grid(visible=False)
         for spine in axes.spines.values():
             spine.set_visible(False)
         if row == "similarity":
-            _similarity(axes, decision, least)
+            _draw_similarity(axes, decision, lowest)
         elif row == "kept" or decision.has_scores:
-            axes.imshow(_picture(row, decision), interpolation="nearest")
+            axes.imshow(_render_tokens(row, decision), interpolation="nearest")
         else:
             axes.text(0.5, 0.5, "no scores", ha="center", va="center", transform=axes.transAxes, color="#777777")
     if row == "scores":
         bar = figure.colorbar(ScalarMappable(Normalize(0, 1), "viridis"), ax=panels, fraction=0.02, pad=0.01)
         bar.set_ticks([0, 1], labels=["lowest", "highest"])
     if row == "similarity":
-        figure.colorbar(ScalarMappable(Normalize(least, 1), "magma"), ax=panels, fraction=0.02, pad=0.01)
+        figure.colorbar(ScalarMappable(Normalize(lowest, 1), "magma"), ax=panels, fraction=0.02, pad=0.01)
 
 
-def _picture(row: str, decision: Kept) -> NDArray[np.uint8]:
-    """Return the image with what is not shown darkened, or under its scores."""
-    picture, alive = decision.sheet.picture.astype(float), np.zeros(len(decision.scores_N))
+def _render_tokens(row: str, decision: Kept) -> NDArray[np.uint8]:
+    """Return the image with the tokens that are not shown darkened, or coloured by score."""
+    picture, brightness_N = decision.sheet.picture.astype(float), np.zeros(len(decision.scores_N))
     if row == "scores":
         heat = colormaps["viridis"](decision.sheet.paint(_ranks(decision.scores_N), np.nan))[..., :3] * 255
         is_scored = np.isfinite(decision.sheet.paint(decision.scores_N, np.nan))[..., None]
         grey = picture.mean(-1, keepdims=True)
         return np.where(is_scored, 0.75 * heat + 0.25 * grey, _shade(decision.sheet, picture)).astype(np.uint8)
-    alive[decision.tokens_K if row == "kept" else decision.dropped_K] = 1
-    return (picture * decision.sheet.paint(_DARK + (1 - _DARK) * alive, 1.0)[..., None]).astype(np.uint8)
+    brightness_N[decision.tokens_K if row == "kept" else decision.dropped_K] = 1
+    return (picture * decision.sheet.paint(_DARK + (1 - _DARK) * brightness_N, 1.0)[..., None]).astype(np.uint8)
 
 
 def _shade(sheet: Sheet, picture: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -190,31 +190,31 @@ def _shade(sheet: Sheet, picture: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _ranks(scores_N: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the share of scored tokens that each one beats, 0-1: scores of all methods on one scale."""
+    """Return for each token the share of scored tokens that it beats, 0-1: one scale for the scores of all methods."""
     ranks, scored = np.full(len(scores_N), np.nan), np.flatnonzero(np.isfinite(scores_N))
     ranks[scored[np.argsort(scores_N[scored], kind="stable")]] = np.linspace(0, 1, len(scored))
     return ranks
 
 
-def _similarity(axes: Axes, decision: Kept, least: float) -> None:
-    """Draw the matrix, its border between kept and dropped, and the mean cosine inside either block."""
+def _draw_similarity(axes: Axes, decision: Kept, lowest: float) -> None:
+    """Draw the matrix, the border between kept and dropped tokens, and the mean cosine inside both blocks."""
     count, matrix = len(decision.tokens_K), decision.similarity
     if not len(matrix):
         axes.text(
             0.5, 0.5, "nothing kept to compare", ha="center", va="center", transform=axes.transAxes, color="#777777"
         )
         return
-    axes.imshow(matrix, cmap="magma", vmin=least, vmax=1, interpolation="nearest")
+    axes.imshow(matrix, cmap="magma", vmin=lowest, vmax=1, interpolation="nearest")
     axes.axhline(count - 0.5, color="white", linewidth=1)
     axes.axvline(count - 0.5, color="white", linewidth=1)
     blocks = (
         ("kept", matrix[:count, :count]),
         ("lowest" if decision.has_scores else "dropped", matrix[count:, count:]),
     )
-    parts = [f"{name} {_mean_beside_diagonal(block):.2f}" for name, block in blocks if len(block) > 1]
+    parts = [f"{name} {_mean_off_diagonal(block):.2f}" for name, block in blocks if len(block) > 1]
     axes.set_xlabel("  |  ".join(parts), fontsize=7.5)
 
 
-def _mean_beside_diagonal(block: NDArray[np.float32]) -> float:
+def _mean_off_diagonal(block: NDArray[np.float32]) -> float:
     size = len(block)
     return float((block.sum() - np.trace(block)) / (size * (size - 1)))

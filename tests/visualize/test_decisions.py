@@ -147,8 +147,8 @@ def bad(tmp_path: Path, picture: Picture) -> Path:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("empty.png", r"is empty \(0 bytes\); give a whole image"),
-        ("cut.png", r"cannot be read \(.*truncated.*\); give a whole image"),
+        ("empty.png", r"is empty \(0 bytes\); give a complete image"),
+        ("cut.png", r"cannot be read \(.*truncated.*\); give a complete image"),
         ("text.png", "is not an image that Pillow can read; give a PNG"),
         ("", "is a folder; give an image file"),
         ("missing.png", "there is no file .*missing.png; give an image file"),

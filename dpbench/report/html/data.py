@@ -1,4 +1,4 @@
-"""What the page's template and script are given: tables as flat rows, chart traces, records with their commands."""
+"""Data for the page's template and script: tables as flat rows, chart traces, records with their commands."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from dpbench.storage.record import Profile, Record
 
 
 def flat_table(section: Section, comparison: Comparison | None = None, heading: str = "") -> dict[str, Any]:
-    """Return a table for the template: each row knows its group, its method's colour and its cells' records.
+    """Return a table for the template; its rows have their group, the method's colour and the records of their cells.
 
     Args:
         section: any table.
-        comparison: whose rows the section's are, in order; then scores lead to their records.
-        heading: in place of the section's own.
+        comparison: has the same rows in the same order; then scores link to their records.
+        heading: replaces the section's heading.
     """
     keys = iter(comparison.rows if comparison else ())
     rows, groups = [], []
@@ -44,7 +44,7 @@ def flat_table(section: Section, comparison: Comparison | None = None, heading: 
 
 
 def _short_heading(group: str) -> str:
-    """Return the first words of a budget's heading, for rows that were sorted away from it."""
+    """Return the first words of a budget's heading, for rows that sorting moved away from it."""
     return re.split(r"[,(]| visual", group)[0].strip()
 
 
@@ -63,7 +63,7 @@ def _row(
 
 
 def _colour(columns: Sequence[str], row: Row) -> str:
-    """Return the colour of a row's method, or nothing where its first cell names none."""
+    """Return the colour of a row's method; empty if the first cell is not a method."""
     name = row.cells[0].text.split(" ")[0]
     return look(name).colour if columns[0] == "Method" and name in registry.methods() else ""
 
@@ -82,13 +82,13 @@ def _front(points: Sequence[Point]) -> list[list[float]]:
 def _series(points: Sequence[Point]) -> list[dict[str, Any]]:
     traces = []
     for label, series in by_label(points).items():
-        seen = look(series[0].method)
+        style = look(series[0].method)
         traces.append(
             {
                 "label": label,
-                "colour": seen.colour,
-                "symbol": PLOTLY_MARKERS[seen.marker],
-                "dash": PLOTLY_DASHES[seen.dash],
+                "colour": style.colour,
+                "symbol": PLOTLY_MARKERS[style.marker],
+                "dash": PLOTLY_DASHES[style.dash],
                 "points": [[point.at, point.value, point.low, point.high, point.budget] for point in series],
             }
         )
@@ -96,7 +96,7 @@ def _series(points: Sequence[Point]) -> list[dict[str, Any]]:
 
 
 def records(loaded: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return every record with the command that makes it again, for the table of records and the dialog."""
+    """Return every record with the command that reruns it, for the table of records and the dialog."""
     return [_record(record, run) for run in loaded for record in run.records]
 
 
@@ -121,7 +121,7 @@ def _record(record: Record, run: Run) -> dict[str, Any]:
 
 
 def environments(records: Iterable[Record], profiles: Iterable[Profile]) -> list[dict[str, Any]]:
-    """Return each different environment once, flat, with how many records and profiles were made in it."""
+    """Return the distinct environments as flat facts, with the number of their records and profiles."""
     entries: dict[str, dict[str, Any]] = {}
     facts_by_kind: list[tuple[str, dict[str, str]]] = [
         *(("records", _flat({**record.environment, "versions": record.versions})) for record in records),

@@ -31,9 +31,9 @@ class Document:
     """One sample.
 
     Attributes:
-        question: with its options, a line each.
-        truth: the answer, or those that people gave with how many did.
-        image: the file's bytes.
+        question: the text, with one line per option.
+        truth: the answer, or the most frequent answers of people with their counts.
+        image: bytes of the image file.
     """
 
     question: str
@@ -42,19 +42,19 @@ class Document:
 
     @property
     def image_hash(self) -> str:
-        """Return what the journal calls the image."""
+        """Return the name of the image in journals."""
         return sha256(self.image).hexdigest()[:16]
 
 
 class Table:
-    """The parquet files of a split as one table whose rows are read when asked for."""
+    """The parquet files of a split as one table whose rows are read on demand."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._files = [pq.ParquetFile(path) for path in paths]
         self.names: list[str] = self._files[0].schema_arrow.names
-        metas = [(file, group) for file in self._files for group in range(file.num_row_groups)]
-        self._groups = metas
-        self._starts: list[int] = [0, *accumulate(file.metadata.row_group(group).num_rows for file, group in metas)]
+        self._groups = [(file, group) for file in self._files for group in range(file.num_row_groups)]
+        sizes = (file.metadata.row_group(group).num_rows for file, group in self._groups)
+        self._starts: list[int] = [0, *accumulate(sizes)]
         self._read = lru_cache(maxsize=32)(self._read_group)
 
     def __len__(self) -> int:
@@ -62,7 +62,7 @@ class Table:
         return self._starts[-1]
 
     def group(self, row: int) -> int:
-        """Return which row group holds a row."""
+        """Return the row group of a row."""
         return bisect_right(self._starts, row) - 1
 
     def value(self, row: int, column: str) -> Any:
@@ -71,7 +71,7 @@ class Table:
         return self._read(group, column)[row - self._starts[group]].as_py()
 
     def column(self, name: str) -> list[Any]:
-        """Return a whole column of short values."""
+        """Return all values of a column; for columns of short values."""
         return [value for file in self._files for value in file.read(columns=[name]).column(0).to_pylist()]
 
     def _read_group(self, group: int, column: str) -> pa.ChunkedArray:
@@ -80,10 +80,10 @@ class Table:
 
 
 class Documents:
-    """A benchmark's samples by the number the journal gives them.
+    """A benchmark's samples by their number in journals.
 
     Raises:
-        MissingError: its data is not there, or its samples are numbered in a way only lmms-eval knows.
+        MissingError: the data is missing, or only lmms-eval knows how the samples are numbered.
     """
 
     def __init__(self, task: str, data_root: Path | None) -> None:
@@ -95,7 +95,7 @@ class Documents:
 
     @cached_property
     def rows(self) -> Sequence[int]:
-        """Return the row of each sample; SEED-Bench's videos have no number."""
+        """Return the row of each sample; SEED-Bench's videos are not samples."""
         if self.task.repository != "SEED-Bench":
             return range(len(self.table))
         return [row for row, kind in enumerate(self.table.column("data_type")) if kind == "image"]
@@ -105,7 +105,7 @@ class Documents:
         return {name: row for row, name in enumerate(self._images.column("id"))} if self._images else {}
 
     def group(self, doc_id: int) -> int:
-        """Return which row group holds a sample."""
+        """Return the row group of a sample."""
         return self.table.group(self.rows[doc_id])
 
     def document(self, doc_id: int) -> Document | None:
@@ -127,7 +127,7 @@ class Documents:
 
 
 def question(task: tasks.Task, texts: Mapping[str, Any]) -> str:
-    """Return a question with hint and options, as far as the benchmark has them."""
+    """Return a question with its hint and options, if the benchmark has them."""
     names = _CHOICES.get(task.repository, ())
     options = texts.get("choices") or [texts[name] for name in names if _has_text(texts.get(name))]
     lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
@@ -136,7 +136,7 @@ def question(task: tasks.Task, texts: Mapping[str, Any]) -> str:
 
 
 def _has_text(text: Any) -> bool:
-    """Return True if a column holds a text; MMBench writes nan for an empty one."""
+    """Return True if a column has a text; MMBench writes nan for an empty one."""
     return text is not None and str(text).strip() not in ("", "nan")
 
 

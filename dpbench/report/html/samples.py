@@ -34,19 +34,19 @@ _TOGETHER = 4
 """Row groups that samples are taken from in turns; reading one image reads and caches its whole group."""
 
 Answers = Mapping[RowKey, Answer]
-"""What each row answered to one sample."""
+"""The answer of each row to one sample."""
 
 
 @dataclass(frozen=True, slots=True)
 class Browser:
-    """What the page's browser shows.
+    """The samples that the page shows.
 
     Attributes:
         rows: labels of the rows that answered, in the table's order.
         images: data URIs.
         samples: one mapping per sample, as the page's script reads it.
-        note: how many of how many are shown, or why there are none.
-        fit: how the patches lie on the image: centre, stretch (the base view) or whole; see `thumbnail`.
+        note: how many of the samples are shown, or why none are.
+        fit: how the image was fitted to the tower: centre, stretch (the base view) or whole; see `thumbnail`.
     """
 
     rows: tuple[str, ...]
@@ -57,17 +57,17 @@ class Browser:
 
 
 def browser(comparison: Comparison, data_root: Path | None, budget: float) -> Browser:
-    """Collect a comparison's samples, the budget shared equally by its benchmarks.
+    """Collect a comparison's samples; its benchmarks share the budget equally.
 
     Args:
-        comparison: whose journals lie in its run folders.
-        data_root: where the benchmarks' data lies; None for the hub's cache.
+        comparison: its journals are in its run folders.
+        data_root: folder of the benchmarks' data; None for the hub's cache.
         budget: bytes that images and answers may take.
 
     Raises:
         RecordError: a journal cannot be read.
     """
-    paths = {task: _journals(comparison, task) for task in comparison.tasks}
+    paths = {task: _find_journals(comparison, task) for task in comparison.tasks}
     rows = [key for key in comparison.rows if any(key in journals for journals in paths.values())]
     if not rows:
         return Browser((), (), (), NO_JOURNALS)
@@ -77,11 +77,11 @@ def browser(comparison: Comparison, data_root: Path | None, budget: float) -> Br
         try:
             shelf.add(task, journals, Documents(task, data_root), part=1 / (len(answered) - number))
         except MissingError as error:
-            missing.append(f"Left out: {error}.")
+            missing.append(f"Not shown: {error}.")
     total = sum(next(iter(journals.values())).read_bytes().count(b"\n") for journals in answered.values())
-    mixed = _alternate_tasks(shelf.samples)
-    note = " ".join([f"{len(mixed):,} of {total:,} samples.", *shelf.notes(), *missing])
-    return Browser(tuple(map(row_label, rows)), tuple(shelf.images), mixed, note, shelf.fit)
+    alternating = _alternate_tasks(shelf.samples)
+    note = " ".join([f"{len(alternating):,} of {total:,} samples.", *shelf.notes(), *missing])
+    return Browser(tuple(map(row_label, rows)), tuple(shelf.images), alternating, note, shelf.fit)
 
 
 def default_root(backbone: str) -> Path | None:
@@ -97,24 +97,24 @@ def row_label(key: RowKey) -> str:
 
 
 def _alternate_tasks(samples: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
-    """Return samples so that the benchmarks take turns."""
+    """Return samples in an order in which the benchmarks alternate."""
     by_task: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for sample in samples:
         by_task[sample["task"]].append(sample)
     return tuple(sample for turn in zip_longest(*by_task.values()) for sample in turn if sample is not None)
 
 
-def _journals(comparison: Comparison, task: str) -> dict[RowKey, Path]:
-    """Return the journal of each row on a benchmark; of several seeds the lowest."""
+def _find_journals(comparison: Comparison, task: str) -> dict[RowKey, Path]:
+    """Return the journal of each row on a benchmark; with several seeds, that of the lowest."""
     journals: dict[RowKey, Path] = {}
     for key in comparison.rows:
-        places = [
+        paths = [
             folder / "samples" / f"{record.cell_id}.jsonl"
             for record in comparison.of(key, task)
             for folder in comparison.folders
         ]
-        there = [path for path in places if path.is_file()]
-        journals |= {key: there[0]} if there else {}
+        existing = [path for path in paths if path.is_file()]
+        journals |= {key: existing[0]} if existing else {}
     return journals
 
 
@@ -131,9 +131,9 @@ class Shelf:
         self._places: dict[str, int] = {}
 
     def add(self, task: str, journals: Mapping[RowKey, Path], data: Documents, *, part: float) -> None:
-        """Add samples of one benchmark until a part of what is left of the budget is used up."""
+        """Add samples of one benchmark until they have used their part of the remaining budget."""
         floor = self.left * (1 - part)
-        for doc_id, answers in self._answers(journals, data, most=int(self.left * part / self._least())):
+        for doc_id, answers in self._answers(journals, data, most=int(self.left * part / self._least_bytes())):
             document = data.document(doc_id)
             if document is None or {answer.image_group for answer in answers.values()} != {document.image_hash}:
                 self.num_other += 1
@@ -149,14 +149,14 @@ class Shelf:
             self.left -= cost
             self.samples.append(sample)
 
-    def _least(self) -> int:
-        """Return a lower bound of a sample's bytes, which bounds how many are worth reading."""
+    def _least_bytes(self) -> int:
+        """Return a lower bound of a sample's bytes; it limits how many samples are read."""
         return 80 + 12 * len(self.rows)
 
     def _answers(
         self, journals: Mapping[RowKey, Path], data: Documents, *, most: int
     ) -> Iterator[tuple[int, dict[RowKey, Answer]]]:
-        """Yield samples in reading order, with each row's answer; only one journal is in memory at a time."""
+        """Yield samples in reading order, with the answers of all rows; only one journal is in memory at a time."""
         first = journal.Journal(next(iter(journals.values()))).answers.values()
         ids = sorted({answer.doc_id for answer in first})
         by_doc: dict[int, dict[RowKey, Answer]] = {doc_id: {} for doc_id in _reading_order(ids, data)[:most]}
@@ -172,7 +172,7 @@ class Shelf:
             self.images.append(uri)
 
     def _sample(self, task: str, doc_id: int, answers: Answers, document: Document, place: int) -> dict[str, Any]:
-        answered = [_answer_fields(task, answers[key]) if key in answers else None for key in self.rows]
+        rows = [_answer_fields(task, answers[key]) if key in answers else None for key in self.rows]
         title = tasks.ALL[task].title
         return {
             "task": title,
@@ -180,15 +180,15 @@ class Shelf:
             "image": place,
             "question": document.question,
             "truth": document.truth,
-            "rows": answered,
+            "rows": rows,
         }
 
     def notes(self) -> Iterator[str]:
-        """Yield what a reader must know about the selection."""
+        """Yield notes on the selection of samples."""
         if self.num_other:
-            yield f"{self.num_other:,} were passed over: the data root's images are not those that were answered."
+            yield f"{self.num_other:,} were skipped: the data root has other images than those that were answered."
         if self.fit == "stretch":
-            yield "Kept patches are drawn on the base view, tiles are not shown."
+            yield "Kept patches are drawn on the base view; tiles are not shown."
 
 
 def _answer_fields(task: str, answer: Answer) -> list[Any]:
@@ -199,9 +199,9 @@ def _answer_fields(task: str, answer: Answer) -> list[Any]:
 
 
 def points(task: str, scores: Mapping[str, Any]) -> float | None:
-    """Return what one sample earned by itself, 0-1, or None where it was not scored.
+    """Return the points of a single sample, 0-1, or None if it was not scored.
 
-    MME's pairs and MMBench's circles, which only count together, are here one by one.
+    MME and MMBench score samples in groups; here each sample counts by itself.
     """
     scored = scores.get(tasks.ALL[task].metric or "")
     if not isinstance(scored, Mapping):
@@ -214,7 +214,7 @@ def points(task: str, scores: Mapping[str, Any]) -> float | None:
 
 
 def _reading_order(docs: Iterable[int], data: Documents) -> list[int]:
-    """Return the order to read samples in: from a few evenly spaced row groups in turns, then the next few."""
+    """Return the order to read samples in: a few evenly spaced row groups in turns, then the next few."""
     groups: dict[int, list[int]] = defaultdict(list)
     for doc_id in docs:
         groups[data.group(doc_id)].append(doc_id)
@@ -225,11 +225,11 @@ def _reading_order(docs: Iterable[int], data: Documents) -> list[int]:
 
 
 def thumbnail(data: bytes, fit: str) -> str:
-    """Return an image, small, as a data URI, showing what the tower sees.
+    """Return a small version of an image, cut to what the tower sees, as a data URI.
 
     Args:
         data: an image file.
-        fit: "centre" cuts out the middle square, "stretch" makes it square, "whole" leaves it.
+        fit: "centre" crops to the middle square, "stretch" resizes to a square, "whole" changes nothing.
     """
     with Image.open(io.BytesIO(data)) as opened:
         image = ImageOps.exif_transpose(opened).convert("RGB")

@@ -1,4 +1,4 @@
-"""What a comparison found, in three sentences made from its numbers."""
+"""The result of a comparison in three sentences."""
 
 from __future__ import annotations
 
@@ -11,38 +11,43 @@ from dpbench.report.tables.scores import RETENTION, scores_of
 
 
 def sentences(comparison: Comparison, intervals: Intervals) -> tuple[str, str, str]:
-    """Return what was compared, which method keeps most at the smallest budget, and what the differences are worth."""
-    return _compared(comparison), _best(comparison, intervals), _significance(comparison, intervals)
+    """Return what was compared, the best method at the smallest budget, and which differences are significant."""
+    return (
+        _describe_comparison(comparison),
+        _describe_best(comparison, intervals),
+        _describe_significance(comparison, intervals),
+    )
 
 
-def _compared(comparison: Comparison) -> str:
+def _describe_comparison(comparison: Comparison) -> str:
     methods = {(key.method, key.params) for key in comparison.rows}
     budgets = {key.budget for key in comparison.rows if not key.budget.keeps_all}
     tasks, none = comparison.tasks, comparison.find("none")
-    num_asked = _asked(comparison)
+    num_questions = _count_questions(comparison)
+    total = sum(num_questions.values())
     text = (
-        f"{_count(len(methods), 'method')} at {_count(len(budgets), 'budget')} answered {sum(num_asked.values()):,} "
-        f"questions of {_count(len(num_asked), 'benchmark')} on {comparison.cell['backbone']}"
+        f"{_count(len(methods), 'method')} at {_count(len(budgets), 'budget')} answered {total:,} "
+        f"questions of {_count(len(num_questions), 'benchmark')} on {comparison.cell['backbone']}"
     )
     if none is None or set(scores_of(comparison.rows[none])) != set(tasks):
-        return f"{text}; the unpruned model is not among them, so nothing can be said of retention."
+        return f"{text}; the unpruned model is not among them, so there is no retention."
     scores = scores_of(comparison.rows[none])
     return f"{text}, which unpruned scores {sum(scores.values()) / len(scores):.1f} of 100 on average."
 
 
-def _asked(comparison: Comparison) -> dict[str, int]:
-    """Return how many questions each benchmark asked, where it was answered at all."""
-    num_asked: dict[str, int] = {}
+def _count_questions(comparison: Comparison) -> dict[str, int]:
+    """Return the number of questions of every benchmark that was answered."""
+    num_questions: dict[str, int] = {}
     for record in comparison.records:
-        num_asked[record.cell["task"]] = max(record.num_samples, num_asked.get(record.cell["task"], 0))
-    return num_asked
+        num_questions[record.cell["task"]] = max(record.num_samples, num_questions.get(record.cell["task"], 0))
+    return num_questions
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _best(comparison: Comparison, intervals: Intervals) -> str:
+def _describe_best(comparison: Comparison, intervals: Intervals) -> str:
     averages = {key: value for key, value in retentions(comparison).items() if key.method != "none"}
     if not averages:
         return "No pruned method has a score on every benchmark yet, so none is ranked."
@@ -67,7 +72,7 @@ def _format_interval(ends: tuple[float, float] | None) -> str:
     return f" (95 % interval {ends[0]:.1f} to {ends[1]:.1f})" if ends else ""
 
 
-def _significance(comparison: Comparison, intervals: Intervals) -> str:
+def _describe_significance(comparison: Comparison, intervals: Intervals) -> str:
     against = intervals.corrected("random", of_retention=True)
     if not against:
         return "No retention has an interval here, so small differences may be noise."
@@ -89,16 +94,16 @@ def _significance(comparison: Comparison, intervals: Intervals) -> str:
 
 
 def cost_sentence(table: CostTable) -> str | None:
-    """Return which method is first to its first token, of those timed in turn with `none`; None where nothing is."""
+    """Return a sentence on the fastest method of those timed in turn with `none`; None if there is none."""
     none = next((cost for cost in table.costs if cost.method == "none" and cost.ttft_ms), None)
     in_turn = [cost for cost in table.costs if none and cost.started == none.started]
     timed = {cost.name: cost.ttft_ms for cost in in_turn if cost.ttft_ms}
     if none is None or len(timed) < 2:
         return None
-    name, least = min(timed.items(), key=lambda item: item[1])
+    name, fastest = min(timed.items(), key=lambda item: item[1])
     return (
-        f"{name} is first to its first token, {least:.1f} ms against {timed[none.name]:.1f} ms unpruned "
-        f"({timed[none.name] / least:.2f} times as fast; {table.heading})."
+        f"{name} is the fastest to the first token, {fastest:.1f} ms against {timed[none.name]:.1f} ms unpruned "
+        f"({timed[none.name] / fastest:.2f} times as fast; {table.heading})."
     )
 
 

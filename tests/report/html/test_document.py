@@ -132,7 +132,7 @@ def test_an_image_that_is_not_the_one_answered_is_not_shown(made_run: tuple[Path
     comparison = runs.comparisons([runs.load(made_run[0])])[0]
     shown = samples.browser(comparison, other, 1e6)
     assert sorted(each["doc"] for each in shown.samples) == [0, 1, 2, 4]
-    assert "1 were passed over" in shown.note
+    assert "1 were skipped" in shown.note
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_points_of_one_sample(task: str, scores: dict[str, Any], points: float |
 
 def test_no_data_and_no_journals_are_a_sentence_each(made_run: tuple[Path, Path], tmp_path: Path) -> None:
     html = document.render([made_run[0]], data_root=tmp_path)
-    assert "0 of 5 samples. Left out: task pope: no file matches" in unescape(html)
+    assert "0 of 5 samples. Not shown: task pope: no file matches" in unescape(html)
     bare = write_run(tmp_path / "bare", [make_record("none", None, "pope", 80.0)])
     assert "No samples: the run folder has no journals" in document.render([bare])
 
@@ -173,7 +173,7 @@ def test_a_page_of_profiles_alone(tmp_path: Path) -> None:
     for each in (make_profile("none", "all", (8,)), make_profile("grid", "16", (2,))):
         record.append(tmp_path / "profile.jsonl", each)
     html = unescape(document.render([tmp_path]))
-    assert "grid @ 16 is first to its first token, 2.0 ms against 8.0 ms unpruned (4.00 times as fast" in html
+    assert "grid @ 16 is the fastest to the first token, 2.0 ms against 8.0 ms unpruned (4.00 times as fast" in html
     assert "plotly.js v" not in html
 
 

@@ -154,5 +154,5 @@ def test_the_sentence_compares_what_was_timed_in_turn() -> None:
     rows = [make_profile("none", "all", [9.0], **now), make_profile("pool", "16", [3.0], **now)]
     (table,) = data.cost_tables([*rows, make_profile("grid", "16", [1.0], **then)])
     assert summary.cost_sentence(table).startswith(
-        "pool @ 16 is first to its first token, 3.0 ms against 9.0 ms unpruned (3.00 times as fast;"
+        "pool @ 16 is the fastest to the first token, 3.0 ms against 9.0 ms unpruned (3.00 times as fast;"
     )
