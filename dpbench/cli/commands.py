@@ -112,7 +112,7 @@ def merge(
     from dpbench.cli import arguments
     from dpbench.evaluation import merging
 
-    outcome = merging.merge(run, arguments.find_data_root(merging.manifest_of(run), data_root))
+    outcome = merging.merge(run, arguments.find_data_root(merging.load_run_manifest(run), data_root))
     typer.echo(messages.outcome(outcome, run), err=True)
     raise typer.Exit(0 if outcome.is_complete else 1)
 
@@ -210,8 +210,8 @@ def profile(
     wanted = profile_arguments.build_comparison(manifest, flags, name)
     asked = profile_arguments.build_settings(wanted, measured)
     if flops_only:
-        from dpbench.measure.flops_comparison import comparison_table
-        from dpbench.measure.flops_only import flops_table
+        from dpbench.measure.flops_comparison_table import comparison_table
+        from dpbench.measure.flops_table import flops_table
 
         typer.echo(comparison_table(wanted, asked) if verify else flops_table(wanted, asked))
         return

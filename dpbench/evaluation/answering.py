@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ActiveCell:
-    """A pending cell with its method bound, its journal open, and how many of its samples fit into memory at once."""
+    """A pending cell with its method bound, its journal open, and a limit on how many samples fit into memory."""
 
     cell: Cell
     method: Method
@@ -43,9 +43,9 @@ class ActiveCell:
         return decision.build_rule(self.cell)
 
     def unanswered(self, requests: Iterable[Request]) -> list[Request]:
-        """Return the requests that the journal holds no answer to."""
+        """Return the requests without an answer in the journal."""
         answered = self.journal.answers
-        return [r for r in requests if (r.task, r.doc_id, r.prompt_hash) not in answered]
+        return [request for request in requests if (request.task, request.doc_id, request.prompt_hash) not in answered]
 
 
 def open_cell(cell: Cell, backbone: Backbone, folder: Path, cache: FeatureCache, shard: Shard = WHOLE) -> ActiveCell:
@@ -53,14 +53,14 @@ def open_cell(cell: Cell, backbone: Backbone, folder: Path, cache: FeatureCache,
 
     Raises:
         UnsupportedError: the backbone lacks what the method reads.
-        ConfigError: the budget is out of the method's reach.
+        ConfigError: the method cannot reach the budget.
     """
     method = registry.load(cell.method, cell.params).bind(backbone)
     method.needs(backbone.provides)
     if backbone.num_visual is not None:
         budget = Budget(cell.budget.count(backbone.num_visual), cell.budget_kind)
         pruned_prompt.validate_cuts(method, backbone.num_visual, backbone.num_layers, budget)
-    return ActiveCell(cell, method, shard.journal(folder, cell.id), BatchLimiter(cache.clear), shard)
+    return ActiveCell(cell, method, shard.open_journal(folder, cell.id), BatchLimiter(cache.clear), shard)
 
 
 def needs_of(backbone: Backbone, cells: Iterable[ActiveCell]) -> frozenset[str]:
@@ -77,25 +77,25 @@ def answer(
     encoder: Encoder,
     failed: FailedCells | None = None,
 ) -> Iterator[tuple[int, str]]:
-    """Answer one task's samples for all its cells, batch by batch; yields how many were done and what is next.
+    """Answer one task's samples for all its cells, batch by batch; yields how many are done, and the cell's label.
 
-    A cell that fails keeps the answers of its earlier batches, and is not asked again.
+    A cell that fails keeps the answers of its earlier batches and is skipped from then on.
 
     Args:
         backbone: answers.
         group: the task's pending cells.
         built: scores single answers.
-        requests: what this process answers of the task.
+        requests: the task's requests that this process answers.
         batch_size: samples at once, or "auto".
         encoder: of the task's images.
-        failed: the run's failed cells; without it, a cell's error is raised.
+        failed: collects the cells that fail; None raises their errors.
     """
     size = answers.batch_size(batch_size, backbone.device.type)
     for batch, following in pairwise([*answers.split_into_batches(built, requests, size), []]):
         encoder.start_batch(*(_to_encode(group, part, failed) for part in (batch, following)))
         for active in group:
-            gave_up = failed is not None and active.cell in failed
-            todo = [] if gave_up else active.unanswered(batch)
+            is_given_up = failed is not None and active.cell in failed
+            todo = [] if is_given_up else active.unanswered(batch)
             yield len(batch) - len(todo), active.cell.label
             if todo:
                 with failed.catch(active.cell) if failed else nullcontext():
@@ -105,10 +105,12 @@ def answer(
 
 
 def _to_encode(group: Sequence[ActiveCell], requests: Sequence[Request], failed: FailedCells | None) -> list[Request]:
-    """Return the requests that some cell is still to answer with the image at its own size."""
-    asking = [a for a in group if not decision.has_resize(a.method) and not (failed and a.cell in failed)]
-    wanted = {id(request) for active in asking for request in active.unanswered(requests)}
-    return [request for request in requests if id(request) in wanted]
+    """Return the requests that some cell still has to answer with the image at its original size."""
+    readers = [
+        active for active in group if not decision.has_resize(active.method) and not (failed and active.cell in failed)
+    ]
+    pending = {id(request) for active in readers for request in active.unanswered(requests)}
+    return [request for request in requests if id(request) in pending]
 
 
 def _answer_cell(backbone: Backbone, active: ActiveCell, built: BuiltTask, samples: Sequence[Sample]) -> None:

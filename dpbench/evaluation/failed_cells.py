@@ -1,4 +1,4 @@
-"""Cells that fail while the others of a grid go on: which, and why."""
+"""Collects the cells of a grid that fail, so that the others can go on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dpbench.manifest.cell import Cell
 from dpbench.storage import files
 
 _MAX_REASON = 200
-"""Characters of a reason."""
+"""Characters of a reason that are shown."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
-"""What several processes answered becomes one run: journals are joined, finished cells scored and recorded."""
+"""Merge what several processes answered into one run: join journals, then score and record complete cells."""
 
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,75 +18,88 @@ from dpbench.storage import files
 from dpbench.storage.record import Record
 
 
-def manifest_of(folder: Path) -> Manifest:
-    """Return what a run folder is a run of.
+def load_run_manifest(folder: Path) -> Manifest:
+    """Load the manifest that a run left in its folder.
 
     Raises:
-        ConfigError: it is no run folder.
+        ConfigError: it is not the folder of a run.
     """
     path = folder / "manifest.yaml"
     if not path.is_file():
-        raise ConfigError(f"{folder}: there is no manifest.yaml, so it is no run's folder; give results/<run name>")
+        raise ConfigError(f"{folder}: there is no manifest.yaml, so it is not a run's folder; give results/<run name>")
     return load_manifest(path)
 
 
 def merge(folder: Path, data_root: Path | None) -> Outcome:
-    """Join the journals that shards left; score and record every cell whose samples are all answered.
+    """Join the journals that shards wrote; score and record every cell whose samples are all answered.
 
     Args:
         folder: of the run, `results/<run name>`.
-        data_root: where the benchmarks' data lies, or None for the hub's cache.
+        data_root: folder with the benchmarks' data, or None for the hub's cache.
 
     Raises:
-        ConfigError: it is no run folder, or a shard is still running.
-        MissingError: weights or data are not there.
-        StorageError: the disk is full or fails; what was written before is whole.
+        ConfigError: it is not the folder of a run, or a shard is still running.
+        MissingError: weights or data are missing.
+        StorageError: the disk is full or fails; everything written before is intact.
     """
-    manifest = manifest_of(folder)
+    manifest = load_run_manifest(folder)
     added: list[Record] = []
     unfinished = []
-    with files.explain_disk_errors(folder), sharding.turn(folder):
+    with files.explain_disk_errors(folder), sharding.hold_folder(folder):
         planned = plan(manifest, folder.parent, data_root)
-        built = runner.build_tasks(manifest, planned.pending, data_root)
+        built_tasks = runner.build_tasks(planned)
         for cell in planned.pending:
-            task = built[cell.task]
-            answered = AnsweredCell(cell, sharding.join(folder, cell.id), task.requests)
+            task = built_tasks[cell.task]
+            answered = AnsweredCell(cell, sharding.join_journals(folder, cell.id), task.requests)
             num_answers, num_requests = len(answered.answers), len(task.requests)
             if num_answers < num_requests:
                 unfinished.append((cell.label, num_answers, num_requests))
             else:
-                finished = finish(folder, answered, task, _environment(folder))
-                added += [finished] if finished else []
+                record = finish(folder, answered, task, _load_environment(folder))
+                added += [record] if record else []
         if added:
             tidy(folder)
     return Outcome(tuple(added), planned.done, tuple(unfinished))
 
 
-def _environment(folder: Path) -> dict[str, Any]:
-    """Return what the shards ran on, as the last of them left it."""
-    found: dict[str, Any] = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    return {name: value for name, value in found.items() if name != "versions"}
+def _load_environment(folder: Path) -> dict[str, Any]:
+    """Return the environment that the last shard wrote, without software versions, which a record holds apart."""
+    environment: dict[str, Any] = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    return {name: value for name, value in environment.items() if name != "versions"}
 
 
-def run(manifest: Manifest, out: Path, data_root: Path | None, shard: sharding.Shard, **settings: Any) -> Outcome:
-    """Run a manifest, or a shard of it; under a launcher, the first process merges what all have answered.
+def run(
+    manifest: Manifest,
+    out: Path,
+    data_root: Path | None,
+    shard: sharding.Shard,
+    *,
+    device: str,
+    feature_cache: int,
+    wait: bool,
+) -> Outcome:
+    """Run a manifest, or a shard of it; under a launcher, the first process merges the answers of all.
 
     Args:
         manifest: what to run.
         out: results go to `out/<manifest name>/`.
-        data_root: where the benchmarks' data lies, or None for the hub's cache.
+        data_root: folder with the benchmarks' data, or None for the hub's cache.
         shard: this process's part.
-        settings: as `dpbench.evaluation.runner.run` takes them.
+        device: "auto", "cpu" or "cuda".
+        feature_cache: bytes of encoded images to keep for later questions about them.
+        wait: wait for another process that holds this run's folder, instead of raising.
 
     Raises:
         DpbenchError: as `dpbench.evaluation.runner.run` and `merge` do.
     """
-    if not sharding.launched():
-        return runner.run(manifest, out, data_root, shard=shard, **settings)
-    sharding.take_device()
-    with sharding.together():
-        answered = runner.run(manifest, out, data_root, shard=shard, **settings)
-    if shard.number:
-        return answered
+    is_launched = sharding.launcher_shard() is not None
+    if is_launched:
+        sharding.select_device()
+    with sharding.process_group() if is_launched else nullcontext():
+        outcome = runner.run(
+            manifest, out, data_root, device=device, feature_cache=feature_cache, shard=shard, wait=wait
+        )
+    if not is_launched or shard.number:
+        return outcome
     merged = merge(out / manifest.name, data_root)
-    return replace(merged, failed=answered.failed, feature_cache=answered.feature_cache)
+    return replace(merged, failed=outcome.failed, feature_cache=outcome.feature_cache)

@@ -1,4 +1,4 @@
-"""Which cells of a manifest are recorded, which are to run, and what a run of them did. No torch."""
+"""Which cells of a manifest are recorded and which still have to run, and the outcome of a run. No torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dpbench.storage import record
 from dpbench.storage.record import Record
 
 MAX_FAILED_RATIO = 0.01
-"""Share of a cell's samples that may have no answer."""
+"""Largest share of a cell's samples that may lack an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +22,15 @@ class Plan:
     """A manifest's cells, split by whether a record exists.
 
     Attributes:
+        manifest: what is run.
+        data_root: folder with the benchmarks' data, or None for the hub's cache.
         folder: where this run's files go.
         pending: cells without a record.
         done: records of the manifest's finished cells.
     """
 
+    manifest: Manifest
+    data_root: Path | None
     folder: Path
     pending: tuple[Cell, ...]
     done: tuple[Record, ...]
@@ -34,7 +38,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run did.
+    """The outcome of a run.
 
     Attributes:
         added: records of the cells that this run finished, in order.
@@ -66,14 +70,16 @@ def plan(manifest: Manifest, out: Path, data_root: Path | None) -> Plan:
     """Expand a manifest and look up which of its cells are recorded.
 
     Raises:
-        MissingError: weights or data are not there.
+        MissingError: weights or data are missing.
     """
     folder = out / manifest.name
-    recorded = {found.cell_id: found for found in record.read(folder / "records.jsonl", Record)}
-    wanted = [with_fingerprints(cell, fingerprints(cell, data_root)) for cell in cells(manifest)]
-    wanted = list({cell.id: cell for cell in wanted}.values())
+    recorded = {line.cell_id: line for line in record.read(folder / "records.jsonl", Record)}
+    expanded = [with_fingerprints(cell, fingerprints(cell, data_root)) for cell in cells(manifest)]
+    by_id = {cell.id: cell for cell in expanded}  # entries may repeat a cell
     return Plan(
+        manifest,
+        data_root,
         folder,
-        tuple(cell for cell in wanted if cell.id not in recorded),
-        tuple(recorded[cell.id] for cell in wanted if cell.id in recorded),
+        tuple(cell for cell in by_id.values() if cell.id not in recorded),
+        tuple(recorded[cell_id] for cell_id in by_id if cell_id in recorded),
     )

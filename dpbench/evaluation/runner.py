@@ -1,9 +1,9 @@
-"""Run a manifest: load one backbone, answer what no journal holds yet, then score and record each finished cell."""
+"""Run a manifest: load one backbone, answer the samples no journal holds, then score and record finished cells."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +26,10 @@ from dpbench.errors import DpbenchError
 from dpbench.evaluation.failed_cells import FailedCells
 from dpbench.evaluation.plan import Outcome, Plan, plan
 from dpbench.evaluation.scoring import AnsweredCell, finish, tidy
-from dpbench.evaluation.sharding import WHOLE, Shard, join, turn
+from dpbench.evaluation.sharding import WHOLE, Shard, hold_folder, join_journals
 from dpbench.machine.device import keep_freed_memory, pick_device
 from dpbench.machine.environment import environment, versions
 from dpbench.machine.progress_bar import Bar
-from dpbench.manifest.cell import Cell
 from dpbench.manifest.loading import load_backbone
 from dpbench.manifest.schema import Manifest
 from dpbench.storage import files
@@ -62,157 +61,173 @@ def run(
     Args:
         manifest: what to run.
         out: results go to `out/<manifest name>/`.
-        data_root: where the benchmarks' data lies, or None for the hub's cache.
+        data_root: folder with the benchmarks' data, or None for the hub's cache.
         device: "auto", "cpu" or "cuda".
         feature_cache: bytes of encoded images to keep for later questions about them.
-        shard: this process's part of the samples; a part leaves journals to be merged, and no records.
+        shard: this process's part of the samples; a part writes journals, which are merged later, and no records.
         wait: wait for another process that holds this run's folder, instead of raising.
         console: where progress goes.
 
     Raises:
-        ConfigError: another process holds this run's folder, nothing can be written there, or there is no such device.
+        ConfigError: another process holds the run's folder, the folder is not writable, or the device does not exist.
         MissingError: weights or data are missing.
-        StorageError: the disk is full or fails; what was written before is whole.
+        StorageError: the disk is full or fails; everything written before is intact.
     """
     from dpbench.engine.feature_cache import FeatureCache
 
     console, device, folder = console or Console(stderr=True), pick_device(device), out / manifest.name
     plan(manifest, out, data_root)
     files.check_writable(folder)
-    waiting = _printer(console) if wait else None
-    with files.explain_disk_errors(folder), files.new_folder(folder), turn(folder, shard, waiting=waiting):
+    notify = _build_printer(console) if wait else None
+    with files.explain_disk_errors(folder), files.new_folder(folder), hold_folder(folder, shard, notify=notify):
         planned = plan(manifest, out, data_root)
-        console.print(f"{len(planned.pending)} cells to run, {len(planned.done)} done already")
+        console.print(f"{len(planned.pending)} cells to run, {len(planned.done)} already done")
         if not planned.pending:
             return Outcome(existing=planned.done)
         write_header(manifest, folder, device)
         if shard == WHOLE:
             for cell in planned.pending:
-                join(folder, cell.id)
+                join_journals(folder, cell.id)
         failed = FailedCells(console)
-        job = _load(manifest, planned, data_root, device, FeatureCache(feature_cache), shard, failed)
+        job = _load_job(planned, device, shard, FeatureCache(feature_cache), failed)
         added: list[Record] = []
-        for name in _answer(job, manifest.protocol.batch_size, failed):
+        for task in _answer(job, failed):
             if shard == WHOLE:
-                added += _finish(job, name, failed, environment(device))
+                added += _finish(job, task, failed, environment(device))
         if added:
             tidy(folder)
         return Outcome(tuple(added), planned.done, failed=failed.all, feature_cache=job.cache.counts)
 
 
-def _finish(job: _Job, task: str, failed: FailedCells, found: Mapping[str, Any]) -> list[Record]:
+def _finish(job: _Job, task: str, failed: FailedCells, machine: Mapping[str, Any]) -> list[Record]:
     """Score and record a task's cells, except those that failed."""
     added: list[Record] = []
     for answered in job.answered(task):
         if answered.cell not in failed:
             with failed.catch(answered.cell):
-                finished = finish(job.plan.folder, answered, job.built[task], found)
-                added += [finished] if finished else []
+                record = finish(job.plan.folder, answered, job.tasks[task], machine)
+                added += [record] if record else []
     return added
 
 
-def _printer(console: Console) -> Callable[[str], None]:
-    return lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
+def _build_printer(console: Console) -> Callable[[str], None]:
+    return lambda message: console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def write_header(manifest: Manifest, folder: Path, device: str) -> None:
     """Write `manifest.yaml` and `environment.json` next to the records."""
     text = yaml.safe_dump(manifest.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    found = json.dumps({"versions": versions(), **environment(device)}, indent=2) + "\n"
+    machine = json.dumps({"versions": versions(), **environment(device)}, indent=2) + "\n"
     files.replace(folder / "manifest.yaml", text.encode())
-    files.replace(folder / "environment.json", found.encode())
+    files.replace(folder / "environment.json", machine.encode())
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A run with everything loaded: its cells bound and, per task, the data and the requests this process answers."""
+    """A run with everything loaded.
+
+    Attributes:
+        plan: what is run.
+        backbone: answers.
+        cache: encoded images.
+        cells: the pending cells, except those whose method cannot run.
+        tasks: per task, its data.
+        requests: per task, what this process answers.
+    """
 
     plan: Plan
     backbone: Backbone
     cache: FeatureCache
     cells: Sequence[ActiveCell]
-    built: Mapping[str, BuiltTask]
-    mine: Mapping[str, Sequence[Request]]
+    tasks: Mapping[str, BuiltTask]
+    requests: Mapping[str, Sequence[Request]]
 
     @property
     def num_answers(self) -> int:
         """Return how many answers the cells need from this process."""
-        return sum(len(self.mine[active.cell.task]) for active in self.cells)
+        return sum(len(self.requests[active.cell.task]) for active in self.cells)
 
     def answered(self, task: str) -> Iterator[AnsweredCell]:
-        """Yield a task's cells once they are answered."""
+        """Yield a task's cells, to be called when all are answered."""
         for active in self.cells:
             if active.cell.task == task:
-                yield AnsweredCell(active.cell, active.journal, self.built[task].requests)
+                yield AnsweredCell(active.cell, active.journal, self.tasks[task].requests)
 
 
-def _load(
-    manifest: Manifest,
-    planned: Plan,
-    data_root: Path | None,
-    device: str,
-    cache: FeatureCache,
-    shard: Shard,
-    failed: FailedCells,
-) -> _Job:
-    from dpbench.evaluation import answering
-
-    console, active = failed.console, []
+def _load_job(planned: Plan, device: str, shard: Shard, cache: FeatureCache, failed: FailedCells) -> _Job:
     if device == "cpu":
         keep_freed_memory()
-    with console.status(f"loading {manifest.backbone.name}"):
-        backbone = load_backbone(manifest, device)
-        for cell in planned.pending:
-            with failed.catch(cell, reraise=DpbenchError):
-                active.append(answering.open_cell(cell, backbone, planned.folder, cache, shard))
-    with console.status("loading the benchmarks"):
-        built = build_tasks(manifest, planned.pending, data_root)
-        mine = {
-            name: [r for r in task.requests if shard == WHOLE or shard.owns(name, task.image_group(r))]
-            for name, task in built.items()
-        }
-    return _Job(planned, backbone, cache, active, built, mine)
+    with failed.console.status(f"loading {planned.manifest.backbone.name}"):
+        backbone = load_backbone(planned.manifest, device)
+        cells = _open_cells(planned, backbone, shard, cache, failed)
+    with failed.console.status("loading the benchmarks"):
+        tasks = build_tasks(planned)
+        requests = {name: _select_requests(task, shard) for name, task in tasks.items()}
+    return _Job(planned, backbone, cache, cells, tasks, requests)
 
 
-def _answer(job: _Job, batch_size: int | str, failed: FailedCells) -> Iterator[str]:
+def _open_cells(
+    planned: Plan, backbone: Backbone, shard: Shard, cache: FeatureCache, failed: FailedCells
+) -> list[ActiveCell]:
+    """Bind the pending cells' methods; a method that cannot be bound fails its cell only."""
+    from dpbench.evaluation import answering
+
+    cells = []
+    for cell in planned.pending:
+        with failed.catch(cell, reraise=DpbenchError):
+            cells.append(answering.open_cell(cell, backbone, planned.folder, cache, shard))
+    return cells
+
+
+def _select_requests(task: BuiltTask, shard: Shard) -> list[Request]:
+    """Return the requests of a task that a shard answers."""
+    if shard == WHOLE:
+        return list(task.requests)
+    return [request for request in task.requests if shard.owns(task.name, task.image_group(request))]
+
+
+def _answer(job: _Job, failed: FailedCells) -> Iterator[str]:
     """Answer all cells, one task after the other; yields each task that is done."""
     from dpbench.engine.encoding import Encoder
     from dpbench.evaluation import answering
 
-    needs = answering.needs_of(job.backbone, job.cells)
-    with _progress(failed.console) as bar:
-        shown = bar.add_task("starting", total=job.num_answers)
-        for name, task in job.built.items():
+    signals = answering.needs_of(job.backbone, job.cells)
+    batch_size = job.plan.manifest.protocol.batch_size
+    with _build_bar(failed.console) as bar:
+        row = bar.add_task("starting", total=job.num_answers)
+        for name, task in job.tasks.items():
             group = [active for active in job.cells if active.cell.task == name]
-            with closing(Encoder(job.backbone, task, job.cache, needs)) as encoder:
-                work = (job.backbone, group, task, job.mine[name], batch_size, encoder)
-                for done, label in answering.answer(*work, failed):
-                    bar.update(shown, advance=done, description=label)
+            with closing(Encoder(job.backbone, task, job.cache, signals)) as encoder:
+                work = (job.backbone, group, task, job.requests[name], batch_size, encoder)
+                for num_done, label in answering.answer(*work, failed):
+                    bar.update(row, advance=num_done, description=label)
             yield name
 
 
-def build_tasks(manifest: Manifest, pending: Iterable[Cell], data_root: Path | None) -> dict[str, BuiltTask]:
-    """Load the data of the cells' tasks.
+def build_tasks(planned: Plan) -> dict[str, BuiltTask]:
+    """Load the data of the pending cells' tasks.
 
     Raises:
         MissingError: the data is missing.
     """
     from dpbench.tasks import lmms_eval_adapter
 
-    limit, ocr = manifest.protocol.limit, manifest.protocol.ocr
-    names = dict.fromkeys(cell.task for cell in pending)
-    return {name: lmms_eval_adapter.build(name, data_root, limit=limit, ocr=ocr) for name in names}
+    protocol = planned.manifest.protocol
+    names = dict.fromkeys(cell.task for cell in planned.pending)
+    return {
+        name: lmms_eval_adapter.build(name, planned.data_root, limit=protocol.limit, ocr=protocol.ocr) for name in names
+    }
 
 
 class RateColumn(ProgressColumn):
     """Samples per second."""
 
     def render(self, task: Task) -> Text:
-        """Show the rate, or nothing before there is one."""
+        """Return the rate as text, empty until it is known."""
         return Text(f"{task.speed:.1f}/s, left:" if task.speed else "")
 
 
-def _progress(console: Console) -> Bar:
+def _build_bar(console: Console) -> Bar:
     return Bar(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""A cell whose samples are all answered: score it and write its record."""
+"""Score a cell whose samples are all answered, and write its record."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class AnsweredCell:
-    """A cell, its journal, and the requests that are its samples."""
+    """A cell, its journal, and the requests of its samples."""
 
     cell: Cell
     journal: Journal
@@ -30,75 +30,74 @@ class AnsweredCell:
 
     @property
     def answers(self) -> list[Answer]:
-        """Return the answers there are, in the order of the requests."""
-        keys = [(each.task, each.doc_id, each.prompt_hash) for each in self.requests]
+        """Return the answers in the journal, in the order of the requests."""
+        keys = [(request.task, request.doc_id, request.prompt_hash) for request in self.requests]
         return [self.journal.answers[key] for key in keys if key in self.journal.answers]
 
 
-def finish(folder: Path, answered: AnsweredCell, built: BuiltTask, found: Mapping[str, Any]) -> Record | None:
+def finish(folder: Path, answered: AnsweredCell, built: BuiltTask, environment: Mapping[str, Any]) -> Record | None:
     """Score a cell whose journal is complete, and append its record.
 
-    A task that only a server scores gets no record: its answers are written to `submissions/`, as the server reads it.
+    If only a server can score the task, there is no record: the answers are written to `submissions/` for upload.
 
     Args:
         folder: of the run.
         answered: the cell.
         built: its task.
-        found: the environment, as in `environment.json`.
+        environment: of the processes that answered, as in `environment.json`.
     """
     answered.journal.sync()
     if tasks.find(answered.cell.task).metric is None:
-        out = submitted(folder, answered.cell)
+        out = submission_path(folder, answered.cell)
         out.parent.mkdir(exist_ok=True)
         submission.write(answered.journal.path, out)
         return None
-    finished = _scored(answered, built, found)
+    finished = _build_record(answered, built, environment)
     record.append(folder / "records.jsonl", finished)
     return finished
 
 
-def submitted(folder: Path, cell: Cell) -> Path:
-    """Return the file that a server is given for a cell."""
+def submission_path(folder: Path, cell: Cell) -> Path:
+    """Return the file with a cell's answers for the benchmark's server."""
     return folder / "submissions" / f"{cell.id}.json"
 
 
 def tidy(folder: Path) -> None:
-    """Sort a run's records, and keep what each sample adds to the scores in one small file."""
+    """Sort a run's records, and pack what each sample contributes to the scores into one small file."""
     from dpbench.storage import contributions
 
     record.rewrite(folder / "records.jsonl", record.read(folder / "records.jsonl", Record))
     contributions.pack(folder)
 
 
-def _scored(answered: AnsweredCell, built: BuiltTask, found: Mapping[str, Any]) -> Record:
-    cell, known = answered.cell, answered.answers
+def _build_record(answered: AnsweredCell, built: BuiltTask, environment: Mapping[str, Any]) -> Record:
+    cell, answers = answered.cell, answered.answers
     metrics, score = _score(answered, built)
-    read = [answer.visual_tokens for answer in known if answer.visual_tokens]
+    counts = [answer.visual_tokens for answer in answers if answer.visual_tokens]
     return Record(
         cell_id=cell.id,
         cell=cell.to_json(),
         metrics=metrics,
         score=score,
-        num_samples=len(known),
-        num_failed=sum(answer.failure is not None for answer in known),
-        visual_tokens_per_layer=tuple(sum(layer) / len(read) for layer in zip(*read, strict=True)),
+        num_samples=len(answers),
+        num_failed=sum(answer.failure is not None for answer in answers),
+        visual_tokens_per_layer=tuple(sum(layer) / len(counts) for layer in zip(*counts, strict=True)),
         feature_cache={
-            "hits": sum(answer.cache_hits for answer in known),
-            "encoded": sum(answer.encoded for answer in known),
+            "hits": sum(answer.cache_hits for answer in answers),
+            "encoded": sum(answer.encoded for answer in answers),
         },
-        wall_s=sum(answer.ms for answer in known) / 1000,
+        wall_s=sum(answer.ms for answer in answers) / 1000,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=versions(),
-        environment=found,
+        environment=environment,
     )
 
 
 def _score(answered: AnsweredCell, built: BuiltTask) -> tuple[Mapping[str, float], float]:
-    """Let lmms-eval score all of a task's answers."""
+    """Score all answers of a task with lmms-eval; return its metrics and the score in percent."""
     from dpbench.tasks import lmms_eval_adapter
 
     pairs = zip(answered.requests, answered.answers, strict=True)
-    scores = lmms_eval_adapter.score(
-        built, answered.cell.id, {(each.doc_id, each.text): said.answer for each, said in pairs}
-    )
+    texts = {(request.doc_id, request.text): answer.answer for request, answer in pairs}
+    scores = lmms_eval_adapter.score(built, answered.cell.id, texts)
     return scores.metrics, lmms_eval_adapter.percent(answered.cell.task, scores)

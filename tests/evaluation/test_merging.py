@@ -1,4 +1,4 @@
-"""Several processes on one run: each sample is one process's, and merged they leave what one process leaves."""
+"""Several processes share a run: one of them answers each sample, and merged they give what one process gives."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def run(wanted: Manifest, out: Path, shard: Shard = WHOLE) -> plan.Outcome:
     return runner.run(wanted, out, TOY_DATA, device="cpu", console=QUIET, shard=shard)
 
 
-def left(folder: Path) -> tuple[dict[str, Any], list[Any]]:
+def load_results(folder: Path) -> tuple[dict[str, Any], list[Any]]:
     """Return scores and counts by cell, and every answer without what differs between processes."""
     records = record.read(folder / "records.jsonl", Record)
     answers = [
@@ -55,11 +55,11 @@ def left(folder: Path) -> tuple[dict[str, Any], list[Any]]:
         for path in (folder / "samples").glob("*.jsonl")
         for answer in Journal(path).answers.values()
     ]
-    scores = {each.cell_id: (each.score, each.num_samples, each.visual_tokens_per_layer) for each in records}
+    scores = {line.cell_id: (line.score, line.num_samples, line.visual_tokens_per_layer) for line in records}
     return scores, sorted(answers, key=json.dumps)
 
 
-def test_merged_shards_leave_what_one_process_leaves(wanted: Manifest, tmp_path: Path) -> None:
+def test_merged_shards_give_what_one_process_gives(wanted: Manifest, tmp_path: Path) -> None:
     whole = run(wanted, tmp_path / "one")
     assert len(whole.added) == 4
     folder = tmp_path / "many" / "trial"
@@ -70,10 +70,10 @@ def test_merged_shards_leave_what_one_process_leaves(wanted: Manifest, tmp_path:
     assert len(list((folder / "samples").glob("*.*-of-3.jsonl"))) == 12
     merged = merging.merge(folder, TOY_DATA)
     assert (len(merged.added), merged.unfinished) == (4, ())
-    assert left(folder) == left(tmp_path / "one" / "trial")
+    assert load_results(folder) == load_results(tmp_path / "one" / "trial")
     assert [path.name.count(".") for path in (folder / "samples").iterdir()] == [1] * 4
-    for each in record.read(folder / "records.jsonl", Record):
-        assert sum(each.feature_cache.values()) == each.num_samples
+    for line in record.read(folder / "records.jsonl", Record):
+        assert sum(line.feature_cache.values()) == line.num_samples
     assert merging.merge(folder, TOY_DATA).added == ()
 
 
@@ -98,7 +98,7 @@ def test_a_rerun_without_shards_goes_on_from_them(
     assert not list((tmp_path / "trial" / "samples").glob("*-of-*"))
 
 
-def test_a_shard_does_not_answer_what_other_shards_had(wanted: Manifest, tmp_path: Path) -> None:
+def test_a_shard_skips_what_other_shards_have_answered(wanted: Manifest, tmp_path: Path) -> None:
     for number in range(2):
         run(wanted, tmp_path, Shard(number, 2))
     run(wanted, tmp_path, Shard(0, 3))
@@ -124,7 +124,7 @@ def test_a_cell_id_does_not_depend_on_the_shard(wanted: Manifest, tmp_path: Path
 
 
 @pytest.mark.parametrize("total", [1, 2, 7])
-def test_every_group_is_one_shards(total: int) -> None:
+def test_every_image_belongs_to_exactly_one_shard(total: int) -> None:
     for group in map(str, range(200)):
         assert sum(Shard(number, total).owns("pope", group) for number in range(total)) == 1
     sizes = [sum(Shard(number, total).owns("pope", str(group)) for group in range(2000)) for number in range(total)]
@@ -132,7 +132,7 @@ def test_every_group_is_one_shards(total: int) -> None:
 
 
 @contextmanager
-def held(lock: Path) -> Iterator[None]:
+def lock_elsewhere(lock: Path) -> Iterator[None]:
     """Hold a lock from another process: lmms-eval makes locks of one process reentrant."""
     code = "import sys, filelock\nwith filelock.FileLock(sys.argv[1]):\n    print('held', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", code, str(lock)]
@@ -143,10 +143,10 @@ def held(lock: Path) -> Iterator[None]:
         other.communicate()
 
 
-def test_nothing_merges_or_runs_whole_beside_a_running_shard(wanted: Manifest, tmp_path: Path) -> None:
+def test_a_merge_and_a_whole_run_are_refused_while_a_shard_runs(wanted: Manifest, tmp_path: Path) -> None:
     run(wanted, tmp_path, Shard(0, 2))
     folder = tmp_path / "trial"
-    with held(folder / "shard.1-of-2.lock"):
+    with lock_elsewhere(folder / "shard.1-of-2.lock"):
         for start in (lambda: merging.merge(folder, TOY_DATA), lambda: run(wanted, tmp_path)):
             with pytest.raises(ConfigError, match="another dpbench is running"):
                 start()
@@ -158,11 +158,11 @@ def test_nothing_merges_or_runs_whole_beside_a_running_shard(wanted: Manifest, t
 def test_a_journal_that_is_being_written_is_read_and_not_mended(wanted: Manifest, tmp_path: Path) -> None:
     run(wanted, tmp_path, Shard(0, 2))
     path = next((tmp_path / "trial" / "samples").glob("*.0-of-2.jsonl"))
-    known = len(Journal(path).answers)
+    num_answers = len(Journal(path).answers)
     path.write_bytes(path.read_bytes() + b'{"schema": 2, "ta')
     before = path.read_bytes()
     cell_id = path.name.split(".")[0]
-    assert len(Shard(1, 2).journal(tmp_path / "trial", cell_id).answers) == known
+    assert len(Shard(1, 2).open_journal(tmp_path / "trial", cell_id).answers) == num_answers
     assert path.read_bytes() == before
 
 
@@ -170,7 +170,7 @@ def test_a_journal_that_is_being_written_is_read_and_not_mended(wanted: Manifest
     ("num_shards", "shard", "message"),
     [(4, None, "go together"), (None, 1, "go together"), (4, 4, "--shard: must be from 0 to 3, got 4")],
 )
-def test_shard_flags_that_mean_nothing(num_shards: int | None, shard: int | None, message: str) -> None:
+def test_shard_flags_that_do_not_fit_are_refused(num_shards: int | None, shard: int | None, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         sharding.requested_shard(num_shards, shard)
 
@@ -180,11 +180,11 @@ def test_a_launcher_gives_the_shard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "2")
     assert sharding.requested_shard(None, None) == Shard(2, 4)
-    with pytest.raises(ConfigError, match="the launcher splits the samples already"):
+    with pytest.raises(ConfigError, match="the launcher already splits the samples"):
         sharding.requested_shard(2, 0)
 
 
-def test_a_folder_that_is_no_run_is_one_sentence(tmp_path: Path) -> None:
+def test_merging_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["merge", str(tmp_path)])
     assert isinstance(done.exception, ConfigError)
     assert "there is no manifest.yaml" in str(done.exception)
@@ -214,6 +214,6 @@ def test_accelerate_launch_splits_and_merges_by_itself(
     assert "2 records added" in done.stderr
     folder = tmp_path / "toy-llava-grid-16"
     journals = [Journal(path) for path in (folder / "samples").glob("*.jsonl")]
-    assert [len(each.answers) for each in journals] == [8, 8]
-    assert {answer.shard for each in journals for answer in each.answers.values()} == {0, 1}
-    assert [each.num_samples for each in record.read(folder / "records.jsonl", Record)] == [8, 8]
+    assert [len(journal.answers) for journal in journals] == [8, 8]
+    assert {answer.shard for journal in journals for answer in journal.answers.values()} == {0, 1}
+    assert [line.num_samples for line in record.read(folder / "records.jsonl", Record)] == [8, 8]

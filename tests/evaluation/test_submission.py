@@ -1,4 +1,4 @@
-"""VQAv2 test-dev: asked as validation is, scored nowhere here, written as EvalAI reads it."""
+"""VQAv2 test-dev: prompts as for validation, no score, and a file that EvalAI accepts."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import pytest
 from places import TOY_DATA
 from rich.console import Console
 
-from dpbench.cli import arguments
+from dpbench.cli import messages
 from dpbench.errors import ConfigError, RecordError
 from dpbench.evaluation import runner, submission
 from dpbench.evaluation.answering import to_plain
@@ -26,20 +26,20 @@ def built(tmp_path: Path) -> lmms_eval_adapter.BuiltTask:
     return lmms_eval_adapter.build("vqav2_testdev", tmp_path, limit=3)
 
 
-def journal(built: lmms_eval_adapter.BuiltTask, path: Path) -> Path:
-    """Write what the file is made of; what else an answer holds does not matter."""
+def write_journal(built: lmms_eval_adapter.BuiltTask, path: Path) -> Path:
+    """Journal an answer to each request; only the fields that the submission reads matter."""
     rest: dict[str, Any] = dict.fromkeys(("image_hash", "image_group", "answer"), "")
     rest |= dict.fromkeys(("seed", "shard", "cache_hits", "encoded", "ms"), 0)
     rest |= {"visual_tokens": (), "kept": (), "failure": None}
     for at, request in enumerate(built.requests):
         scores = to_plain(built.scores(request, f"word {at}"))
-        found = {"task": built.name, "doc_id": request.doc_id, "prompt_hash": request.prompt_hash, "scores": scores}
-        Journal(path).append([Answer(**rest | found)])
+        fields = {"task": built.name, "doc_id": request.doc_id, "prompt_hash": request.prompt_hash, "scores": scores}
+        Journal(path).append([Answer(**rest | fields)])
     return path
 
 
 def test_a_journal_becomes_evalais_file(built: lmms_eval_adapter.BuiltTask, tmp_path: Path) -> None:
-    path = journal(built, tmp_path / "journal.jsonl")
+    path = write_journal(built, tmp_path / "journal.jsonl")
     assert submission.write(path, tmp_path / "out.json", unasked=[1, 7]) == 3
     assert json.loads((tmp_path / "out.json").read_text()) == [
         {"question_id": 0, "answer": "word 0"},
@@ -61,11 +61,11 @@ def test_test_dev_is_asked_as_validation_and_has_no_score(built: lmms_eval_adapt
 def test_other_journals_are_refused(built: lmms_eval_adapter.BuiltTask, tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"nowhere.jsonl: there is no such journal"):
         submission.write(tmp_path / "nowhere.jsonl", tmp_path / "out.json")
-    answers = list(Journal(journal(built, tmp_path / "journal.jsonl")).answers.values())
+    answers = list(Journal(write_journal(built, tmp_path / "journal.jsonl")).answers.values())
     with pytest.raises(RecordError, match="question 0 is answered twice"):
         submission.rows([*answers, answers[0]])
-    path = journal(lmms_eval_adapter.build("vqav2", TOY_DATA, limit=1), tmp_path / "other.jsonl")
-    with pytest.raises(RecordError, match="task vqav2: no server scores its answers"):
+    path = write_journal(lmms_eval_adapter.build("vqav2", TOY_DATA, limit=1), tmp_path / "other.jsonl")
+    with pytest.raises(RecordError, match="task vqav2: it is not scored by a server"):
         submission.write(path, tmp_path / "out.json")
 
 
@@ -80,4 +80,4 @@ def test_a_run_leaves_the_file_and_no_record(built: lmms_eval_adapter.BuiltTask,
         rows = json.loads(path.read_text())
         assert len(rows) == 3
         assert all(set(row) == {"question_id", "answer"} and row["answer"] for row in rows)
-    assert "submissions" in arguments.summary(outcome, tmp_path / "results" / "server")
+    assert "submissions" in messages.outcome(outcome, tmp_path / "results" / "server")

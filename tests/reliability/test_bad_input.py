@@ -205,7 +205,7 @@ LINES = {
     "data pull pope --revision v1": "--revision needs --to DIR",
     "data verify pop": "there is no task 'pop'; did you mean 'pope'?",
     "data verify pope --data-root {s}/a_file": "--data-root: there is no folder {s}/a_file",
-    "merge {s}/no_manifest": "there is no manifest.yaml, so it is no run's folder",
+    "merge {s}/no_manifest": "there is no manifest.yaml, so it is not a run's folder",
     "merge {s}/binary": "is not UTF-8 text",
     "merge {s}/a_file": "there is no manifest.yaml",
     "toy bars --run {s}/list": "this line is not a record but a list",

@@ -78,7 +78,7 @@ def test_a_task_that_cannot_be_scored_fails_its_cell_and_keeps_its_answers(
     def broken(*_: object) -> None:
         raise ArithmeticError("no score")
 
-    monkeypatch.setattr(scoring, "_scored", broken)
+    monkeypatch.setattr(scoring, "_build_record", broken)
     (failed,) = run(grid(tiny_folder, ["none"]), tmp_path).failed
     assert failed.reason == "ArithmeticError: no score"
     monkeypatch.undo()

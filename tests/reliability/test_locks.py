@@ -15,12 +15,12 @@ from places import TOY_DATA
 
 from dpbench.errors import ConfigError
 from dpbench.evaluation import merging
-from dpbench.evaluation.sharding import WHOLE, Shard, turn
+from dpbench.evaluation.sharding import WHOLE, Shard, hold_folder
 from dpbench.storage import locks
 
 HOLD = (
-    "import sys\nfrom pathlib import Path\nfrom dpbench.evaluation.sharding import Shard, turn\n"
-    "with turn(Path(sys.argv[1]), Shard(int(sys.argv[2]), int(sys.argv[3]))):\n"
+    "import sys\nfrom pathlib import Path\nfrom dpbench.evaluation.sharding import Shard, hold_folder\n"
+    "with hold_folder(Path(sys.argv[1]), Shard(int(sys.argv[2]), int(sys.argv[3]))):\n"
     "    print('held', flush=True); sys.stdin.read()"
 )
 
@@ -46,7 +46,7 @@ def test_the_second_waits_and_says_for_whom(tmp_path: Path) -> None:
             assert other.stdin is not None
             other.stdin.close()
 
-        with turn(tmp_path, waiting=waiting):
+        with hold_folder(tmp_path, notify=waiting):
             assert other.wait(5) == 0
     (text,) = said
     assert text.startswith(f"{tmp_path}: waiting for another dpbench (process {other.pid} on ")
@@ -59,7 +59,7 @@ def test_without_waiting_the_second_is_refused_at_once(tmp_path: Path, shard: Sh
     with (
         holder(tmp_path, shard) as other,
         pytest.raises(ConfigError, match=rf"another dpbench is running there \(process {other.pid} on .* since"),
-        turn(tmp_path, shard),
+        hold_folder(tmp_path, shard),
     ):
         pass
 
@@ -69,7 +69,7 @@ def test_the_lock_of_a_dead_process_is_free(tmp_path: Path) -> None:
         other.send_signal(signal.SIGKILL)
         other.wait()
         assert json.loads((tmp_path / "run.lock").read_text())["pid"] == other.pid
-        with turn(tmp_path):
+        with hold_folder(tmp_path):
             assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
 
 
@@ -83,12 +83,15 @@ def test_a_lock_whose_file_says_nothing_is_still_a_lock(tmp_path: Path) -> None:
 
 def test_shards_run_side_by_side_and_the_same_one_does_not(tmp_path: Path) -> None:
     with holder(tmp_path, Shard(0, 2)):
-        with turn(tmp_path, Shard(1, 2)):
+        with hold_folder(tmp_path, Shard(1, 2)):
             pass
         for mine in (Shard(0, 2), WHOLE):
-            with pytest.raises(ConfigError, match=r"another dpbench is running there \(process"), turn(tmp_path, mine):
+            with (
+                pytest.raises(ConfigError, match=r"another dpbench is running there \(process"),
+                hold_folder(tmp_path, mine),
+            ):
                 pass
-        with turn(tmp_path, Shard(1, 2)):
+        with hold_folder(tmp_path, Shard(1, 2)):
             pass  # a refused one has left nothing locked
 
 
@@ -101,7 +104,7 @@ def test_a_shard_that_waits_for_its_like_keeps_no_other_from_starting(tmp_path: 
             assert first.stdin is not None
             first.stdin.close()
 
-        with turn(tmp_path, Shard(0, 2), waiting=waiting):
+        with hold_folder(tmp_path, Shard(0, 2), notify=waiting):
             assert first.wait(5) == 0
 
 
