@@ -3,8 +3,8 @@
     python benchmarks/harness.py                                                    # toy-llava on the CPU
     python benchmarks/harness.py --device cuda --backbone llava-1.5 --weights random --dtype float16
 
-The bare prefill is given the same embeddings; the bare model the ids and pixels that transformers' processor makes.
-All four run in turn, image after image; numbers are medians.
+The bare prefill reads the same embeddings; the bare model reads the ids and pixels from transformers' processor. All
+four calls run in turn, image after image; numbers are medians.
 """
 
 import sys
@@ -26,25 +26,26 @@ from dpbench.manifest.cell import cells
 from dpbench.manifest.loading import load_backbone
 from dpbench.manifest.reading import make_manifest
 from dpbench.measure.first_token import FirstToken
-from dpbench.measure.interleave import interleave
-from dpbench.measure.synthetic_prompts import Inputs
+from dpbench.measure.interleave import Run, interleave
+from dpbench.measure.synthetic_prompts import PromptShape
 from dpbench.measure.timing import Recorder, clock_of
 from dpbench.method import Method
 
 
 def main() -> None:
     """Measure and print."""
-    options = parsed()
+    options = parse_flags()
     entry = {"name": options.backbone} | ({"weights": options.weights} if options.weights else {})
     data = {"name": "harness", "backbone": entry, "methods": ["none"], "protocol": {"dtype": options.dtype}}
     manifest = make_manifest(data, source="benchmarks/harness.py")
     backbone = load_backbone(manifest, pick_device(options.device))
     with torch.inference_mode():
-        subject = FirstToken(backbone, Method(), next(cells(manifest)), Inputs())
+        first_token = FirstToken(backbone, Method(), next(cells(manifest)), PromptShape())
         names = ("bare prefill", "our prefill", "bare model", "our stages")
-        calls = [timed(backbone, call) for call in (*prefills(backbone, subject), *wholes(backbone, subject))]
-        series = interleave(calls, repetitions=options.repetitions, seconds=options.seconds, warmups=5)
-    medians = [median(each.stages()["ttft"]) for each in series]
+        calls = (*build_prefills(backbone, first_token), *build_passes(backbone, first_token))
+        runs = [build_run(backbone, call) for call in calls]
+        all_series = interleave(runs, repetitions=options.repetitions, seconds=options.seconds, warmups=5)
+    medians = [median(series.stages()["ttft"]) for series in all_series]
     rows = [
         (name, f"{ms:.2f}", f"{100 * (ms / bare - 1):+.1f} %")
         for name, ms, bare in zip(names, medians, (medians[0], medians[0], medians[2], medians[2]), strict=True)
@@ -52,7 +53,7 @@ def main() -> None:
     print(tabulate(rows, ("call", "ms", "over bare"), "github"))
 
 
-def parsed() -> argparse.Namespace:
+def parse_flags() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="toy-llava")
@@ -64,8 +65,8 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def timed(backbone: Backbone, call: Callable[[int], Any]) -> Callable[[int], dict[str, float]]:
-    """Return a repetition of a call, timed on the backbone's device."""
+def build_run(backbone: Backbone, call: Callable[[int], Any]) -> Run:
+    """Return a run that times one call on the backbone's device."""
 
     def run(turn: int) -> dict[str, float]:
         recorder = Recorder(clock_of(backbone.device))
@@ -76,24 +77,24 @@ def timed(backbone: Backbone, call: Callable[[int], Any]) -> Callable[[int], dic
     return run
 
 
-def prefills(backbone: Backbone, subject: FirstToken) -> tuple[Callable[[int], Any], Callable[[int], Any]]:
-    """Return the bare model's prefill and ours, of the same prompt."""
-    for call in subject.stages(0).values():
+def build_prefills(backbone: Backbone, first_token: FirstToken) -> tuple[Callable[[int], Any], Callable[[int], Any]]:
+    """Return calls of the bare model's prefill and of ours, on the same prompt."""
+    for call in first_token.stages(0).values():
         call()
-    spliced = list(subject.spliced)
-    embeds = forward.collate(spliced).embeds_BLD
+    prompts = list(first_token.pruned_prompts)
+    embeds = forward.collate(prompts).embeds_BLD
 
     def bare(turn: int) -> Any:
         return backbone.model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1)
 
-    return bare, lambda turn: forward.prefill(backbone, subject.method, spliced)
+    return bare, lambda turn: forward.prefill(backbone, first_token.method, prompts)
 
 
-def wholes(backbone: Backbone, subject: FirstToken) -> tuple[Callable[[int], Any], Callable[[int], Any]]:
-    """Return the bare model's way from pixels to logits and ours."""
+def build_passes(backbone: Backbone, first_token: FirstToken) -> tuple[Callable[[int], Any], Callable[[int], Any]]:
+    """Return calls that go from pixels to logits: the bare model's, and our stages."""
 
     def bare(turn: int) -> Any:
-        prompt = subject.batches[turn % len(subject.batches)][0]
+        prompt = first_token.batches[turn % len(first_token.batches)][0]
         return backbone.model(
             input_ids=prompt.ids_L[None].to(backbone.device),
             pixel_values=prompt.pixels[0].values[None],
@@ -101,7 +102,7 @@ def wholes(backbone: Backbone, subject: FirstToken) -> tuple[Callable[[int], Any
             logits_to_keep=1,
         )
 
-    return bare, lambda turn: [call() for call in subject.stages(turn).values()]
+    return bare, lambda turn: [call() for call in first_token.stages(turn).values()]
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Timing, FLOPs and the environment they were measured in."""
+"""Time, memory, energy and FLOPs of each method, stage by stage."""

@@ -1,6 +1,7 @@
 """Run and time one method from pixels to the first token, stage by stage, and through decoding.
 
-B prompts at once. Nothing here waits for the device, but what a method or the engine waits for counts.
+Nothing here waits for the device; where a method or the engine waits, that time counts. Shape letters: B prompts of the
+batch, L prompt positions, P position axes, D the LLM's width.
 """
 
 from __future__ import annotations
@@ -21,46 +22,48 @@ from dpbench.machine import profiler_ranges
 from dpbench.machine.cuda_graph import Graphed
 from dpbench.manifest.cell import Cell
 from dpbench.measure import synthetic_prompts
-from dpbench.measure.synthetic_prompts import ROTATION, Inputs
+from dpbench.measure.synthetic_prompts import ROTATION, PromptShape
 from dpbench.measure.timing import Clock, Recorder, Stages
 from dpbench.method import Method, Reduction
 
-DECODED = 32
+NUM_DECODED = 32
+"""Tokens decoded after the first one where decoding is timed."""
 
 
 class FirstToken:
-    """One method at one budget, ready to be run again and again; each stage leaves its result for the next."""
+    """One method at one budget, ready to be run repeatedly; each stage stores its result for the next."""
 
-    def __init__(self, backbone: Backbone, method: Method, cell: Cell, asked: Inputs, *, graphed: bool = False) -> None:
-        self.backbone, self.method, self.rule, self.asked = backbone, method, build_rule(cell), asked
+    def __init__(
+        self, backbone: Backbone, method: Method, cell: Cell, shape: PromptShape, *, graphed: bool = False
+    ) -> None:
+        self.backbone, self.method, self.rule, self.shape = backbone, method, build_rule(cell), shape
         self.needs = method.needs(backbone.provides)
-        self.images = [asked.images(backbone.name, seed) for seed in range(ROTATION)]
-        self.batches = [self._prompts(turn) for turn in range(ROTATION)]
-        self.captured_encode = Graphed(self._encode) if graphed else None
-        self.captured_prefill = Graphed(self._logits) if graphed else None
-        self.read_by_graphs: list[DroppingState] = []
-        """What recorded prefills read besides their arguments; freed, its memory would become another tensor's."""
+        self.images = [shape.noise_images(backbone.name, seed) for seed in range(ROTATION)]
+        self.batches = [self._build_prompts(turn) for turn in range(ROTATION)]
+        self.encode_graph = Graphed(self._encode_pixels) if graphed else None
+        self.prefill_graph = Graphed(self._logits) if graphed else None
+        # Recorded prefills read these states on every replay, so their memory must not be freed.
+        self.graph_states: list[DroppingState] = []
         self.features: list[list[Features]] = []
-        self.kept: list[tuple[Reduction, ...]] = []
-        self.spliced: list[pruned_prompt.PrunedPrompt] = []
+        self.reductions: list[tuple[Reduction, ...]] = []
+        self.pruned_prompts: list[pruned_prompt.PrunedPrompt] = []
 
-    def _prompts(self, turn: int) -> list[Prompt]:
-        return synthetic_prompts.prompts(
-            self.backbone, self.method, self.rule, self.asked, self.images[turn % ROTATION]
-        )
+    def _build_prompts(self, turn: int) -> list[Prompt]:
+        images = self.images[turn % ROTATION]
+        return synthetic_prompts.build_prompts(self.backbone, self.method, self.rule, self.shape, images)
 
     def stages(self, turn: int) -> Stages:
-        """Return encode, reduce, splice and prefill of one of the batches, in order."""
+        """Return the calls that encode, reduce, splice and prefill one of the batches, in order."""
         batch = self.batches[turn % ROTATION]
         return {
-            "encode": lambda: self._encoded(batch),
+            "encode": lambda: self._encode(batch),
             "reduce": lambda: self._decide(batch),
             "splice": lambda: self._assemble(batch),
             "prefill": self._prefill,
         }
 
-    def once(self) -> None:
-        """Go through the stages once, before anything is timed: records CUDA graphs, and finds out what is refused.
+    def run_untimed(self) -> None:
+        """Run the stages once before anything is timed. This records CUDA graphs and finds unsupported methods.
 
         Raises:
             UnsupportedError: the backbone, or a CUDA graph, cannot serve the method.
@@ -70,104 +73,103 @@ class FirstToken:
 
     def run(self, turn: int, recorder: Recorder) -> None:
         """Time one pass from pixels to the first token's logits; ranges inside a CUDA graph cannot be separated."""
-        inside = nullcontext() if self.captured_encode else profiler_ranges.listening(recorder)
-        with inside, recorder.range("ttft"):
+        inner_ranges = nullcontext() if self.encode_graph else profiler_ranges.listening(recorder)
+        with inner_ranges, recorder.range("ttft"):
             for name, call in self.stages(turn).items():
                 with recorder.range(name):
                     call()
 
     def answer(self, turn: int, recorder: Recorder) -> None:
-        """Go once from images to `DECODED` tokens behind the first."""
-        seen: list[Any] = []
+        """Time one pass from images to `NUM_DECODED` tokens after the first."""
+        token_marks: list[Any] = []
         with recorder.range("end_to_end"):
             with recorder.range("preprocess"):
-                batch = self._prompts(turn)
+                batch = self._build_prompts(turn)
             for name, call in self.stages(turn).items():
                 if name != "prefill":
                     call()
-            self._generate(_Marking(recorder.clock, seen))
-        recorder.ranges.append(("decode", seen[0], seen[-1]))
+            self._generate(_TokenMarker(recorder.clock, token_marks))
+        recorder.ranges.append(("decode", token_marks[0], token_marks[-1]))
         del batch
 
-    def _encoded(self, batch: Sequence[Prompt]) -> None:
-        pixels = [each for prompt in batch for each in prompt.pixels]
-        self.pixels = pixels
-        encode = self.captured_encode or self._encode
-        features = encode(*(each.values for each in pixels))
-        per = self.asked.num_images
-        self.features = [features[at : at + per] for at in range(0, len(features), per)]
+    def _encode(self, batch: Sequence[Prompt]) -> None:
+        self.pixels = [pixels for prompt in batch for pixels in prompt.pixels]
+        encode = self.encode_graph or self._encode_pixels
+        features = encode(*(pixels.values for pixels in self.pixels))
+        per_prompt = self.shape.num_images
+        self.features = [features[start : start + per_prompt] for start in range(0, len(features), per_prompt)]
 
-    def _encode(self, *values: Tensor) -> list[Features]:
-        pixels = [replace(each, values=value) for each, value in zip(self.pixels, values, strict=True)]
+    def _encode_pixels(self, *values: Tensor) -> list[Features]:
+        pixels = [replace(image, values=value) for image, value in zip(self.pixels, values, strict=True)]
         return self.backbone.encode(pixels, self.needs)
 
     def _decide(self, batch: Sequence[Prompt]) -> None:
-        self.kept = [
+        self.reductions = [
             pruned_prompt.decide(self.backbone, self.method, prompt, features, self._generators(features), self.rule)
             for prompt, features in zip(batch, self.features, strict=True)
         ]
 
     @staticmethod
     def _generators(features: Sequence[Features]) -> list[torch.Generator]:
-        return [decision.image_generator(0, "profile", n) for n in range(len(features))]
+        return [decision.image_generator(0, "profile", index) for index in range(len(features))]
 
     def _assemble(self, batch: Sequence[Prompt]) -> None:
-        self.spliced = [
-            pruned_prompt.assemble(self.backbone, self.method, prompt, features, kept, self.rule)
-            for prompt, features, kept in zip(batch, self.features, self.kept, strict=True)
+        self.pruned_prompts = [
+            pruned_prompt.assemble(self.backbone, self.method, prompt, features, reductions, self.rule)
+            for prompt, features, reductions in zip(batch, self.features, self.reductions, strict=True)
         ]
 
     def _prefill(self) -> Tensor:
-        if self.captured_prefill is None:
-            return forward.prefill(self.backbone, self.method, self.spliced)
-        batch = forward.collate(self.spliced)
+        if self.prefill_graph is None:
+            return forward.prefill(self.backbone, self.method, self.pruned_prompts)
+        batch = forward.collate(self.pruned_prompts)
         prompt = batch.embeds_BLD, batch.positions_PBL
-        if not self.captured_prefill.knows(*prompt):
-            with forward.prune(self.backbone, self.method, self.spliced) as state:
-                self.read_by_graphs.append(state)
-                return self.captured_prefill(*prompt)  # type: ignore[no-any-return]
-        return self.captured_prefill(*prompt)  # type: ignore[no-any-return]
+        if not self.prefill_graph.knows(*prompt):
+            with forward.drop_inside_llm(self.backbone, self.method, self.pruned_prompts) as state:
+                self.graph_states.append(state)
+                return self.prefill_graph(*prompt)  # type: ignore[no-any-return]
+        return self.prefill_graph(*prompt)  # type: ignore[no-any-return]
 
     def _logits(self, embeds_BLD: Tensor, positions_PBL: Tensor) -> Tensor:
         return self.backbone.logits(embeds_BLD, None, positions_PBL, last=True)[:, -1]
 
     def cache(self) -> Any:
-        """Return the cache that a prefill leaves."""
-        batch = forward.collate(self.spliced)
-        with forward.prune(self.backbone, self.method, self.spliced):
+        """Return the KV cache after a prefill."""
+        batch = forward.collate(self.pruned_prompts)
+        with forward.drop_inside_llm(self.backbone, self.method, self.pruned_prompts):
             output = self.backbone.forward(batch.embeds_BLD, batch.mask_BL, batch.positions_PBL, last=True)
         return output.past_key_values
 
-    def _generate(self, marking: _Marking) -> None:
-        batch = forward.collate(self.spliced)
-        with forward.prune(self.backbone, self.method, self.spliced):
+    def _generate(self, marker: _TokenMarker) -> None:
+        batch = forward.collate(self.pruned_prompts)
+        with forward.drop_inside_llm(self.backbone, self.method, self.pruned_prompts):
             self.backbone.generate(
                 batch.embeds_BLD,
                 batch.mask_BL,
                 batch.positions_PBL,
-                max_new_tokens=DECODED + 1,
-                min_new_tokens=DECODED + 1,
-                stopping_criteria=[marking],
+                max_new_tokens=NUM_DECODED + 1,
+                min_new_tokens=NUM_DECODED + 1,
+                stopping_criteria=[marker],
             )
 
 
-class _Marking:
-    """A stopping criterion that never stops, and marks every token."""
+class _TokenMarker:
+    """A stopping criterion that never stops; it marks the time of every token."""
 
-    def __init__(self, clock: Clock, seen: list[Any]) -> None:
-        self.clock, self.seen = clock, seen
+    def __init__(self, clock: Clock, marks: list[Any]) -> None:
+        self.clock, self.marks = clock, marks
 
     def __call__(self, input_ids: Tensor, scores: Any, **_settings: Any) -> Tensor:
-        self.seen.append(self.clock.mark())
+        self.marks.append(self.clock.mark())
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def net(seen: dict[str, float]) -> dict[str, float]:
-    """Move what a method makes the encoder and the decoder do besides out of their stages and into reduce.
+def charge_reduce(gross: dict[str, float]) -> dict[str, float]:
+    """Move the method's extra work in the encoder (`signals`) and decoder (`rank`) from these stages to reduce.
 
-    `signals` stays to be seen by itself; `rank`, of methods that cut inside the LLM, does not.
+    `signals` also stays in the result as a value of its own, unless it is zero; `rank` does not.
     """
-    signals, rank = seen.get("signals", 0), seen.get("rank", 0)
+    signals, rank = gross.get("signals", 0), gross.get("rank", 0)
     moved = {"encode": -signals, "reduce": signals + rank, "prefill": -rank}
     hidden = {"rank"} if signals else {"rank", "signals"}
-    return {name: value + moved.get(name, 0) for name, value in seen.items() if name not in hidden}
+    return {name: value + moved.get(name, 0) for name, value in gross.items() if name not in hidden}

@@ -1,9 +1,9 @@
-"""FLOPs of a call as its operators run, 2 per multiply-add, by two counters that share no formula.
+"""FLOPs of a call, counted while its operators run, 2 per multiply-add, by two counters that share no formula.
 
-Counted are matrix products, convolutions and attention. Element-wise work, norms, softmax, interpolation and
-decompositions (QR, SVD) are not, as is the convention of the papers compared here. Causal attention counts all L * L
-pairs, masked ones included. `dpbench.measure.closed_form` says the same from a configuration; tests hold the three
-equal.
+Matrix products, convolutions and attention are counted. Element-wise work, norms, softmax, interpolation and
+decompositions (QR, SVD) are not, which is the convention of the papers compared here. Causal attention counts all
+L * L pairs, masked ones included. `dpbench.measure.flops_formula` computes the same numbers from a configuration; tests
+check that all three agree.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ from torch.utils.flop_counter import FlopCounterMode
 from dpbench.errors import MissingError
 
 Handle = Callable[[Sequence[Any], Sequence[Any]], float]
-"""As fvcore's: multiply-adds from an operator's inputs and outputs."""
+"""Takes an operator's inputs and outputs and returns its multiply-adds, as fvcore's handles do."""
 Count = Callable[[Callable[[], Any]], int]
-"""A counter: the FLOPs that a call runs."""
+"""A counter: takes a call and returns the FLOPs it runs."""
 
 
 def count_flops(call: Callable[[], Any]) -> int:
     """Return the FLOPs that a call runs, by torch's own counter."""
-    with counting() as counter:
+    with counting_flops() as counter:
         call()
     return int(counter.get_total_flops())
 
 
 @contextmanager
-def counting() -> Iterator[FlopCounterMode]:
-    """Give torch's counter, counting what runs inside the block.
+def counting_flops() -> Iterator[FlopCounterMode]:
+    """Yield torch's counter, which counts what runs inside the block.
 
-    Attention runs as plain matrix products meanwhile: torch does not know the FLOPs of each of its fused kernels.
+    Attention runs as plain matrix products meanwhile, as torch does not know the FLOPs of all its fused kernels.
     """
     with _unfused_encoder(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         yield counter
 
 
 def count_flops_by_fvcore(call: Callable[[], Any]) -> int:
-    """Return the FLOPs that a call runs, by fvcore's handles; attention stays in its kernel, which has our handle.
+    """Return the FLOPs that a call runs, by fvcore's handles; fused attention keeps its kernel and has our handle.
 
-    The handles read each operator as it is dispatched, not a trace: a trace leaves out whatever its result does not
-    need, such as the tower's layers behind the select layer, which do run.
+    The handles read each operator when it is dispatched. A trace would not do: it omits whatever its result does not
+    need, such as the tower's layers after the select layer, which do run.
 
     Raises:
         MissingError: fvcore is not installed.
@@ -63,9 +63,9 @@ def count_flops_by_fvcore(call: Callable[[], Any]) -> int:
 
 
 def fvcore_handles() -> Mapping[str, Handle]:
-    """Return the handle of each operator that counts, by schema name: fvcore's, and ours for attention."""
+    """Return the handle of each counted operator by its schema name: fvcore's, and ours for attention."""
     if find_spec("fvcore") is None:
-        raise MissingError("counting FLOPs by fvcore needs fvcore, which is not here; install it: pip install fvcore")
+        raise MissingError("counting FLOPs by fvcore needs fvcore, which is not installed; run: pip install fvcore")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from fvcore.nn import jit_handles
@@ -83,7 +83,7 @@ def fvcore_handles() -> Mapping[str, Handle]:
 
 
 def attention_multiply_adds(inputs: Sequence[Any], _outputs: Sequence[Any]) -> int:
-    """Return the multiply-adds of `softmax(q k) v`, (..., H, L, d) each; grouped heads count once per query head."""
+    """Return the multiply-adds of `softmax(q k) v`, all (..., H, L, d); grouped keys count once per query head."""
     *batch, queries, width = inputs[0].type().sizes()
     *_, keys, value_width = inputs[2].type().sizes()
     return int(math.prod(batch) * queries * keys * (width + value_width))
@@ -106,7 +106,7 @@ class _Value:
 
 
 class _FvcoreCounter(TorchDispatchMode):
-    """Adds up what the handles say of every operator; what has none is taken apart first where torch can."""
+    """Adds up the handles' counts; an operator without a handle is decomposed first if torch can decompose it."""
 
     def __init__(self, handles: Mapping[str, Handle]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -127,14 +127,14 @@ class _FvcoreCounter(TorchDispatchMode):
 
 
 def _operator(func: Any) -> str:
-    """Return an operator's schema name; every kernel of attention is attention."""
+    """Return an operator's schema name, the same one for all attention kernels."""
     name: str = func._schema.name
     return "aten::scaled_dot_product_attention" if name.startswith("aten::_scaled_dot_product") else name
 
 
 @contextmanager
 def _unfused_encoder() -> Iterator[None]:
-    """Keep `nn.TransformerEncoder` off its inference kernel, one operator that no counter looks into."""
+    """Disable the inference kernel of `nn.TransformerEncoder`, a single operator that no counter can look into."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -1,13 +1,13 @@
 """The same forward counted three ways: by our closed form, by torch's counter and by fvcore's handles.
 
 At full size, tower and decoder run on the meta device. A method's decisions read values, which the meta device does not
-have, so they run on noise on the CPU. Where a tower reads values too, a whole forward of the family's miniature is
-counted instead. Decisions on other noise show which methods' work depends on the image.
+have, so they run on noise on the CPU. If the tower reads values too, a whole forward of the family's miniature is
+counted instead. Counting decisions on other noise shows which methods' work depends on the image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tabulate import tabulate
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpbench import backbones, registry
@@ -29,26 +28,19 @@ from dpbench.manifest.cell import Cell
 from dpbench.manifest.schema import Manifest
 from dpbench.measure import flops_only, random_features
 from dpbench.measure.flops import Count, count_flops, count_flops_by_fvcore
-from dpbench.measure.settings import Settings, once_each
-from dpbench.measure.synthetic_prompts import QUESTION, Inputs, usual_size, with_text
+from dpbench.measure.settings import cells_to_measure
+from dpbench.measure.synthetic_prompts import QUESTION, fit_text, usual_size
 from dpbench.method import LayerView, Method, Reduction
 
 COUNTERS: Mapping[str, Count] = {"torch": count_flops, "fvcore": count_flops_by_fvcore}
 FORMULA = "closed form"
 FULL_META, FULL_CPU, MINIATURE = "full, meta", "full, CPU", "miniature"
 SIZES_HW = {"llava": (56, 56), "llava_next": (112, 112), "qwen2_5_vl": (140, 196)}
-"""Images for the miniatures: tiles without padding, and windows that both edges cut off."""
+"""Image sizes for the miniatures: tiles without padding, and windows that both edges cut off."""
 MINIATURE_RATE = 0.5
-"""Share of the visual tokens that methods remove on a miniature: every one of them reaches it."""
+"""Share of the visual tokens that methods remove on a miniature; every method can reach it."""
 Counts = tuple[dict[str, int], dict[str, str]]
-"""FLOPs by each way of counting, and why a way could not count."""
-BLIND_SPOTS = (
-    "No counter sees element-wise work, norms, softmax, rotations, look-ups, sorting and top-k; the closed form leaves "
-    "them out as well.",
-    "Fused attention kernels: torch's counter does not know all of them, so attention runs as plain matrix products "
-    "while it counts; fvcore has a handle for none, so the kernel has a handle of ours.",
-    "A method's decisions have no closed form: that column takes them from torch's counter, run on noise.",
-)
+"""FLOPs by each way of counting, and the reasons why other ways could not count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +50,11 @@ class ComparisonRow:
     Attributes:
         label: the method with its hyper-parameters and budget.
         size: what was counted: `FULL_META`, `FULL_CPU` or `MINIATURE`.
-        flops: by `FORMULA` and the names of `COUNTERS`, 2 per multiply-add; a way that could not count is missing.
+        flops: keyed by `FORMULA` and the names of `COUNTERS`, 2 per multiply-add; ways that could not count are absent.
         reasons: why a way could not count, by its name.
-        decompositions: operators of QR, SVD and the like that ran, which no counter prices.
-        content_flops: how much the method's work changes from one image of noise to another.
-        full_size_refusal: why the counters cannot run the full size, or "".
+        decompositions: operators of QR, SVD and the like that ran, which no counter counts.
+        content_flops: difference of the method's FLOPs between two noise images.
+        full_size_refusal: why the full size cannot run on the meta device, or "".
     """
 
     label: str
@@ -75,8 +67,8 @@ class ComparisonRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
-    """A method bound to a backbone, with a budget and an image size."""
+class CountedMethod:
+    """A method bound to a backbone, with a budget and the sizes of the prompt."""
 
     backbone: Backbone
     method: Method
@@ -85,15 +77,19 @@ class Subject:
     text_tokens: int
 
     def prompt(self) -> Prompt:
-        """Return a prompt about one image of noise."""
+        """Return a prompt about one noise image."""
         noise = np.random.default_rng(0).integers(0, 256, (*self.image_hw, 3), dtype=np.uint8)
-        prompt = decision.build_prompt(self.backbone, self.method, [Image.fromarray(noise)], QUESTION, self.rule)
-        return with_text(prompt, Inputs(text_tokens=self.text_tokens))
+        prompt = decision.build_unpruned_prompt(
+            self.backbone, self.method, [Image.fromarray(noise)], QUESTION, self.rule
+        )
+        return fit_text(prompt, self.text_tokens)
 
     def count_by_formula(self, seed: int = 0) -> int:
-        """Return the FLOPs that `--flops-only` prints, decisions taken on noise of this seed."""
-        counted = flops_only.count(self.backbone, self.method, self.rule, self.image_hw, self.text_tokens, seed=seed)
-        return sum(counted.stages_flops.values())
+        """Return the FLOPs that `--flops-only` prints; the method decides on noise of this seed."""
+        flops = flops_only.count_method(
+            self.backbone, self.method, self.rule, self.image_hw, self.text_tokens, seed=seed
+        )
+        return sum(flops.stages_flops.values())
 
     def run(self) -> None:
         """Run one forward, from pixels to the first token's logits."""
@@ -112,40 +108,22 @@ class Subject:
         prompt, needs = self.prompt(), self.method.needs(self.backbone.provides)
         total = count(lambda: meta.encode(prompt.pixels, needs))
         features = [random_features.features(self.backbone, prompt.pixels[0], needs)]
-        generators = [decision.image_generator(0, "flops", 0)]
-        decided: list[pruned_prompt.PrunedPrompt] = []
-        total += count(
-            lambda: decided.append(
-                pruned_prompt.splice(self.backbone, self.method, prompt, features, generators, self.rule)
-            )
-        )
-        spliced = decided[0]
+        splice_flops, spliced = flops_only.count_splice(self.backbone, self.method, prompt, features, self.rule, count)
         before = prompt.spans[0][0]
-        around = random_features.Around(before, spliced.num_visual, len(spliced.visual_L) - spliced.num_visual - before)
-        total += flops_only.ranking(self.backbone, self.method, spliced.cuts, around, count)
+        after = len(spliced.visual_L) - spliced.num_visual - before
+        layout = random_features.PromptLayout(before, spliced.num_visual, after)
+        total += splice_flops + flops_only.count_ranking(self.backbone, self.method, spliced.cuts, layout, count)
         on_meta = replace(spliced, embeds_LD=spliced.embeds_LD.to("meta"), positions_PL=spliced.positions_PL.to("meta"))
         return total + count(lambda: forward.prefill(meta, _KeepFirst(positions=self.method.positions), [on_meta]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _KeepFirst(Method):
-    """Stands in for a method at its cuts, where only how many tokens remain matters."""
+    """Replaces a method at its cuts, where only the number of remaining tokens matters."""
 
     def select(self, view: LayerView) -> Reduction:
         num_visual = len(view.visual_index_N)
         return Reduction(torch.arange(min(view.cut.keep, num_visual), device=view.visual_index_N.device))
-
-
-def comparison_table(manifest: Manifest, settings: Settings) -> str:
-    """Return the three counts of every method as text, and below them what a counter cannot see.
-
-    Raises:
-        DpbenchError: see `compare`.
-    """
-    rows = compare(manifest, text_tokens=settings.text_tokens, image_hw=settings.image_hw)
-    printed = [table_row(row) for row in rows]
-    body = tabulate(printed, headers="keys", tablefmt="github", stralign="right", disable_numparse=True)
-    return "\n".join([body, "", *(f"- {note}" for note in notes(manifest.backbone.name, rows))])
 
 
 def compare(manifest: Manifest, *, text_tokens: int, image_hw: tuple[int, int] | None = None) -> list[ComparisonRow]:
@@ -153,14 +131,14 @@ def compare(manifest: Manifest, *, text_tokens: int, image_hw: tuple[int, int] |
 
     Args:
         manifest: its tasks, limits and seeds do not matter here.
-        text_tokens: positions of the prompt that are neither visual token nor newline.
-        image_hw: pixels of the image, height and width; by default the family's `usual_size`.
+        text_tokens: positions of the prompt that are neither visual tokens nor newlines.
+        image_hw: height and width of the image in pixels; by default the family's `usual_size`.
 
     Raises:
-        ConfigError: a setting that has no effect here, or too few text tokens.
+        ConfigError: a setting has no effect here, or there are too few text tokens.
         UnsupportedError: no closed form is known for this backbone.
     """
-    shapes = flops_only.shapes(manifest)
+    shapes = flops_only.load_shapes(manifest)
     family = shapes.model.config.model_type
     if family not in SIZES_HW:
         raise UnsupportedError(f"--verify: there is no closed form for {family!r}; known: {', '.join(SIZES_HW)}")
@@ -169,19 +147,17 @@ def compare(manifest: Manifest, *, text_tokens: int, image_hw: tuple[int, int] |
     on_meta = flops_only.is_on_meta(shapes)
     meta = backbones.load(shapes.name, weights=backbones.RANDOM, device="meta") if on_meta else shapes
     with torch.inference_mode():
-        return [_compare_cell(cell, shapes, meta, size, text_tokens) for cell in once_each(manifest)]
+        return [_compare_cell(cell, shapes, meta, size, text_tokens) for cell in cells_to_measure(manifest)]
 
 
 def _compare_cell(
     cell: Cell, shapes: Backbone, meta: Backbone, image_hw: tuple[int, int], text_tokens: int
 ) -> ComparisonRow:
-    method, label = (
-        registry.load(cell.method, cell.params),
-        flops_only.label(cell.method, cell.params, cell.budget.label),
-    )
+    method = registry.load(cell.method, cell.params)
+    label = flops_only.label(cell.method, cell.params, cell.budget.label)
     rule = build_rule(cell)
     try:
-        full = Subject(shapes, flops_only.bind(method, shapes), rule, image_hw, text_tokens)
+        full = CountedMethod(shapes, flops_only.bind(method, shapes), rule, image_hw, text_tokens)
         with _Operators() as operators:
             formula, other = full.count_by_formula(), full.count_by_formula(seed=1)
     except DpbenchError as error:
@@ -192,20 +168,20 @@ def _compare_cell(
     }
     try:
         size, (flops, reasons) = _count_full_size(full, meta, formula)
-    except RuntimeError as error:  # what torch raises where a value is read on the meta device
+    except RuntimeError as error:  # torch raises this when a value is read on the meta device
         size, (flops, reasons) = MINIATURE, count_miniature(full, method)
         blind["full_size_refusal"] = str(error).splitlines()[0]
     return ComparisonRow(label=label, size=size, flops=flops, reasons=reasons, **blind)
 
 
-def _count_full_size(full: Subject, meta: Backbone, formula: int) -> tuple[str, Counts]:
+def _count_full_size(full: CountedMethod, meta: Backbone, formula: int) -> tuple[str, Counts]:
     if meta is full.backbone:
         return FULL_CPU, _count_all(lambda count: count(full.run), formula)
     return FULL_META, _count_all(lambda count: full.count_in_parts(count, meta), formula)
 
 
 def _count_all(count: Callable[[Count], int], formula: int) -> Counts:
-    """Return the FLOPs by each way, and why a counter could not count."""
+    """Return the FLOPs by each way, and the reasons why a counter could not count."""
     flops, reasons = {FORMULA: formula}, {}
     for name, counter in COUNTERS.items():
         try:
@@ -217,15 +193,15 @@ def _count_all(count: Callable[[Count], int], formula: int) -> Counts:
 
 @cache
 def miniature(family: str) -> Backbone:
-    """Return a family's miniature, built once."""
+    """Build a family's miniature once and return it."""
     return miniatures.backbone(family)
 
 
-def _miniature_subject(full: Subject, method: Method) -> Subject:
-    """Return the same method on the family's miniature; its few layers only allow a moderate budget."""
+def _shrink(full: CountedMethod, method: Method) -> CountedMethod:
+    """Return the same method on the family's miniature, whose few layers only allow a moderate budget."""
     backbone = miniature(full.backbone.model.config.model_type)
     budget = full.rule.budget if full.rule.budget.keeps_all else BudgetRequest(prune_rate=MINIATURE_RATE)
-    return Subject(
+    return CountedMethod(
         backbone,
         flops_only.bind(method, backbone),
         replace(full.rule, budget=budget),
@@ -234,10 +210,10 @@ def _miniature_subject(full: Subject, method: Method) -> Subject:
     )
 
 
-def count_miniature(full: Subject, method: Method) -> Counts:
-    """Count a whole forward of the family's miniature."""
+def count_miniature(full: CountedMethod, method: Method) -> Counts:
+    """Count a whole forward of the family's miniature, three ways."""
     try:
-        small = _miniature_subject(full, method)
+        small = _shrink(full, method)
         return _count_all(lambda count: count(small.run), small.count_by_formula())
     except (DpbenchError, RuntimeError) as error:
         return {}, dict.fromkeys((FORMULA, *COUNTERS), str(error))
@@ -255,62 +231,3 @@ class _Operators(TorchDispatchMode):
         if name.startswith("linalg_") and "norm" not in name:
             self.decompositions.add(name)
         return func(*args, **(kwargs or {}))
-
-
-def table_row(row: ComparisonRow) -> dict[str, str]:
-    """Return a row as `tabulate(..., headers="keys")` prints it: MFLOP, and the difference from the closed form."""
-    formula = row.flops.get(FORMULA)
-
-    def difference(name: str) -> str:
-        if formula is None or name not in row.flops:
-            return "-"
-        return f"{100 * (row.flops[name] - formula) / formula:+.3f} %"
-
-    counts = {name: f"{row.flops[name] / 1e6:,.3f}" if name in row.flops else "-" for name in (FORMULA, *COUNTERS)}
-    return {
-        "Method": row.label,
-        "Size": row.size,
-        "Closed form MFLOP": counts[FORMULA],
-        "torch MFLOP": counts["torch"],
-        "torch differs": difference("torch"),
-        "fvcore MFLOP": counts["fvcore"],
-        "fvcore differs": difference("fvcore"),
-    }
-
-
-def notes(backbone: str, rows: Sequence[ComparisonRow]) -> list[str]:
-    """Return the sentences below the table: what each size means, what no counter sees, and why a cell is a dash."""
-    sizes = {row.size for row in rows}
-    meanings = {
-        FULL_META: f"{FULL_META}: {backbone} at its published size. Tower and decoder run on the meta device; the "
-        "method's decisions, which read values, run on noise on the CPU, and at its cuts the first tokens are kept.",
-        FULL_CPU: f"{FULL_CPU}: a whole forward of {backbone} on the CPU.",
-        MINIATURE: f"{MINIATURE}: a whole forward of a small model of the same family on the CPU; methods "
-        f"remove {MINIATURE_RATE:.0%} of its visual tokens, whatever the budget.",
-    }
-    refusals = dict.fromkeys(row.full_size_refusal for row in rows if row.full_size_refusal)
-    return [
-        *(meaning for size, meaning in meanings.items() if size in sizes),
-        *(f"{backbone} cannot be counted at full size on the meta device: {refusal}" for refusal in refusals),
-        *BLIND_SPOTS,
-        *(
-            f"{row.label}: no counter sees {', '.join(row.decompositions)} (decompositions)."
-            for row in rows
-            if row.decompositions
-        ),
-        *(
-            f"{row.label}: how much it computes depends on the image, so a whole forward can differ from the closed "
-            f"form; between two images of noise it changes by {row.content_flops / 1e6:,.3f} MFLOP."
-            for row in rows
-            if row.content_flops
-        ),
-        *(note for row in rows for note in _dashes(row)),
-    ]
-
-
-def _dashes(row: ComparisonRow) -> list[str]:
-    """Return why cells of a row are dashes, a sentence per reason."""
-    ways: dict[str, list[str]] = {}
-    for way, reason in row.reasons.items():
-        ways.setdefault(reason, []).append(way)
-    return [f"{row.label} ({', '.join(names)}): {reason}" for reason, names in ways.items()]

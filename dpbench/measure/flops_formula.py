@@ -1,10 +1,10 @@
-"""FLOPs of tower, projector, decoder and LM head from a configuration and lengths alone: nothing runs.
+"""FLOPs of tower, projector, decoder and LM head from a configuration and lengths; no model runs.
 
 2 per multiply-add of matrix products, convolutions and attention. Included: the patch embedding; all layers of the
-tower, also those behind the select layer, as transformers runs them; the projector or patch merger over every token;
-all decoder layers over the positions each one reads; the LM head. Causal attention counts all L * L pairs, as the
-papers do and as plain matrix products run it. Not included: norms, activations, softmax, rotations, embedding look-ups,
-and the interpolation of position codes.
+tower, even those after the select layer, because transformers runs them; the projector or patch merger over every
+token; all decoder layers over the positions each one reads; the LM head. Causal attention counts all L * L pairs, as
+the papers do and as plain matrix products run it. Not included: norms, activations, softmax, rotations, embedding
+look-ups, and the interpolation of position codes.
 
 Grids are rows and columns of visual tokens of one view. Configurations are transformers' own.
 """
@@ -21,9 +21,9 @@ from dpbench.errors import UnsupportedError
 CLIP_FAMILIES = ("llava", "llava_next")
 QWEN = "qwen2_5_vl"
 FREE_SIGNALS = frozenset({"cls_hidden_VC", "keys_Nd"})
-"""What the tower computes anyway."""
+"""Signals that the tower computes anyway."""
 CLS_ROW = re.compile(r"cls_attention(?:\[(\d+)\])?")
-"""A CLS row: the select layer's, or that of the layer whose number is named."""
+"""A row of CLS attention: of the select layer, or of the layer whose number is given."""
 
 
 def linear(rows: int, fan_in: int, fan_out: int) -> int:
@@ -32,7 +32,7 @@ def linear(rows: int, fan_in: int, fan_out: int) -> int:
 
 
 def attention(queries: int, keys: int, width: int) -> int:
-    """Return the FLOPs of scores and weighted sum over all heads, `width` being heads times one head's width."""
+    """Return the FLOPs of scores and weighted sum over all heads; `width` is that of all heads together."""
     return 2 * linear(queries, width, keys)
 
 
@@ -47,7 +47,7 @@ def tower(config: Any, grid_hw: tuple[int, int], num_views: int = 1) -> int:
 
 
 def projector(config: Any, num_tokens: int) -> int:
-    """Return the FLOPs of projecting so many visual tokens into the LLM's space."""
+    """Return the FLOPs of projecting visual tokens into the LLM's space."""
     vision, width = config.vision_config, config.text_config.hidden_size
     if _is_qwen(config):
         merged = vision.hidden_size * vision.spatial_merge_size**2
@@ -56,16 +56,16 @@ def projector(config: Any, num_tokens: int) -> int:
 
 
 def signals(config: Any, needs: frozenset[str], grid_hw: tuple[int, int], num_views: int = 1) -> int:
-    """Return the FLOPs of the attention rows that a method reads of the tower and that the tower itself never forms.
+    """Return the FLOPs of the attention rows that a method reads and the tower itself never materializes.
 
     Args:
         config: of the model.
-        needs: what the method asks for, as the fields of `VisualTokens`.
+        needs: the fields of `VisualTokens` that the method requests.
         grid_hw: rows and columns of visual tokens of one view.
-        num_views: how many views.
+        num_views: number of views.
 
     Raises:
-        UnsupportedError: no closed form is known for one of them.
+        UnsupportedError: no closed form is known for one of the signals.
     """
     vision, count = config.vision_config, grid_hw[0] * grid_hw[1]
     total = 0
@@ -85,13 +85,13 @@ def decoder(config: Any, lengths: Sequence[int]) -> int:
 
     Args:
         config: of the model.
-        lengths: positions that each layer reads, visual and text.
+        lengths: number of positions that each layer reads, visual and text.
     """
     return sum(_decoder_layer(config.text_config, length) for length in lengths)
 
 
 def lm_head(config: Any, positions: int = 1) -> int:
-    """Return the FLOPs of the LM head: over the last position, as a prefill asks for it."""
+    """Return the FLOPs of the LM head, by default at the last position only, as in a prefill."""
     text = config.text_config
     return linear(positions, text.hidden_size, text.vocab_size)
 
@@ -105,7 +105,7 @@ def _is_qwen(config: Any) -> bool:
 
 
 def _clip_view(vision: Any, grid_hw: tuple[int, int]) -> int:
-    """Return one view's FLOPs; the CLS token runs along."""
+    """Return one view's FLOPs, including the CLS token's."""
     patches, width = grid_hw[0] * grid_hw[1], vision.hidden_size
     length = patches + 1
     embedding = linear(patches, vision.num_channels * vision.patch_size**2, width)
@@ -115,27 +115,27 @@ def _clip_view(vision: Any, grid_hw: tuple[int, int]) -> int:
 
 
 def _qwen_tower(vision: Any, grid_hw: tuple[int, int]) -> int:
-    """Return one image's FLOPs: most layers attend inside windows, cut off at the image's right and lower edges."""
+    """Return one image's FLOPs; most layers attend inside windows, which the right and lower edges cut off."""
     merge, width = vision.spatial_merge_size, vision.hidden_size
     patches, side = grid_hw[0] * grid_hw[1] * merge**2, vision.window_size // vision.patch_size
-    rows, columns = (_runs(size * merge, side) for size in grid_hw)
+    rows, columns = (_window_sides(size * merge, side) for size in grid_hw)
     windows = sum(attention(h * w, h * w, width) for h, w in product(rows, columns))
-    whole, num_full = attention(patches, patches, width), len(vision.fullatt_block_indexes)
+    full, num_full = attention(patches, patches, width), len(vision.fullatt_block_indexes)
     volume = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     layer = linear(patches, width, 4 * width) + 3 * linear(patches, width, vision.intermediate_size)
-    attended = num_full * whole + (vision.depth - num_full) * windows
+    attended = num_full * full + (vision.depth - num_full) * windows
     return int(linear(patches, volume, width) + vision.depth * layer + attended)
 
 
-def _runs(size: int, longest: int) -> list[int]:
-    """Cut a side into runs; the last one is what is left."""
+def _window_sides(size: int, longest: int) -> list[int]:
+    """Return the lengths of the windows along a side; the last one may be shorter."""
     return [min(longest, size - start) for start in range(0, size, longest)]
 
 
 def _decoder_layer(text: Any, length: int) -> int:
     """Return one layer's FLOPs: grouped-query attention and a gated MLP."""
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    width, shared = head * text.num_attention_heads, head * text.num_key_value_heads
-    projections = linear(length, text.hidden_size, 2 * width + 2 * shared)
+    width, key_width = head * text.num_attention_heads, head * text.num_key_value_heads
+    projections = linear(length, text.hidden_size, 2 * width + 2 * key_width)
     mlp = 3 * linear(length, text.hidden_size, text.intermediate_size)
     return projections + attention(length, length, width) + mlp

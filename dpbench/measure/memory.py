@@ -1,4 +1,4 @@
-"""Bytes: weights, the most allocated during a stage, and the cache after prefill."""
+"""Bytes: weights, peak memory of each stage, and the KV cache after prefill."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from torch import nn
 from dpbench.measure.timing import Stages
 
 CLEAR_PEAK = "5"
-"""What Linux wants written to clear_refs to forget the peak of the resident memory."""
+"""Written to /proc/self/clear_refs, this resets VmHWM, the peak of the resident memory."""
 
 
 def weights_bytes(model: nn.Module) -> int:
-    """Return the bytes of parameters and buffers, shared ones once."""
-    held = {each.data_ptr(): each for each in (*model.parameters(), *model.buffers())}
-    return sum(each.numel() * each.element_size() for each in held.values())
+    """Return the bytes of parameters and buffers, counting shared ones once."""
+    unique = {tensor.data_ptr(): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return sum(map(_bytes, unique.values()))
 
 
-def peaks(stages: Stages, device: torch.device, weights: int) -> dict[str, int]:
-    """Run each stage once and return the most memory in use during it.
+def peak_bytes(stages: Stages, device: torch.device, weights: int) -> dict[str, int]:
+    """Run each stage once and return its peak memory.
 
-    On a GPU what torch allocated, weights apart; on a CPU what the whole process held resident, where the system tells.
+    On a GPU this is what torch allocated, without the weights. On a CPU it is the resident memory of the whole process;
+    the result is empty if the system does not report it.
     """
     if device.type == "cuda":
         return {name: _gpu_peak(call, weights) for name, call in stages.items()}
-    if resident_bytes("VmHWM") is None or not _forget_peak():
+    if resident_bytes("VmHWM") is None or not _reset_host_peak():
         return {}
     return {name: _host_peak(call) for name, call in stages.items()}
 
@@ -41,12 +42,13 @@ def _gpu_peak(call: Any, weights: int) -> int:
 
 
 def _host_peak(call: Any) -> int:
-    _forget_peak()
+    _reset_host_peak()
     call()
     return resident_bytes("VmHWM") or 0
 
 
-def _forget_peak() -> bool:
+def _reset_host_peak() -> bool:
+    """Reset the peak; return False if the system does not allow it."""
     try:
         Path("/proc/self/clear_refs").write_text(CLEAR_PEAK, encoding="ascii")
     except OSError:
@@ -55,18 +57,18 @@ def _forget_peak() -> bool:
 
 
 def resident_bytes(name: str) -> int | None:
-    """Return VmRSS or VmHWM of this process, or None where the system does not tell."""
+    """Return VmRSS or VmHWM of this process, or None if the system does not report it."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    found = [line for line in lines if line.startswith(f"{name}:")]
-    return 1024 * int(found[0].split()[1]) if found else None
+    matches = [line for line in lines if line.startswith(f"{name}:")]
+    return 1024 * int(matches[0].split()[1]) if matches else None
 
 
 def kv_bytes(cache: Any) -> tuple[int, ...]:
     """Return the bytes of keys and values of each layer of a DynamicCache."""
-    return tuple(_bytes(each.keys) + _bytes(each.values) for each in cache.layers)
+    return tuple(_bytes(layer.keys) + _bytes(layer.values) for layer in cache.layers)
 
 
 def _bytes(values: torch.Tensor) -> int:

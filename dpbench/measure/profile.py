@@ -25,11 +25,11 @@ from dpbench.manifest.cell import Cell
 from dpbench.manifest.loading import load_backbone
 from dpbench.manifest.schema import Manifest
 from dpbench.measure import energy, roofline
-from dpbench.measure.first_token import FirstToken, net
+from dpbench.measure.first_token import FirstToken, charge_reduce
 from dpbench.measure.interleave import Run, Series, interleave
-from dpbench.measure.profile_row import Bench, Subject, row
-from dpbench.measure.settings import Configuration, Settings, once_each, steps
-from dpbench.measure.synthetic_prompts import Inputs, usual_size
+from dpbench.measure.profile_row import ProfiledMethod, ProfileSession, build_row
+from dpbench.measure.settings import Configuration, Settings, cells_to_measure, sweep_steps
+from dpbench.measure.synthetic_prompts import PromptShape, usual_size
 from dpbench.measure.timing import Recorder, clock_of
 from dpbench.method import Method
 from dpbench.report.tables import efficiency
@@ -37,15 +37,15 @@ from dpbench.report.tables.render import render_all
 from dpbench.storage import files, record
 from dpbench.storage.record import Profile
 
-VERSIONS = 4
-"""Of a compiled layer: lengths of the prompt, a cache that is empty or not."""
+VERSIONS_PER_LAYER = 4
+"""Compiled versions of a layer that dynamo may need: for lengths of the prompt, and an empty cache or a filled one."""
 
 
 def profile_table(manifest: Manifest, out: Path, settings: Settings, *, device: str = "auto") -> str:
     """Profile a manifest and return the tables of efficiency as Markdown.
 
     Raises:
-        ConfigError: nothing can be written to `out`.
+        ConfigError: `out` is not writable.
         DpbenchError: see `profile_manifest`.
     """
     files.check_writable(out)
@@ -63,144 +63,148 @@ def profile_manifest(manifest: Manifest, out: Path, settings: Settings, *, devic
         device: "auto", "cpu" or "cuda".
 
     Raises:
-        MissingError: weights are not there.
+        MissingError: weights are missing.
         DpbenchError: no method of the manifest can run here.
     """
     device, console = pick_device(device), Console(stderr=True)
     with console.status(f"loading {manifest.backbone.name}"):
         backbone = load_backbone(manifest, device)
-    found = {"versions": versions(), **environment(device)}
+    machine = {"versions": versions(), **environment(device)}
     started = datetime.now(UTC).isoformat(timespec="seconds")
     path = out / manifest.name / "profile.jsonl"
     profiles = []
     with torch.inference_mode(), nvml.opened() if device.startswith("cuda") else nullcontext() as handle:
-        rates = roofline.rates(backbone.device, backbone.dtype)
-        bench = Bench(backbone, settings, console, handle, found, started, rates)
-        bench.idle_w = energy.idle_watts(handle) if handle else None
+        rates = roofline.measure_rates(backbone.device, backbone.dtype)
+        session = ProfileSession(backbone, settings, console, handle, machine, started, rates)
+        session.idle_w = energy.idle_watts(handle) if handle else None
         for configuration in settings.configurations:
-            for each in _profiled(bench, manifest, configuration):
-                record.append(path, each)
-                profiles.append(each)
+            for profile in _profile_configuration(session, manifest, configuration):
+                record.append(path, profile)
+                profiles.append(profile)
     console.print(f"{len(profiles)} rows added to {path}")
     return profiles
 
 
-def _profiled(bench: Bench, manifest: Manifest, configuration: Configuration) -> Iterator[Profile]:
-    with _configured(bench.backbone, configuration):
-        subjects = _subjects(bench, manifest, configuration)
-        series = _timed(bench, subjects)
-        with _progress(bench.console) as bar:
-            for subject, each in bar.track(list(zip(subjects, series, strict=True)), description="bytes, joules"):
-                yield row(bench, subject, each, configuration)
+def _profile_configuration(
+    session: ProfileSession, manifest: Manifest, configuration: Configuration
+) -> Iterator[Profile]:
+    with _compiled_layers(session.backbone, configuration):
+        methods = _prepare_methods(session, manifest, configuration)
+        all_series = _time_in_turn(session, methods)
+        with _progress_bar(session.console) as bar:
+            pairs = list(zip(methods, all_series, strict=True))
+            for method, series in bar.track(pairs, description="bytes, joules"):
+                yield build_row(session, method, series, configuration)
 
 
 @contextmanager
-def _configured(backbone: Backbone, configuration: Configuration) -> Iterator[None]:
-    """Compile the layers of tower and decoder for as long as it is asked for.
+def _compiled_layers(backbone: Backbone, configuration: Configuration) -> Iterator[None]:
+    """Run the block with compiled layers of tower and decoder, if the configuration is "compile".
 
-    A layer of the decoder is compiled anew for the place it has in the cache: there are as many versions as layers.
+    Dynamo compiles a decoder layer again for each index into the cache: there are as many versions as layers.
     """
-    compiled = _layers(backbone) if configuration == "compile" else []
-    for layer in compiled:
+    layers = _find_layers(backbone) if configuration == "compile" else []
+    for layer in layers:
         layer.compile()
     try:
         # The limit can only be set for the whole process; patch() is dynamo's own way to set and restore it.
-        with torch._dynamo.config.patch(recompile_limit=VERSIONS * max(1, len(compiled))):
+        with torch._dynamo.config.patch(recompile_limit=VERSIONS_PER_LAYER * max(1, len(layers))):
             yield
     finally:
-        for layer in compiled:
+        for layer in layers:
             layer._compiled_call_impl = (
-                None  # nn.Module.compile has no public undo; without it eager rows stay compiled
+                None  # nn.Module.compile has no public undo, and eager rows must not be compiled
             )
 
 
-def _layers(backbone: Backbone) -> list[Any]:
+def _find_layers(backbone: Backbone) -> list[Any]:
     decoder = set(backbone.decoder.modules())
-    stacks = [each for each in backbone.core.modules() if isinstance(each, torch.nn.ModuleList)]
-    towers = [each for each in stacks if each not in decoder]
+    stacks = [module for module in backbone.core.modules() if isinstance(module, torch.nn.ModuleList)]
+    towers = [stack for stack in stacks if stack not in decoder]
     return [*backbone.decoder.layers, *(max(towers, key=len) if towers else ())]
 
 
-def _subjects(bench: Bench, manifest: Manifest, configuration: Configuration) -> list[Subject]:
-    """Bind the methods; one that cannot run on this backbone is named and left out."""
-    found, refused = [], None
-    for cell in once_each(manifest):
+def _prepare_methods(session: ProfileSession, manifest: Manifest, configuration: Configuration) -> list[ProfiledMethod]:
+    """Load the methods and run each once; one that cannot run on this backbone is reported and skipped."""
+    methods, refusal = [], None
+    graphed = configuration == "cuda-graph"
+    for cell in cells_to_measure(manifest):
         try:
-            method = _bound(cell, bench.backbone, graphed=configuration == "cuda-graph")
-            for asked in _asked(bench.backbone.name, bench.settings):
-                first = FirstToken(bench.backbone, method, cell, asked, graphed=configuration == "cuda-graph")
-                first.once()
-                found.append(Subject(cell, asked, first))
+            method = _load_method(cell, session.backbone, graphed=graphed)
+            for shape in _prompt_shapes(session.backbone.name, session.settings):
+                first_token = FirstToken(session.backbone, method, cell, shape, graphed=graphed)
+                first_token.run_untimed()
+                methods.append(ProfiledMethod(cell, shape, first_token))
         except DpbenchError as error:
-            refused = error
-            bench.console.print(f"left out: {cell.method} @ {cell.budget.label}: {error}")
-    if not found and refused is not None:
-        raise refused
-    return found
+            refusal = error
+            session.console.print(f"skipped: {cell.method} @ {cell.budget.label}: {error}")
+    if not methods and refusal is not None:
+        raise refusal
+    return methods
 
 
-def _bound(cell: Cell, backbone: Backbone, *, graphed: bool) -> Method:
+def _load_method(cell: Cell, backbone: Backbone, *, graphed: bool) -> Method:
     method = registry.load(cell.method, cell.params)
     method = method.untrained() if cell.entry.weights == backbones.RANDOM else method
     return (method.graphed() if graphed else method).bind(backbone)
 
 
-def _asked(name: str, settings: Settings) -> Iterator[Inputs]:
-    base = Inputs(image_hw=settings.image_hw or usual_size(name), text_tokens=settings.text_tokens)
-    for size in settings.batch_sizes:
+def _prompt_shapes(name: str, settings: Settings) -> Iterator[PromptShape]:
+    base = PromptShape(image_hw=settings.image_hw or usual_size(name), text_tokens=settings.text_tokens)
+    for batch_size in settings.batch_sizes:
         if settings.sweep is None:
-            yield replace(base, batch_size=size)
+            yield replace(base, batch_size=batch_size)
         else:
-            for count, grid in steps(name):
+            for count, grid in sweep_steps(name):
                 hw = base.image_hw if grid is None else _pixels(name, grid)
-                text = base.text_tokens + count - 1  # every image brings a line break
-                yield replace(base, batch_size=size, num_images=count, grid=grid, image_hw=hw, text_tokens=text)
+                text = base.text_tokens + count - 1  # every further image brings a line break
+                yield replace(base, batch_size=batch_size, num_images=count, grid=grid, image_hw=hw, text_tokens=text)
 
 
 def _pixels(name: str, grid: tuple[int, int]) -> tuple[int, int]:
-    """Return the size of an image of which a tower of one size makes a smaller grid."""
+    """Return the size of an image that fills a grid smaller than the usual one of a fixed-size tower."""
     patch = usual_size(name)[0] // math.isqrt(backbones.find(name).num_visual or 1)
     return grid[0] * patch, grid[1] * patch
 
 
-def _timed(bench: Bench, subjects: Sequence[Subject]) -> list[Series]:
-    runs = [_run(subject, bench) for subject in subjects]
-    settings = bench.settings
-    bench.readings = []
-    with _progress(bench.console) as bar:
+def _time_in_turn(session: ProfileSession, methods: Sequence[ProfiledMethod]) -> list[Series]:
+    runs = [_build_run(session, method) for method in methods]
+    settings = session.settings
+    session.readings = []
+    with _progress_bar(session.console) as bar:
         job = bar.add_task(f"timing {len(runs)} in turn", total=1.0)
 
         def after_round(share: float) -> None:
             bar.update(job, completed=share)
-            _look(bench)
+            _read_gpu(session)
 
-        _look(bench)
-        series = interleave(
+        _read_gpu(session)
+        all_series = interleave(
             runs,
             repetitions=settings.repetitions,
             seconds=settings.seconds,
             warmups=settings.warmups,
             after_round=after_round,
         )
-        _look(bench)
-    return series
+        _read_gpu(session)
+    return all_series
 
 
-def _look(bench: Bench) -> None:
-    if bench.handle is not None:
-        bench.readings.append(nvml.read(bench.handle))
+def _read_gpu(session: ProfileSession) -> None:
+    if session.handle is not None:
+        session.readings.append(nvml.read(session.handle))
 
 
-def _run(subject: Subject, bench: Bench) -> Run:
+def _build_run(session: ProfileSession, method: ProfiledMethod) -> Run:
     def run(turn: int) -> dict[str, float]:
-        recorder = Recorder(clock_of(bench.backbone.device))
-        subject.first.run(turn, recorder)
-        return net(recorder.ms())
+        recorder = Recorder(clock_of(session.backbone.device))
+        method.first_token.run(turn, recorder)
+        return charge_reduce(recorder.ms())
 
     return run
 
 
-def _progress(console: Console) -> Bar:
+def _progress_bar(console: Console) -> Bar:
     return Bar(
         TextColumn("{task.description}"),
         BarColumn(),

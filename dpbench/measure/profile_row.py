@@ -1,4 +1,4 @@
-"""One row of a profile: what was timed of a subject, and what is measured of it besides, as a record."""
+"""One row of a profile: the times of a method, and its answers, FLOPs, bytes and joules, as a record."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from dpbench.machine import profiler_ranges
 from dpbench.machine.nvml import Reading
 from dpbench.manifest.cell import Cell
 from dpbench.measure import energy, memory, roofline, stability
-from dpbench.measure.first_token import DECODED, FirstToken, net
-from dpbench.measure.flops import counting
+from dpbench.measure.first_token import NUM_DECODED, FirstToken, charge_reduce
+from dpbench.measure.flops import counting_flops
 from dpbench.measure.interleave import Series
 from dpbench.measure.settings import Configuration, Settings
-from dpbench.measure.synthetic_prompts import Inputs, usual_size
+from dpbench.measure.synthetic_prompts import PromptShape, usual_size
 from dpbench.measure.timing import Recorder, clock_of
 from dpbench.storage.record import Profile
 
 
 @dataclass(slots=True)
-class Bench:
-    """What all subjects of a profile share.
+class ProfileSession:
+    """What all methods of a profile share.
 
     Attributes:
         backbone: loaded once.
         settings: how to run.
-        console: where progress goes.
+        console: where progress is printed.
         handle: NVML's for the GPU, or None.
-        found: versions and environment.
-        started: when, in UTC.
-        rates: of the device.
-        idle_w: drawn at rest, or None where it is not counted.
-        readings: the GPU before, during and after.
+        environment: versions and machine.
+        started: time of the start, in UTC.
+        rates: of the device, see `roofline.measure_rates`.
+        idle_w: power at rest, or None if the driver does not count energy.
+        readings: of the GPU before, during and after the timing.
     """
 
     backbone: Backbone
     settings: Settings
     console: Console
     handle: Any
-    found: dict[str, Any]
+    environment: dict[str, Any]
     started: str
     rates: dict[str, float]
     idle_w: float | None = None
@@ -54,25 +54,25 @@ class Bench:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
-    """A cell with what it is asked, ready to run."""
+class ProfiledMethod:
+    """A cell and prompts of one shape, ready to run."""
 
     cell: Cell
-    asked: Inputs
-    first: FirstToken
+    shape: PromptShape
+    first_token: FirstToken
 
 
-def row(bench: Bench, subject: Subject, series: Series, configuration: Configuration) -> Profile:
-    """Return the record of a subject: its times, and its answers, FLOPs, bytes and joules measured now."""
-    backbone, first, cell, asked = bench.backbone, subject.first, subject.cell, subject.asked
+def build_row(session: ProfileSession, method: ProfiledMethod, series: Series, configuration: Configuration) -> Profile:
+    """Return a method's record from its times; its answers, FLOPs, bytes and joules are measured now."""
+    backbone, first_token, cell, shape = session.backbone, method.first_token, method.cell, method.shape
     eager = configuration == "eager"
-    times = series.stages() | (_answers(first, bench) if eager and bench.settings.answers else {})
-    flops = stage_flops(first) if eager else {}
-    spliced = first.spliced[0]
+    times = series.stages() | (_time_answers(session, first_token) if eager and session.settings.answers else {})
+    flops = count_stage_flops(first_token) if eager else {}
+    prompt = first_token.pruned_prompts[0]
     weights = memory.weights_bytes(backbone.model)
-    kv = memory.kv_bytes(first.cache())
-    moved = roofline.stage_bytes(backbone, _kept_bytes(first), _bytes(first), sum(kv))
-    layers = spliced.per_layer(backbone.num_layers)
+    kv = memory.kv_bytes(first_token.cache())
+    moved = roofline.stage_bytes(backbone, _visual_bytes(first_token), _prompt_bytes(first_token), sum(kv))
+    layers = prompt.per_layer(backbone.num_layers)
     return Profile(
         backbone=cell.backbone,
         weights=cell.entry.weights or backbones.find(cell.backbone).weights,
@@ -80,63 +80,67 @@ def row(bench: Bench, subject: Subject, series: Series, configuration: Configura
         params=cell.params,
         budget=cell.budget.label,
         configuration=configuration,
-        batch_size=asked.batch_size,
-        num_images=asked.num_images,
-        image_hw=asked.image_hw or usual_size(cell.backbone),
+        batch_size=shape.batch_size,
+        num_images=shape.num_images,
+        image_hw=shape.image_hw or usual_size(cell.backbone),
         num_visual=mean(layers),
         visual_tokens_per_layer=layers,
-        num_text=len(spliced.embeds_LD) - spliced.num_visual,
+        num_text=len(prompt.embeds_LD) - prompt.num_visual,
         stages_ms=times,
         warmups=series.warmups,
         stages_flops=flops,
-        peak_bytes=memory.peaks(first.stages(0), backbone.device, weights) if eager else {},
+        peak_bytes=memory.peak_bytes(first_token.stages(0), backbone.device, weights) if eager else {},
         weights_bytes=weights,
         kv_bytes_per_layer=kv,
-        joules=_joules(bench, first),
-        bound_ms=roofline.bounds_ms(flops, moved, bench.rates) if eager else {},
-        rates=bench.rates,
-        flags=tuple(stability.flags(times["ttft"], bench.readings)),
-        monitor=stability.monitor(bench.readings),
-        environment=bench.found | {"dtype": str(backbone.dtype).removeprefix("torch.")},
-        started=bench.started,
+        joules=_measure_joules(session, first_token),
+        bound_ms=roofline.bounds_ms(flops, moved, session.rates) if eager else {},
+        rates=session.rates,
+        flags=tuple(stability.find_flags(times["ttft"], session.readings)),
+        monitor=stability.summarize_readings(session.readings),
+        environment=session.environment | {"dtype": str(backbone.dtype).removeprefix("torch.")},
+        started=session.started,
     )
 
 
-def _answers(first: FirstToken, bench: Bench) -> dict[str, tuple[float, ...]]:
-    """Time preprocessing, decoding per token and whole answers, apart from the time to the first token."""
-    seen = []
-    for turn in range(bench.settings.answers + 1):
-        recorder = Recorder(clock_of(bench.backbone.device))
-        first.answer(turn, recorder)
-        seen.append(recorder.ms())
-    kept = seen[1:]
-    decode = tuple(each["decode"] / DECODED for each in kept)
+def _time_answers(session: ProfileSession, first_token: FirstToken) -> dict[str, tuple[float, ...]]:
+    """Time preprocessing, decoding per token and whole answers; the first of them only warms up."""
+    passes = []
+    for turn in range(session.settings.answers + 1):
+        recorder = Recorder(clock_of(session.backbone.device))
+        first_token.answer(turn, recorder)
+        passes.append(recorder.ms())
+    passes = passes[1:]
     return {
-        "preprocess": tuple(each["preprocess"] for each in kept),
-        "decode": decode,
-        "end_to_end": tuple(each["end_to_end"] for each in kept),
+        "preprocess": tuple(times["preprocess"] for times in passes),
+        "decode": tuple(times["decode"] / NUM_DECODED for times in passes),
+        "end_to_end": tuple(times["end_to_end"] for times in passes),
     }
 
 
-def _joules(bench: Bench, first: FirstToken) -> dict[str, float]:
-    if bench.handle is None or bench.idle_w is None:
+def _measure_joules(session: ProfileSession, first_token: FirstToken) -> dict[str, float]:
+    if session.handle is None or session.idle_w is None:
         return {}
 
     def call(turn: int) -> None:
-        for stage in first.stages(turn).values():
+        for stage in first_token.stages(turn).values():
             stage()
 
-    drawn = energy.per_call(bench.handle, call, bench.idle_w)
-    return {**drawn, "idle_watts": bench.idle_w} if drawn else {}
+    joules = energy.joules_per_call(session.handle, call, session.idle_w)
+    return {**joules, "idle_watts": session.idle_w} if joules else {}
 
 
-def _bytes(first: FirstToken) -> int:
-    return sum(each.embeds_LD.numel() * each.embeds_LD.element_size() for each in first.spliced)
+def _prompt_bytes(first_token: FirstToken) -> int:
+    """Return the bytes of all embeddings that the decoder reads."""
+    embeds = [prompt.embeds_LD for prompt in first_token.pruned_prompts]
+    return sum(embeds_LD.numel() * embeds_LD.element_size() for embeds_LD in embeds)
 
 
-def _kept_bytes(first: FirstToken) -> int:
-    sizes = [each.embeds_LD.shape[1] * each.embeds_LD.element_size() * each.num_visual for each in first.spliced]
-    return sum(sizes)
+def _visual_bytes(first_token: FirstToken) -> int:
+    """Return the bytes of the visual tokens that the method keeps."""
+    return sum(
+        prompt.embeds_LD.shape[1] * prompt.embeds_LD.element_size() * prompt.num_visual
+        for prompt in first_token.pruned_prompts
+    )
 
 
 class _FlopRanges:
@@ -144,21 +148,22 @@ class _FlopRanges:
 
     def __init__(self, counter: FlopCounterMode) -> None:
         self.counter = counter
-        self.found: dict[str, int] = {}
+        self.flops: dict[str, int] = {}
 
     @contextmanager
     def range(self, name: str) -> Iterator[None]:
         before = self.counter.get_total_flops()
         yield
-        self.found[name] = self.found.get(name, 0) + int(self.counter.get_total_flops() - before)
+        self.flops[name] = self.flops.get(name, 0) + int(self.counter.get_total_flops() - before)
 
 
-def stage_flops(first: FirstToken) -> dict[str, int]:
-    """Return the FLOPs each stage runs, 2 per multiply-add, what the method adds apart, and their sum as `ttft`."""
-    with counting() as counter:
-        counted = _FlopRanges(counter)
-        with profiler_ranges.listening(counted), counted.range("ttft"):
-            for name, call in first.stages(0).items():
-                with counted.range(name):
+def count_stage_flops(first_token: FirstToken) -> dict[str, int]:
+    """Return the FLOPs of each stage, 2 per multiply-add; what the method adds counts in reduce, the sum is `ttft`."""
+    with counting_flops() as counter:
+        ranges = _FlopRanges(counter)
+        with profiler_ranges.listening(ranges), ranges.range("ttft"):
+            for name, call in first_token.stages(0).items():
+                with ranges.range(name):
                     call()
-    return {name: int(value) for name, value in net({k: float(v) for k, v in counted.found.items()}).items()}
+    net = charge_reduce({name: float(value) for name, value in ranges.flops.items()})
+    return {name: int(value) for name, value in net.items()}

@@ -1,4 +1,4 @@
-"""Noise of the real shapes, on the CPU: what a method reads before and inside the LLM when no weights are there.
+"""Noise of the real shapes on the CPU, in place of what a method reads before and inside the LLM: no weights needed.
 
 Shape letters: V views, N visual tokens of the image, L positions, D the LLM's width, C the tower's width, H heads, G
 key heads, d one decoder head's width.
@@ -21,7 +21,7 @@ from dpbench.method import Cut, DecoderInput
 
 
 def layout(backbone: Backbone, pixels: Pixels) -> tuple[int, tuple[int, int]]:
-    """Return into how many views an image was cut, and the rows and columns of visual tokens of each."""
+    """Return the number of views of an image, and the rows and columns of visual tokens in each view."""
     vision = backbone.model.config.vision_config
     if hasattr(vision, "spatial_merge_size"):
         _, height, width = pixels.size
@@ -31,12 +31,12 @@ def layout(backbone: Backbone, pixels: Pixels) -> tuple[int, tuple[int, int]]:
 
 
 def features(backbone: Backbone, pixels: Pixels, needs: frozenset[str], *, seed: int = 0) -> Features:
-    """Return what `backbone.encode` would, its values drawn instead of computed.
+    """Return features as `backbone.encode` does, with random values.
 
     Args:
-        backbone: for its widths and for where AnyRes lays tokens.
+        backbone: gives the widths, and the slots that AnyRes assigns to tokens.
         pixels: the image.
-        needs: which optional fields are wanted.
+        needs: optional fields to fill.
         seed: of the noise.
     """
     config = backbone.model.config
@@ -44,35 +44,35 @@ def features(backbone: Backbone, pixels: Pixels, needs: frozenset[str], *, seed:
     num, width = num_views * rows * columns, _tower_width(config.vision_config)
     tiled = isinstance(backbone, LlavaNext)
     slot_N = backbone.slots(pixels.size) if isinstance(backbone, LlavaNext) and pixels.size else torch.arange(num)
-    draw = _Draw(backbone.dtype, seed)
+    noise = _Noise(backbone.dtype, seed)
     return Features(
-        embeds_ND=draw(num, config.text_config.hidden_size),
-        hidden_NC=draw(num, width),
+        embeds_ND=noise(num, config.text_config.hidden_size),
+        hidden_NC=noise(num, width),
         view_N=torch.arange(num_views).repeat_interleave(rows * columns),
         row_N=torch.arange(rows).repeat_interleave(columns).repeat(num_views),
         col_N=torch.arange(columns).repeat(num_views * rows),
         read_N=slot_N >= 0,
         slot_N=slot_N,
-        newline_D=draw(config.text_config.hidden_size) if tiled else None,
-        **_signals(config, needs, num_views, num, draw),
+        newline_D=noise(config.text_config.hidden_size) if tiled else None,
+        **_signals(config, needs, num_views, num, noise),
     )
 
 
-def _signals(config: Any, needs: frozenset[str], num_views: int, num: int, draw: _Draw) -> dict[str, Any]:
+def _signals(config: Any, needs: frozenset[str], num_views: int, num: int, noise: _Noise) -> dict[str, Any]:
     vision = config.vision_config
-    found: dict[str, Any] = {}
+    signals: dict[str, Any] = {}
     if "cls_hidden_VC" in needs:
-        found["cls_hidden_VC"] = draw(num_views, vision.hidden_size)
+        signals["cls_hidden_VC"] = noise(num_views, vision.hidden_size)
     if "keys_Nd" in needs:
-        found["keys_Nd"] = draw(num, vision.hidden_size // vision.num_attention_heads)
+        signals["keys_Nd"] = noise(num, vision.hidden_size // vision.num_attention_heads)
     if "received_attention_N" in needs:
-        found["received_attention_N"] = draw(num).float().softmax(0)
+        signals["received_attention_N"] = noise(num).float().softmax(0)
     select_layer = getattr(vision, "num_hidden_layers", 0) + getattr(config, "vision_feature_layer", 0)
     for row in filter(None, map(CLS_ROW.fullmatch, sorted(needs))):
-        attention = draw(vision.num_attention_heads, num_views, num // num_views).float().softmax(-1)
+        attention = noise(vision.num_attention_heads, num_views, num // num_views).float().softmax(-1)
         layer = select_layer if row[1] is None else int(row[1])
-        found.setdefault("cls_attention", {})[layer] = attention.flatten(1)
-    return found
+        signals.setdefault("cls_attention", {})[layer] = attention.flatten(1)
+    return signals
 
 
 def _tower_width(vision: Any) -> int:
@@ -80,49 +80,49 @@ def _tower_width(vision: Any) -> int:
     return int(vision.hidden_size * getattr(vision, "spatial_merge_size", 1) ** 2)
 
 
-def layer_view(backbone: Backbone, cut: Cut, stage: int, around: Around, num_visual: int) -> DecoderView:
-    """Return a cut as the method sees it.
+def layer_view(backbone: Backbone, cut: Cut, stage: int, prompt: PromptLayout, num_visual: int) -> DecoderView:
+    """Return the view of a cut that the method reads.
 
-    The probe's projections answer with noise; where the method has to run them, they are priced at full size.
+    The probe's projections return noise. If the method has to run them itself, their FLOPs count at full size.
 
     Args:
-        backbone: for the decoder's widths.
+        backbone: gives the decoder's widths.
         cut: the cut.
-        stage: which cut of the method it is, from 0.
-        around: the whole prompt.
-        num_visual: visual tokens still there.
+        stage: index of the cut among the method's cuts.
+        prompt: the prompt that the first layer reads.
+        num_visual: number of visual tokens left at the cut.
     """
-    text, draw = backbone.model.config.text_config, _Draw(backbone.dtype, around.seed)
-    length, heads, shared = around.length(num_visual), text.num_attention_heads, text.num_key_value_heads
+    text, noise = backbone.model.config.text_config, _Noise(backbone.dtype, prompt.seed)
+    length, heads, key_heads = prompt.length(num_visual), text.num_attention_heads, text.num_key_value_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // heads
     attention = SimpleNamespace(
-        q_proj=_Priced(heads * width, draw),
-        k_proj=_Priced(shared * width, draw),
-        num_key_value_groups=heads // shared,
+        q_proj=_NoiseProjection(heads * width, noise),
+        k_proj=_NoiseProjection(key_heads * width, noise),
+        num_key_value_groups=heads // key_heads,
         scaling=width**-0.5,
         head_dim=width,
     )
     layer = SimpleNamespace(self_attn=attention, input_layernorm=nn.Identity())
-    embeds_LD = draw(around.length(around.num_visual), text.hidden_size)
-    whole, (visual_index_N, text_index) = around.places(around.num_visual), around.places(num_visual)
+    embeds_LD = noise(prompt.length(prompt.num_visual), text.hidden_size)
+    visual_index_N, text_index = prompt.places(num_visual)
     ran_already = cut.probe < cut.layer
     return DecoderView(
         cut=cut,
         stage=stage,
-        hidden_LD=draw(length, text.hidden_size),
+        hidden_LD=noise(length, text.hidden_size),
         visual_index_N=visual_index_N,
         text_index=text_index,
         embeds_LD=embeds_LD[:length],
-        prompt=DecoderInput(embeds_LD, *whole),
+        prompt=DecoderInput(embeds_LD, *prompt.places(prompt.num_visual)),
         decoder=SimpleNamespace(layers={cut.probe: layer}, norm=nn.Identity()),
-        angles=(draw(length, width), draw(length, width)),
-        kept=Projected(draw(length, heads * width), draw(length, shared * width)) if ran_already else None,
+        angles=(noise(length, width), noise(length, width)),
+        kept=Projected(noise(length, heads * width), noise(length, key_heads * width)) if ran_already else None,
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Around:
-    """A prompt of noise: text positions before the visual tokens, visual tokens, text positions after, and a seed."""
+class PromptLayout:
+    """Sizes of a noise prompt: text positions before the visual tokens, visual tokens, text positions after."""
 
     before: int
     num_visual: int
@@ -130,18 +130,18 @@ class Around:
     seed: int = 0
 
     def length(self, num_visual: int) -> int:
-        """Return the positions left with so many visual tokens."""
+        """Return the length of the prompt when `num_visual` visual tokens are left."""
         return self.before + num_visual + self.after
 
     def places(self, num_visual: int) -> tuple[Tensor, Tensor]:
-        """Return the positions of so many visual tokens and of the text, int64, rising."""
+        """Return the positions of `num_visual` visual tokens and of the text, int64, rising."""
         positions = torch.arange(self.length(num_visual))
         stop = self.before + num_visual
         return positions[self.before : stop], torch.cat([positions[: self.before], positions[stop:]])
 
 
-class _Draw:
-    """Draws standard normal numbers, the same in every process."""
+class _Noise:
+    """Draws standard normal numbers; a seed gives the same ones in every process."""
 
     def __init__(self, dtype: torch.dtype, seed: int) -> None:
         self.dtype, self.generator = dtype, torch.Generator().manual_seed(seed)
@@ -151,14 +151,14 @@ class _Draw:
 
 
 @dataclass(frozen=True, slots=True)
-class _Priced:
-    """A projection whose product runs on the meta device, where it is counted in no time, and whose answer is noise."""
+class _NoiseProjection:
+    """A projection that returns noise. Its product runs on the meta device, where counting it costs no time."""
 
     fan_out: int
-    draw: _Draw
+    noise: _Noise
     weight = torch.empty(0)
-    """Where the input shall be: on the CPU."""
+    """Tells the engine which device the input belongs on."""
 
     def __call__(self, states: Tensor) -> Tensor:
         product = states.to("meta") @ torch.empty(states.shape[-1], self.fan_out, dtype=states.dtype, device="meta")
-        return self.draw(*product.shape)
+        return self.noise(*product.shape)

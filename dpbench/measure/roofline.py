@@ -1,4 +1,4 @@
-"""The least time a stage can take on a device: its FLOPs at the measured matmul rate, its bytes at the copy rate."""
+"""The minimum time of a stage on a device: its FLOPs at the measured matmul rate, its bytes at the copy rate."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from dpbench.measure.timing import time_stages
 ROUNDS = 10
 
 
-def rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+def measure_rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """Measure matrix products in FLOP/s and copies in bytes/s, counting bytes read and written."""
-    side, copied = (8192, 2**31) if device.type == "cuda" else (1024, 2**27)
+    side, num_bytes = (8192, 2**31) if device.type == "cuda" else (1024, 2**27)
     with torch.random.fork_rng(devices=[]):
         a, b = (torch.randn(side, side, device=device, dtype=torch.float32).to(dtype) for _ in range(2))
-    source = torch.empty(copied, dtype=torch.uint8, device=device).fill_(1)
+    source = torch.empty(num_bytes, dtype=torch.uint8, device=device).fill_(1)
     target = torch.empty_like(source)
     return {
-        "matmul_flops_per_s": 2 * side**3 / _seconds(lambda: torch.mm(a, b), device),
-        "copy_bytes_per_s": 2 * copied / _seconds(lambda: target.copy_(source), device),
+        "matmul_flops_per_s": 2 * side**3 / _median_seconds(lambda: torch.mm(a, b), device),
+        "copy_bytes_per_s": 2 * num_bytes / _median_seconds(lambda: target.copy_(source), device),
     }
 
 
-def _seconds(call: Callable[[], object], device: torch.device) -> float:
+def _median_seconds(call: Callable[[], object], device: torch.device) -> float:
     return median(time_stages({"call": call}, device, repeats=ROUNDS, warmups=3)["call"]) / 1000
 
 
 def stage_bytes(backbone: Backbone, kept_bytes: int, prompt_bytes: int, cache_bytes: int) -> dict[str, int]:
-    """Return the fewest bytes each stage must move: every weight read once, every result written once.
+    """Return the minimum bytes each stage moves: every weight is read once, every result is written once.
 
     Args:
-        backbone: whose weights are read.
-        kept_bytes: of the rows a method keeps.
+        backbone: the model whose weights are read.
+        kept_bytes: of the visual tokens a method keeps.
         prompt_bytes: of the embeddings the decoder reads.
         cache_bytes: of keys and values after prefill.
     """
@@ -50,16 +50,15 @@ def stage_bytes(backbone: Backbone, kept_bytes: int, prompt_bytes: int, cache_by
 
 
 def _bytes(module: torch.nn.Module) -> int:
-    return sum(each.numel() * each.element_size() for each in module.parameters())
+    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
 
 
-def bounds_ms(flops: Mapping[str, int], moved: Mapping[str, int], measured: Mapping[str, float]) -> dict[str, float]:
-    """Return per stage the larger of its FLOPs' and its bytes' time."""
+def bounds_ms(
+    stages_flops: Mapping[str, int], stages_bytes: Mapping[str, int], rates: Mapping[str, float]
+) -> dict[str, float]:
+    """Return for each stage the time its FLOPs or its bytes need, whichever is longer."""
     return {
-        name: 1000
-        * max(
-            flops.get(name, 0) / measured["matmul_flops_per_s"],
-            moved[name] / measured["copy_bytes_per_s"],
-        )
-        for name in moved
+        stage: 1000
+        * max(stages_flops.get(stage, 0) / rates["matmul_flops_per_s"], num_bytes / rates["copy_bytes_per_s"])
+        for stage, num_bytes in stages_bytes.items()
     }

@@ -1,4 +1,4 @@
-"""How cells are profiled, and which of a manifest's cells make a difference to a profile. No torch."""
+"""Settings of a profile, and which cells of a manifest it measures. No torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dpbench.manifest.cell import Cell, cells
 from dpbench.manifest.schema import Manifest
 
 Configuration = Literal["eager", "compile", "cuda-graph"]
+MAX_SWEEP_TOKENS = 11_520
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,14 +19,14 @@ class Settings:
     """How cells are profiled.
 
     Attributes:
-        repetitions: kept of each, at least.
-        seconds: spent in each, at least.
-        warmups: run before, at least, and until the times are stable.
-        answers: whole answers decoded, each 32 tokens behind the first; decoding takes long and scatters little.
+        repetitions: minimum number of repetitions kept of each cell.
+        seconds: minimum time spent in each cell.
+        warmups: minimum number of repetitions run before; warm-up goes on until the times are stable.
+        answers: whole answers decoded, each 32 tokens after the first; few, as decoding is slow and scatters little.
         batch_sizes: prompts at once.
-        image_hw: pixels of the images, height and width, or None for what fills the backbone.
+        image_hw: height and width of the images in pixels; None for the size that fills the backbone.
         text_tokens: positions of a prompt outside its images.
-        configurations: how the model is run; each is a table of its own.
+        configurations: how the model is run; each gets its own table.
         sweep: the quantity that is varied, or None.
     """
 
@@ -40,26 +41,33 @@ class Settings:
     sweep: Literal["visual-tokens"] | None = None
 
 
-def once_each(manifest: Manifest) -> list[Cell]:
-    """Return one cell per method and budget; tasks and seeds make no difference to time and FLOPs."""
+def cells_to_measure(manifest: Manifest) -> list[Cell]:
+    """Return one cell per method and budget; time and FLOPs do not depend on tasks and seeds."""
     task, seed = manifest.tasks[0], manifest.protocol.seeds[0]
     return [cell for cell in cells(manifest) if cell.task == task and cell.seed == seed]
 
 
 def ordered_methods() -> list[str]:
-    """Return all methods, the unpruned model first."""
-    return sorted(registry.methods(), key=lambda each: (each != "none", each))
+    """Return the names of all methods, the unpruned model first."""
+    return sorted(registry.methods(), key=lambda name: (name != "none", name))
 
 
-def steps(backbone: str, upto: int = 11_520) -> list[tuple[int, tuple[int, int] | None]]:
-    """Return a sweep over visual tokens as numbers of images, and a smaller grid for the first step where there is one.
+def sweep_steps(backbone: str, max_tokens: int = MAX_SWEEP_TOKENS) -> list[tuple[int, tuple[int, int] | None]]:
+    """Return the steps of a sweep over visual tokens: the number of images, and the grid if it is a smaller one.
 
-    144 (twelve by twelve, where towers have more), then one image's own number times 1, 2, 4, ... up to 11,520.
+    The steps are 144 tokens (a grid of 12 x 12), if the tower has more, then the tokens of one image times 1, 2, 4, ...
+    up to `max_tokens`.
+
+    Raises:
+        ConfigError: the number of visual tokens depends on the image's size.
     """
     per_image = backbones.find(backbone).num_visual
     if per_image is None:
-        raise ConfigError(f"--sweep visual-tokens: {backbone} has no fixed number of them; vary --image-size instead")
-    most = upto // per_image
-    counts = [2**step for step in range(most.bit_length())]
-    whole: list[tuple[int, tuple[int, int] | None]] = [(count, None) for count in counts if count < most]
-    return ([(1, (12, 12))] if per_image > 144 else []) + [*whole, (most, None)]
+        raise ConfigError(
+            f"--sweep visual-tokens: {backbone} has no fixed number of visual tokens; vary --image-size instead"
+        )
+    max_images = max_tokens // per_image
+    powers = [2**exponent for exponent in range(max_images.bit_length())]
+    steps: list[tuple[int, tuple[int, int] | None]] = [(1, (12, 12))] if per_image > 144 else []
+    steps += [(count, None) for count in powers if count < max_images]
+    return [*steps, (max_images, None)]

@@ -20,14 +20,14 @@ class Clock(Protocol):
         """Return a mark at this point of the work."""
 
     def wait(self, mark: Any) -> None:
-        """Wait until the work has reached a mark."""
+        """Wait until the work reaches a mark."""
 
     def ms_between(self, start: Any, stop: Any) -> float:
         """Return the milliseconds between two marks that have been reached."""
 
 
 class HostClock:
-    """The host's own clock, for work that is done when its call returns."""
+    """The host's clock, for work that is complete when its call returns."""
 
     def mark(self) -> float:
         """Return the time now, in seconds."""
@@ -42,10 +42,10 @@ class HostClock:
 
 
 class DeviceClock:
-    """CUDA events on the current stream: they are read only after the last one has passed."""
+    """CUDA events on the current stream; they are read only after the last one has completed."""
 
     def mark(self) -> torch.cuda.Event:
-        """Return an event recorded behind the work launched so far."""
+        """Return an event recorded after the work launched so far."""
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
@@ -65,7 +65,7 @@ def clock_of(device: torch.device) -> Clock:
 
 
 class Recorder:
-    """The named ranges of one repetition; they may nest, and a name that comes several times adds up."""
+    """The named ranges of one repetition. They may nest; ranges of the same name add up."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -90,13 +90,13 @@ class Recorder:
 
 
 def time_stages(stages: Stages, device: torch.device, *, repeats: int, warmups: int) -> dict[str, tuple[float, ...]]:
-    """Run stages in order, again and again, and return their times and the total's.
+    """Run stages in order, repeatedly, and return the times of each stage and of all together.
 
     Args:
-        stages: name to a call without arguments; a later stage may read what an earlier one left.
+        stages: calls without arguments by name; a stage may read what an earlier one stored.
         device: where the work runs.
         repeats: repetitions kept.
-        warmups: repetitions run before and not kept.
+        warmups: repetitions run before, whose times are discarded.
 
     Returns:
         Milliseconds per stage and for "total", one value per repetition.

@@ -64,18 +64,18 @@ def test_what_the_driver_refuses_is_absent(driver: SimpleNamespace) -> None:
     assert nvml.read("handle").power_w is None
     assert nvml.joules("handle") is None
     assert energy.idle_watts("handle", 0.0) is None
-    assert energy.per_call("handle", lambda turn: None, 10.0, 0.0) == {}
+    assert energy.joules_per_call("handle", lambda turn: None, 10.0, 0.0) == {}
 
 
 def test_joules_per_call_are_split_into_idle_and_above(
     driver: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = iter([0.0, 0.0, 0.4, 0.8, 1.2, 1.2])
-    monkeypatch.setattr(energy, "_next_step", lambda handle: driver.energy_mj / 1000)
+    monkeypatch.setattr(energy, "_wait_for_step", lambda handle: driver.energy_mj / 1000)
     monkeypatch.setattr(energy.time, "perf_counter", lambda: next(times))
 
     def call(turn: int) -> None:
         driver.energy_mj += 100_000.0
 
-    found = energy.per_call("handle", call, idle_w=50.0, seconds=1.0)
+    found = energy.joules_per_call("handle", call, idle_w=50.0, seconds=1.0)
     assert found == pytest.approx({"idle": 50 * 1.2 / 2, "first_token": (200 - 50 * 1.2) / 2})

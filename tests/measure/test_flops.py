@@ -1,4 +1,4 @@
-"""FLOPs by torch and by fvcore: 2 per multiply-add, the same number for whatever runs."""
+"""FLOPs by torch and by fvcore: 2 per multiply-add, and both counters agree."""
 
 import builtins
 import warnings
@@ -20,7 +20,7 @@ COUNTERS = pytest.mark.parametrize("count", [count_flops, count_flops_by_fvcore]
 
 @COUNTERS
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
-def test_a_matrix_product_is_two_flops_a_multiply_add(count: Callable[..., int], mode: Any) -> None:
+def test_a_multiply_add_of_a_matrix_product_is_two_flops(count: Callable[..., int], mode: Any) -> None:
     with mode():
         assert count(lambda: torch.ones(3, 5) @ torch.ones(5, 7)) == 2 * 3 * 5 * 7
         assert count(lambda: torch.ones(4, 3, 5) @ torch.ones(4, 5, 7)) == 4 * 2 * 3 * 5 * 7
@@ -54,7 +54,7 @@ def test_an_encoder_is_not_hidden_by_its_fused_kernel(count: Callable[..., int])
     assert torch.backends.mha.get_fastpath_enabled() == before
 
 
-def test_fvcores_own_analysis_of_a_traced_decoder_says_the_same() -> None:
+def test_fvcores_own_analysis_of_a_traced_decoder_agrees() -> None:
     """`FlopCountAnalysis` is the usual way to count; eager attention needs no handle of ours."""
     decoder = miniatures.model("qwen2_5_vl", torch.float32, "eager").model.language_model.requires_grad_(False)
 
@@ -80,14 +80,13 @@ def test_fvcores_own_analysis_of_a_traced_decoder_says_the_same() -> None:
 
 
 def test_without_fvcore_the_other_counter_still_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = flops.find_spec
-    monkeypatch.setattr(flops, "find_spec", lambda name: None if name == "fvcore" else found(name))
-    imported = builtins.__import__
+    find_spec, import_module = flops.find_spec, builtins.__import__
+    monkeypatch.setattr(flops, "find_spec", lambda name: None if name == "fvcore" else find_spec(name))
 
     def refuse(name: str, *args: Any, **kwargs: Any) -> Any:
         if name.startswith("fvcore"):
             raise ModuleNotFoundError(name)
-        return imported(name, *args, **kwargs)
+        return import_module(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     assert count_flops(lambda: torch.ones(3, 5) @ torch.ones(5, 7)) == 210

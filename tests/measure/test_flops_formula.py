@@ -1,4 +1,4 @@
-"""The closed form equals what both counters see run, on every family: tower, projector, signals, decoder, LM head."""
+"""The closed form equals both counters on every family: tower, projector, signals, decoder, LM head."""
 
 from collections.abc import Callable
 from functools import cache
@@ -33,7 +33,9 @@ def backbone(family: str) -> Backbone:
 def prompt_of(family: str, size_hw: tuple[int, int], method: Method | None = None) -> Prompt:
     pixels = np.random.default_rng(0).integers(0, 256, (*size_hw, 3), dtype=np.uint8)
     rule = Rule(BudgetRequest(prune_rate=0.5))
-    return decision.build_prompt(backbone(family), method or Method(), [Image.fromarray(pixels)], "What is it?", rule)
+    return decision.build_unpruned_prompt(
+        backbone(family), method or Method(), [Image.fromarray(pixels)], "What is it?", rule
+    )
 
 
 @COUNTERS
@@ -62,7 +64,7 @@ def test_a_grid_of_another_size_makes_another_tower(family: str) -> None:
 
 
 class CutAndKeepFirst(Method):
-    """Two cuts that look at nothing, so that what is left is decoder and LM head."""
+    """Two cuts that compute nothing, so that only decoder and LM head have FLOPs."""
 
     def cuts(self, num_visual: int, num_layers: int, budget: Budget) -> tuple[Cut, ...]:
         return Cut(1, num_visual // 2, 1), Cut(3, 1, 3)
@@ -93,7 +95,7 @@ def test_lm_head_at_all_positions(family: str) -> None:
 
 
 def test_llava_15_by_hand() -> None:
-    """The figures of the model card: 24 layers of 1,024, 576 patches and CLS; 32 layers of 4,096."""
+    """Figures of the model card: 24 layers of 1,024, 576 patches and CLS; 32 layers of 4,096."""
     config = ARCHITECTURES["llava-1.5"].config()
     per_token = 24 * (4 * 1024**2 + 2 * 1024 * 4096)
     pairs = 24 * 2 * 577**2 * 1024
@@ -104,7 +106,7 @@ def test_llava_15_by_hand() -> None:
     assert flops_formula.lm_head(config) == 2 * 4096 * 32064
 
 
-def test_what_has_no_closed_form_is_refused() -> None:
+def test_a_family_or_signal_without_a_closed_form_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="no closed form for 'blip'; known: llava"):
         flops_formula.tower(SimpleNamespace(model_type="blip", vision_config=None), (2, 2))
     config = backbone("llava").model.config

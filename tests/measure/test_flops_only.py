@@ -1,4 +1,4 @@
-"""The table without weights says what the engine runs, for every method on every family; and the paper's Table 4."""
+"""Counts without weights equal what the engine runs, for every method on every family; and the paper's Table 4."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -26,9 +26,9 @@ from dpbench.method import LayerView, Method, Reduction
 
 RULE = Rule(BudgetRequest(prune_rate=0.5))
 SIZES_HW = {"llava": (56, 56), "llava_next": (112, 112), "qwen2_5_vl": (140, 196)}
-"""Tiles without padding, so that all that is selected is read; windows cut off at two edges."""
+"""Tiles without padding, so that every selected token is read; windows cut off at two edges."""
 FOLLOWS_CONTENT = {"sparsevlm"}
-"""How much these compute depends on what they see, which is noise in one and an image in the other."""
+"""The work of these methods depends on what they see, which is noise in one count and an image in the other."""
 
 
 @cache
@@ -40,7 +40,7 @@ def manifest(name: str, methods: list[Any], **settings: Any) -> Manifest:
     return make_manifest({"name": "test", "backbone": name, "methods": methods, **settings}, source="test")
 
 
-def supported(name: str, family: str) -> Method:
+def bind_or_skip(name: str, family: str) -> Method:
     method = registry.load(name).untrained()
     try:
         method.needs(backbone(family).provides)
@@ -51,13 +51,13 @@ def supported(name: str, family: str) -> Method:
 
 @pytest.mark.parametrize("family", miniatures.FAMILIES)
 @pytest.mark.parametrize("name", registry.methods())
-def test_every_stage_equals_what_both_counters_see_run(name: str, family: str) -> None:
-    ours, method = backbone(family), supported(name, family)
+def test_every_stage_equals_both_counters(name: str, family: str) -> None:
+    ours, method = backbone(family), bind_or_skip(name, family)
     height, width = SIZES_HW[family]
     image = Image.new("RGB", (width, height))
-    prompt = decision.build_prompt(ours, method, [image], QUESTION, RULE)
+    prompt = decision.build_unpruned_prompt(ours, method, [image], QUESTION, RULE)
     num_text = len(prompt.ids_L) - (prompt.spans[0][1] - prompt.spans[0][0])
-    counted = flops_only.count(ours, method, RULE, (height, width), num_text)
+    counted = flops_only.count_method(ours, method, RULE, (height, width), num_text)
     needs, stages = method.needs(ours.provides), counted.stages_flops
     features = ours.encode(prompt.pixels, needs)
 
@@ -66,29 +66,29 @@ def test_every_stage_equals_what_both_counters_see_run(name: str, family: str) -
         return pruned_prompt.splice(ours, method, prompt, features, generators, RULE)
 
     spliced = splice()
-    assert counted.per_layer == spliced.per_layer(ours.num_layers)
+    assert counted.visual_tokens_per_layer == spliced.per_layer(ours.num_layers)
     assert counted.num_newlines == len(spliced.visual_L) - spliced.num_visual - num_text
     for count in (count_flops, count_flops_by_fvcore):
         encoded = count(lambda: ours.encode(prompt.pixels, needs))
         assert stages["tower"] + stages["projector"] + stages["signals"] == encoded
-        decided, watched = count(splice), Watched(method, count)
-        prefill = count(lambda: forward.prefill(ours, watched.method, [spliced]))  # noqa: B023
-        assert stages["decoder"] + stages["lm_head"] == prefill - watched.flops
+        splice_flops, decisions = count(splice), CountedDecisions(method, count)
+        prefill = count(lambda: forward.prefill(ours, decisions.method, [spliced]))  # noqa: B023
+        assert stages["decoder"] + stages["lm_head"] == prefill - decisions.flops
         if name not in FOLLOWS_CONTENT:
-            assert stages["reduce"] == decided + watched.flops
+            assert stages["reduce"] == splice_flops + decisions.flops
 
 
-class Watched:
-    """A method whose decisions inside the LLM are counted as the engine asks for them."""
+class CountedDecisions:
+    """A method whose decisions inside the LLM are counted when the engine calls them."""
 
     def __init__(self, method: Method, count: Callable[..., int]) -> None:
-        self.flops, watched = 0, self
+        self.flops, decisions = 0, self
 
         class Counting(type(method)):  # type: ignore[misc]
             def select(self, view: LayerView) -> Reduction:
-                made: list[Reduction] = []
-                watched.flops += count(lambda: made.append(super(Counting, self).select(view)))
-                return made[0]
+                reductions: list[Reduction] = []
+                decisions.flops += count(lambda: reductions.append(super(Counting, self).select(view)))
+                return reductions[0]
 
         self.method = copy.copy(method)
         object.__setattr__(self.method, "__class__", Counting)
@@ -98,8 +98,8 @@ class Watched:
 def table4() -> dict[str, FlopsRow]:
     """LLaVA-1.5-7B at 64 tokens with 66 of text, the setting of the paper's Table 4."""
     official = {"name": "pyramiddrop", "params": {"preset": "official"}}
-    wanted = manifest("llava-1.5", ["none", "diffprune", "prunesid", "holov", official], budgets={"keep": [64]})
-    return {row.method: row for row in flops_only.flops_only(wanted, text_tokens=66)}
+    requested = manifest("llava-1.5", ["none", "diffprune", "prunesid", "holov", official], budgets={"keep": [64]})
+    return {row.method: row for row in flops_only.count_manifest(requested, text_tokens=66)}
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_the_papers_table_4(table4: dict[str, FlopsRow], method: str, teraflops:
     assert table4[method].total == pytest.approx(teraflops * 1e12, rel=within)
 
 
-def test_the_scorer_is_counted_whole(table4: dict[str, FlopsRow]) -> None:
+def test_all_of_the_scorer_is_counted(table4: dict[str, FlopsRow]) -> None:
     """Input map, two blocks of width 512 with feed-forward factor 4 over 576 tokens, head."""
     blocks = 2 * (2 * 576 * 12 * 512**2 + 4 * 576**2 * 512)
     assert table4["diffprune"].stages_flops["reduce"] == 2 * 576 * 4096 * 512 + blocks + 2 * 576 * 512
@@ -124,7 +124,7 @@ def test_the_scorer_is_counted_whole(table4: dict[str, FlopsRow]) -> None:
 
 def test_in_llm_methods_pay_for_their_ranking() -> None:
     """FastV reads a row of attention; PyramidDrop also projects every key and one query, at each of its cuts."""
-    rows = flops_only.flops_only(
+    rows = flops_only.count_manifest(
         manifest("llava-1.5", ["fastv", "pyramiddrop"], budgets={"keep": [64]}), text_tokens=66
     )
     fastv, pyramiddrop = (row.stages_flops["reduce"] for row in rows)
@@ -134,63 +134,51 @@ def test_in_llm_methods_pay_for_their_ranking() -> None:
 
 
 @pytest.mark.parametrize("name", backbones.FAMILIES)
-def test_every_backbone_without_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbones, "_cached", lambda *_: pytest.fail("the hub's cache was asked"))
-    wanted = manifest(name, ["none", "grid", "fastv"], budgets={"prune_rate": [0.778]})
-    none, grid, fastv = flops_only.flops_only(wanted, text_tokens=66, image_hw=(112, 112))
+def test_every_backbone_is_counted_without_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbones, "_cached", lambda *_: pytest.fail("looked for weights in the hub's cache"))
+    requested = manifest(name, ["none", "grid", "fastv"], budgets={"prune_rate": [0.778]})
+    none, grid, fastv = flops_only.count_manifest(requested, text_tokens=66, image_hw=(112, 112))
     assert none.total > grid.total > 0
     assert grid.stages_flops["tower"] == none.stages_flops["tower"]
     assert fastv.num_visual == pytest.approx(grid.num_visual, abs=none.num_newlines / 4 + 1)
 
 
 def test_anyres_newlines_are_apart_from_the_text() -> None:
-    none, grid = flops_only.flops_only(
+    none, grid = flops_only.count_manifest(
         manifest("llava-next", ["none", "grid"], budgets={"keep": [320]}), text_tokens=66
     )
     assert (none.num_visual, none.num_newlines, none.text_tokens) == (2880, 48, 66)
     assert (grid.num_visual, grid.num_newlines) == (320, 0)
 
 
-def test_a_method_that_refuses_has_a_row_and_a_sentence() -> None:
-    wanted = manifest("qwen2.5-vl-3b", ["none", "cls-attention"], budgets={"prune_rate": [0.9]})
-    rows = flops_only.flops_only(wanted, text_tokens=10, image_hw=(224, 224))
-    assert rows[1].stages_flops == {}
-    assert flops_only.table(rows)[1]["Total GFLOP"] == "-"
-    assert flops_only.notes(rows)[-1] == (
-        "cls-attention @ -90.0%: cls-attention needs a vision tower with a CLS token, and this backbone has none"
-    )
+def test_a_method_that_refuses_has_a_row_without_counts() -> None:
+    requested = manifest("qwen2.5-vl-3b", ["none", "cls-attention"], budgets={"prune_rate": [0.9]})
+    none, refused = flops_only.count_manifest(requested, text_tokens=10, image_hw=(224, 224))
+    assert (none.refusal, refused.stages_flops) == ("", {})
+    assert refused.refusal.startswith("cls-attention needs a vision tower with a CLS token")
+
+
+def test_an_error_is_raised_when_all_methods_refuse() -> None:
     with pytest.raises(UnsupportedError, match="needs a vision tower with a CLS token"):
-        flops_only.flops_only(manifest("qwen2.5-vl-3b", ["cls-attention"], budgets={"keep": [9]}), text_tokens=10)
+        flops_only.count_manifest(manifest("qwen2.5-vl-3b", ["cls-attention"], budgets={"keep": [9]}), text_tokens=10)
 
 
-def refused() -> Iterator[tuple[Any, dict[str, Any], str]]:
-    yield "llava-1.5", {"text_tokens": 0}, "--text-tokens: a prompt has at least 1, got 0"
-    yield "llava-1.5", {"text_tokens": 9, "image_hw": (0, 5)}, "--image-size: an image has at least 1 pixel a side"
+def invalid_settings() -> Iterator[tuple[Any, dict[str, Any], str]]:
+    yield "llava-1.5", {"text_tokens": 0}, "--text-tokens: must be at least 1, got 0"
+    image_size = {"text_tokens": 9, "image_hw": (0, 5)}
+    yield "llava-1.5", image_size, "--image-size: must be at least 1 pixel a side, got 0 x 5"
     for setting, value in (("weights", "some/folder"), ("revision", "main"), ("quantize", "4bit")):
-        yield {"name": "llava-1.5", setting: value}, {"text_tokens": 9}, f"--{setting} changes nothing"
-    yield {"name": "llava-1.5", "device_map": "auto"}, {"text_tokens": 9}, "--device-map changes nothing"
+        yield {"name": "llava-1.5", setting: value}, {"text_tokens": 9}, f"--{setting} has no effect, remove it"
+    yield {"name": "llava-1.5", "device_map": "auto"}, {"text_tokens": 9}, "--device-map has no effect, remove it"
 
 
-@pytest.mark.parametrize(("entry", "settings", "sentence"), refused())
-def test_a_setting_that_cannot_be_is_refused(entry: Any, settings: dict[str, Any], sentence: str) -> None:
+@pytest.mark.parametrize(("entry", "settings", "sentence"), invalid_settings())
+def test_an_invalid_setting_is_refused(entry: Any, settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        flops_only.flops_only(manifest(entry, ["none"]), **settings)
+        flops_only.count_manifest(manifest(entry, ["none"]), **settings)
 
 
-def test_the_table_shows_shares_of_none_and_small_models_in_mflop() -> None:
-    rows = flops_only.flops_only(manifest("toy-llava", ["none", "grid"], budgets={"keep": [16]}), text_tokens=66)
-    none, grid = flops_only.table(rows)
-    assert (none["Method"], none["Tokens"], none["of none"]) == ("none", "144", "100.0%")
-    assert (grid["Method"], grid["Tokens"], grid["of none"]) == (
-        "grid @ 16",
-        "16",
-        f"{rows[1].total / rows[0].total:.1%}",
-    )
-    assert none["Total MFLOP"] == f"{rows[0].total / 1e6:,.1f}"
-    assert "66 text tokens" in flops_only.notes(rows)[0]
-
-
-def test_no_grad_state_or_model_is_left_behind() -> None:
+def test_grad_state_is_restored() -> None:
     before = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
-    flops_only.flops_only(manifest("toy-llava", ["none"]), text_tokens=66)
+    flops_only.count_manifest(manifest("toy-llava", ["none"]), text_tokens=66)
     assert (torch.is_inference_mode_enabled(), torch.is_grad_enabled()) == before

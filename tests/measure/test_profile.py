@@ -1,4 +1,4 @@
-"""A whole profile on the embedded backbone: rows in order, everything measured is there, what cannot run is named."""
+"""A profile of the embedded backbone: rows in order with all measurements; methods that cannot run are reported."""
 
 import math
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpbench.backbones import miniatures as tinies
+from dpbench.backbones import miniatures
 from dpbench.errors import DpbenchError
 from dpbench.manifest.reading import make_manifest
 from dpbench.measure import roofline
@@ -18,49 +18,51 @@ from dpbench.storage.record import Profile
 QUICK = Settings(repetitions=3, seconds=0, warmups=1, image_hw=(336, 336))
 
 
-def profiled(methods: list[str], out: Path, settings: Settings = QUICK, backbone: str = "toy-llava") -> list[Profile]:
+def profile(methods: list[str], out: Path, settings: Settings = QUICK, backbone: str = "toy-llava") -> list[Profile]:
     data = {"name": "try", "backbone": backbone, "methods": methods, "budgets": {"keep": [16]}}
     manifest = make_manifest(data, source="test")
     return profile_manifest(manifest, out, settings, device="cpu")
 
 
-def test_every_row_says_where_time_flops_and_bytes_go(tmp_path: Path) -> None:
-    rows = profiled(["none", "cls-attention", "pyramiddrop"], tmp_path)
+def test_every_row_has_times_flops_and_bytes_by_stage(tmp_path: Path) -> None:
+    rows = profile(["none", "cls-attention", "pyramiddrop"], tmp_path)
     assert record.read(tmp_path / "try" / "profile.jsonl", Profile) == rows
     none, cls, cutting = rows
     stages = ["encode", "reduce", "splice", "prefill", "ttft", "preprocess", "decode", "end_to_end"]
     assert list(none.stages_ms) == stages
     assert set(cls.stages_ms) == {*stages, "signals"}
-    assert all(len(each.stages_ms["ttft"]) == 3 for each in rows)
-    assert [each.num_visual for each in rows[:2]] == [144, 16]
+    assert all(len(row.stages_ms["ttft"]) == 3 for row in rows)
+    assert [row.num_visual for row in rows[:2]] == [144, 16]
     assert len(set(cutting.visual_tokens_per_layer)) > 1
     assert cutting.num_visual == pytest.approx(16, abs=1)
-    assert {each.num_text for each in rows} == {66}
+    assert {row.num_text for row in rows} == {66}
     assert none.stages_flops["ttft"] > 1.9 * cls.stages_flops["ttft"]
     assert sum(none.kv_bytes_per_layer) > sum(cls.kv_bytes_per_layer)
-    for each in rows:
-        assert set(each.bound_ms) == {"encode", "reduce", "splice", "prefill"}
-        assert each.joules == {}, "there is no energy counter on a CPU"
-        assert each.environment["cpu_threads"] == torch.get_num_threads()
-    assert len({each.started for each in rows}) == 1, "they were timed in turn"
+    for row in rows:
+        assert set(row.bound_ms) == {"encode", "reduce", "splice", "prefill"}
+        assert row.joules == {}, "there is no energy counter on a CPU"
+        assert row.environment["cpu_threads"] == torch.get_num_threads()
+    assert len({row.started for row in rows}) == 1, "they were timed in turn"
 
 
-def test_a_method_that_cannot_run_here_is_named_and_the_others_go_on(
+def test_a_method_that_cannot_run_here_is_skipped_and_the_others_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dpbench.measure.profile.load_backbone", lambda manifest, device: tinies.backbone("qwen2_5_vl"))
-    rows = profiled(["random", "cls-attention"], tmp_path)
-    assert [each.method for each in rows] == ["random"]
-    assert "left out: cls-attention" in capsys.readouterr().err
+    monkeypatch.setattr(
+        "dpbench.measure.profile.load_backbone", lambda manifest, device: miniatures.backbone("qwen2_5_vl")
+    )
+    rows = profile(["random", "cls-attention"], tmp_path)
+    assert [row.method for row in rows] == ["random"]
+    assert "skipped: cls-attention" in capsys.readouterr().err
     with pytest.raises(DpbenchError, match="cls-attention"):
-        profiled(["cls-attention"], tmp_path)
+        profile(["cls-attention"], tmp_path)
 
 
 def test_batch_sizes_are_rows_of_their_own(tmp_path: Path) -> None:
-    one, two = profiled(["random"], tmp_path, Settings(repetitions=1, seconds=0, warmups=1, batch_sizes=(1, 2)))
+    one, two = profile(["random"], tmp_path, Settings(repetitions=1, seconds=0, warmups=1, batch_sizes=(1, 2)))
     assert (one.batch_size, two.batch_size) == (1, 2)
     assert two.stages_flops["encode"] == 2 * one.stages_flops["encode"]
-    assert two.kv_bytes_per_layer == tuple(2 * each for each in one.kv_bytes_per_layer)
+    assert two.kv_bytes_per_layer == tuple(2 * num_bytes for num_bytes in one.kv_bytes_per_layer)
 
 
 def test_the_bound_is_the_larger_of_flops_and_bytes() -> None:
@@ -70,15 +72,17 @@ def test_the_bound_is_the_larger_of_flops_and_bytes() -> None:
 
 
 def test_a_prefill_reads_every_decoder_weight_once() -> None:
-    model = tinies.backbone("llava")
+    model = miniatures.backbone("llava")
     moved = roofline.stage_bytes(model, kept_bytes=10, prompt_bytes=100, cache_bytes=1000)
     head = model.model.lm_head.weight.numel()
-    layers = sum(each.numel() for each in model.decoder.layers.parameters())
+    layers = sum(parameter.numel() for parameter in model.decoder.layers.parameters())
     assert moved["prefill"] == 8 * (layers + head) + 1100
-    everything = sum(each.numel() for each in model.core.parameters())
-    assert moved["encode"] == 8 * (everything - sum(each.numel() for each in model.decoder.parameters()))
+    everything = sum(parameter.numel() for parameter in model.core.parameters())
+    assert moved["encode"] == 8 * (everything - sum(parameter.numel() for parameter in model.decoder.parameters()))
     assert (moved["reduce"], moved["splice"]) == (20, 200)
 
 
 def test_rates_are_finite_and_positive() -> None:
-    assert all(math.isfinite(rate) and rate > 0 for rate in roofline.rates(torch.device("cpu"), torch.float32).values())
+    assert all(
+        math.isfinite(rate) and rate > 0 for rate in roofline.measure_rates(torch.device("cpu"), torch.float32).values()
+    )

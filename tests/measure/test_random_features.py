@@ -1,4 +1,4 @@
-"""Noise stands where the model's own values would: same fields, shapes, types and layout."""
+"""Noise features have the same fields, shapes, types and layout as the model's own."""
 
 from dataclasses import fields
 from functools import cache
@@ -27,9 +27,9 @@ def test_features_look_like_the_towers(family: str, size: tuple[int, int]) -> No
     ours = backbone(family)
     pixels = ours.prompt([Image.new("RGB", size)], "What is it?").pixels[0]
     (real,) = ours.encode([pixels], ours.provides)
-    drawn = random_features.features(ours, pixels, ours.provides)
+    noise = random_features.features(ours, pixels, ours.provides)
     for name in (field.name for field in fields(real)):
-        one, other = getattr(real, name), getattr(drawn, name)
+        one, other = getattr(real, name), getattr(noise, name)
         if isinstance(one, dict):
             assert {layer: (x.shape, x.dtype) for layer, x in one.items()} == {
                 layer: (x.shape, x.dtype) for layer, x in other.items()
@@ -43,10 +43,10 @@ def test_features_look_like_the_towers(family: str, size: tuple[int, int]) -> No
 
 
 @pytest.mark.parametrize(("probe", "projected"), [(1, 0), (2, 2 * 32 * (15 * 16 + 32))])
-def test_a_view_prices_the_projections_it_has_to_run(probe: int, projected: int) -> None:
+def test_a_view_counts_the_projections_it_has_to_run(probe: int, projected: int) -> None:
     """Grouped keys of 16 at all 15 positions and one query of 32, unless the probe's layer ran already."""
-    around = random_features.Around(before=3, num_visual=12, after=5)
-    view = random_features.layer_view(backbone("qwen2_5_vl"), Cut(2, 4, probe), 1, around, 7)
+    prompt = random_features.PromptLayout(before=3, num_visual=12, after=5)
+    view = random_features.layer_view(backbone("qwen2_5_vl"), Cut(2, 4, probe), 1, prompt, 7)
     assert view.visual_index_N.tolist() == [*range(3, 10)]
     assert view.text_index.tolist() == [0, 1, 2, *range(10, 15)]
     assert (len(view.hidden_LD), len(view.prompt.embeds_LD)) == (15, 20)

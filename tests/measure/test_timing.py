@@ -1,16 +1,16 @@
-"""Stage times: warm-ups are not kept, ranges nest and add up, nothing waits before the last mark."""
+"""Stage times: warm-ups are discarded, ranges nest and add up, nothing waits before the last mark."""
 
 import pytest
 import torch
 
 from dpbench.machine import profiler_ranges
 from dpbench.measure import timing
-from dpbench.measure.first_token import net
+from dpbench.measure.first_token import charge_reduce
 from dpbench.measure.timing import Recorder, time_stages
 
 
 class FakeClock:
-    """Marks count up by what the test says has passed; it notes what was waited for."""
+    """A clock that the test moves; it records the marks that were waited for."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -43,14 +43,14 @@ def test_ranges_nest_add_up_and_wait_once_for_the_last() -> None:
 
 
 def test_what_a_method_adds_moves_into_reduce_and_the_total_stays() -> None:
-    seen = {"encode": 10.0, "signals": 2.0, "reduce": 1.0, "splice": 0.5, "prefill": 30.0, "rank": 4.0, "ttft": 41.5}
-    parts = net(seen)
+    gross = {"encode": 10.0, "signals": 2.0, "reduce": 1.0, "splice": 0.5, "prefill": 30.0, "rank": 4.0, "ttft": 41.5}
+    parts = charge_reduce(gross)
     assert parts == {"encode": 8.0, "signals": 2.0, "reduce": 7.0, "splice": 0.5, "prefill": 26.0, "ttft": 41.5}
     assert parts["encode"] + parts["reduce"] + parts["splice"] + parts["prefill"] == parts["ttft"]
 
 
 def test_a_method_without_signals_has_no_such_stage() -> None:
-    assert "signals" not in net({"encode": 10.0, "reduce": 1.0, "prefill": 30.0, "ttft": 41.0})
+    assert "signals" not in charge_reduce({"encode": 10.0, "reduce": 1.0, "prefill": 30.0, "ttft": 41.0})
 
 
 def test_marked_ranges_reach_the_listener_and_only_while_it_listens() -> None:
@@ -73,17 +73,17 @@ def test_a_listener_is_gone_after_an_error() -> None:
 
 
 def test_stages_are_timed_in_order_and_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
+    order: list[str] = []
     clock = FakeClock()
     monkeypatch.setattr(timing, "clock_of", lambda device: clock)
 
     def stage(name: str, ms: float) -> None:
-        seen.append(name)
+        order.append(name)
         clock.now += ms
 
     stages = {"slow": lambda: stage("slow", 20.0), "fast": lambda: stage("fast", 1.0)}
     times = time_stages(stages, torch.device("cpu"), repeats=3, warmups=2)
-    assert seen == ["slow", "fast"] * 5
+    assert order == ["slow", "fast"] * 5
     assert times == {"slow": (20.0,) * 3, "fast": (1.0,) * 3, "total": (21.0,) * 3}
 
 
