@@ -48,7 +48,7 @@ def solve_keeps(
         budget: as the mean over layers, within one, or after the last cut, which is then met exactly.
 
     Raises:
-        ConfigError: the layers before the first cut alone read more than the budget's mean; names what is in reach.
+        ConfigError: the layers before the first cut alone read more than the budget's mean; names the reachable range.
     """
     count, layers, shares = min(budget.count, num_visual), tuple(shape), tuple(shape.values())
     if budget.kind == "final":
@@ -63,8 +63,8 @@ def solve_keeps(
     if excess(0.0) > 0:
         least = -(-layers[0] * num_visual // num_layers)
         raise ConfigError(
-            f"{name}: a mean of {count} of {num_visual} visual tokens is out of reach with a first cut before layer "
-            f"{layers[0]} of {num_layers}; {least} to {num_visual} are in reach, or give --budget-kind final"
+            f"{name}: cannot reach a mean of {count} of {num_visual} visual tokens, as its first cut is before layer "
+            f"{layers[0]} of {num_layers}; choose between {least} and {num_visual}, or use --budget-kind final"
         )
     scale = most if excess(most) <= 0 else float(brentq(excess, 0.0, most, xtol=1e-12))
     return tuple(min(num_visual, int(num_visual * scale * share + _ROUNDING)) for share in shares)

@@ -66,7 +66,7 @@ def solve_keep(num_visual: int, num_layers: int, layer: int, budget: Budget) -> 
     """Return M, what is kept from `layer` on, so that the budget is met.
 
     Raises:
-        ConfigError: the layers before the cut alone read more than the budget's mean; names what is in reach.
+        ConfigError: the layers before the cut alone read more than the budget's mean; names the reachable range.
     """
     count = min(budget.count, num_visual)
     if budget.kind == "final":
@@ -75,7 +75,7 @@ def solve_keep(num_visual: int, num_layers: int, layer: int, budget: Budget) -> 
     if keep < 0:
         least = -(-layer * num_visual // num_layers)
         raise ConfigError(
-            f"fastv: a mean of {count} of {num_visual} visual tokens is out of reach with a cut at layer {layer} of "
-            f"{num_layers}; {least} to {num_visual} are in reach; lower --param layer or give --budget-kind final"
+            f"fastv: cannot reach a mean of {count} of {num_visual} visual tokens with a cut at layer {layer} of "
+            f"{num_layers}; choose between {least} and {num_visual}, lower --param layer or use --budget-kind final"
         )
     return keep

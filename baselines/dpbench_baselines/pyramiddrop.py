@@ -115,7 +115,7 @@ def solve_keeps(num_visual: int, num_layers: int, layers: tuple[int, ...], budge
     """Return what each stage keeps, n_i = int(N r^i), so that the budget is met.
 
     Raises:
-        ConfigError: the layers before the first cut alone read more than the budget's mean; names what is in reach.
+        ConfigError: the layers before the first cut alone read more than the budget's mean; names the reachable range.
     """
     count, stages = min(budget.count, num_visual), range(1, len(layers) + 1)
     if budget.kind == "final":
@@ -130,8 +130,8 @@ def solve_keeps(num_visual: int, num_layers: int, layers: tuple[int, ...], budge
     if excess(0.0) > 0:
         least = -(-layers[0] * num_visual // num_layers)
         raise ConfigError(
-            f"pyramiddrop: a mean of {count} of {num_visual} visual tokens is out of reach with a first cut at layer "
-            f"{layers[0]} of {num_layers}; {least} to {num_visual} are in reach, or give --budget-kind final"
+            f"pyramiddrop: cannot reach a mean of {count} of {num_visual} visual tokens, as its first cut is at layer "
+            f"{layers[0]} of {num_layers}; choose between {least} and {num_visual}, or use --budget-kind final"
         )
     ratio = 1.0 if excess(1.0) <= 0 else float(brentq(excess, 0.0, 1.0, xtol=1e-12))
     return [int(num_visual * ratio**stage) for stage in stages]

@@ -33,7 +33,7 @@ _CLIP_SIGNALS = "CLS attention (also of the first layer), CLS row, keys"
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What is known of a backbone before anything heavy loads.
+    """Facts about a backbone, available without loading it.
 
     Attributes:
         summary: what it is, in a few words.
@@ -120,10 +120,10 @@ def find(name: str) -> Family:
 def locate(name: str, weights: str | None = None, revision: str | None = None) -> Path:
     """Return the folder with a backbone's weights: inside the package, on disk, or in the hub's cache.
 
-    The hub itself is never asked: without a network the answer comes as fast.
+    Never contacts the hub, so it is equally fast offline.
 
     Raises:
-        ConfigError: unknown name, or random weights, which lie nowhere.
+        ConfigError: unknown name, or random weights, which have no folder.
         MissingError: it is in none of them, or incomplete; says what to do.
     """
     wanted = find(name).weights if weights is None else weights
@@ -200,8 +200,8 @@ def _cached(name: str, repository: str, revision: str | None) -> Path:
         ) from None
     except LocalEntryNotFoundError:
         raise MissingError(
-            f"--backbone {name}: the weights {repository} (config.json, tokenizer.json, *.safetensors, ...) are no "
-            f"folder here and not in the hub's cache {constants.HF_HUB_CACHE}; {_remedy(repository, revision)}"
+            f"--backbone {name}: the weights {repository} (config.json, tokenizer.json, *.safetensors, ...) are "
+            f"neither a local folder nor in the hub's cache {constants.HF_HUB_CACHE}; {_remedy(repository, revision)}"
         ) from None
 
 

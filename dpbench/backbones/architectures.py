@@ -1,6 +1,6 @@
 """The published sizes of the backbones, to build them at full size without a network: random weights, no files.
 
-For timing and FLOPs only; what such a model says means nothing. Figures are those of the models' published
+For timing and FLOPs only; its answers are meaningless. Figures are those of the models' published
 configurations. The stand-in processor preprocesses images as the real one does; a word or mark of text is one token.
 """
 

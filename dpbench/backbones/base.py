@@ -70,7 +70,7 @@ class Features(ImageTokens):
 
 @dataclass(frozen=True, slots=True)
 class Captioned:
-    """One prompt with its image and a caption behind it: what `caption_losses` are taken on.
+    """One prompt with its image and a caption behind it: the input of `caption_losses`.
 
     Attributes:
         embeds_LD: prompt and caption.
@@ -127,7 +127,7 @@ class Backbone(ABC):
 
         Args:
             images: at least one.
-            grids: rows and columns of visual tokens per image, where the tower shall make fewer than `grid` says; then
+            grids: rows and columns of visual tokens per image, to make fewer tokens than `grid` returns; then
                 AnyRes is off and an image is its base view alone.
 
         Raises:

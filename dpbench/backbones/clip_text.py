@@ -23,7 +23,7 @@ from dpbench.method import VisualTokens
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipTowers:
-    """What is behind the patches of a CLIP model, and its text tower; in float32.
+    """The final norm and projection of a CLIP vision tower, and its text tower; in float32.
 
     Attributes:
         norm: the vision tower's last norm.

@@ -61,7 +61,9 @@ class Trial:
         """Return the pruned prompt for one of two images, 0 or 1."""
         noise = np.random.default_rng(number).integers(0, 256, (*SIZES[number], 3), dtype=np.uint8)
         question = QUESTION if number == 0 else f"{QUESTION} And how many objects are there?"
-        prompt = decision.build_prompt(self.backbone, self.method, [Image.fromarray(noise)], question, self.rule)
+        prompt = decision.build_unpruned_prompt(
+            self.backbone, self.method, [Image.fromarray(noise)], question, self.rule
+        )
         features = self.backbone.encode(prompt.pixels, self.method.needs(self.backbone.provides))
         generators = [decision.image_generator(0, f"check/{number}", 0)]
         return pruned_prompt.splice(self.backbone, self.method, prompt, features, generators, self.rule)
@@ -188,7 +190,9 @@ def leaves_no_hooks(trial: Trial) -> str:
 
 def does_not_change_its_input(trial: Trial) -> str:
     """`reduce` does not change the features, which other methods read too."""
-    prompt = decision.build_prompt(trial.backbone, trial.method, [Image.new("RGB", (96, 96))], QUESTION, trial.rule)
+    prompt = decision.build_unpruned_prompt(
+        trial.backbone, trial.method, [Image.new("RGB", (96, 96))], QUESTION, trial.rule
+    )
     (features,) = trial.backbone.encode(prompt.pixels, trial.method.needs(trial.backbone.provides))
     visual: VisualTokens = decision.visual_tokens(features, QUESTION, decision.image_generator(0, "check", 0))
     before = [visual.embeds_ND.clone(), visual.hidden_NC.clone()]

@@ -1,1 +1,1 @@
-"""Everything between an encoded image and an answer that can change the answer; hashed into every cell's id."""
+"""From an image to an answer: everything that can change the answer, hashed into every cell's id."""

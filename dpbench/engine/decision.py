@@ -166,7 +166,7 @@ def has_resize(method: Method) -> bool:
     return type(method).resize is not Method.resize
 
 
-def build_prompt(backbone: Backbone, method: Method, images: Sequence[Image], text: str, rule: Rule) -> Prompt:
+def build_unpruned_prompt(backbone: Backbone, method: Method, images: Sequence[Image], text: str, rule: Rule) -> Prompt:
     """Return the unpruned prompt, its images at the size the method wants.
 
     Args:

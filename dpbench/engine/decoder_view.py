@@ -1,7 +1,7 @@
-"""What a method sees of one sample at a cut: `dpbench.method.LayerView`, computed only as far as it is asked for.
+"""What a method sees of one sample at a cut: `dpbench.method.LayerView`, computed only as far as the method asks.
 
-Queries and keys are those of the probe layer: kept from its own projections where it ran already, or made by its
-weights from the hidden states entering it where it runs next. No attention matrix is formed but the rows asked for.
+Queries and keys are those of the probe layer. If it already ran, its recorded projections are used; otherwise they are
+computed from the hidden states entering it. Only the requested attention rows are computed.
 
 Shape letters: L positions of the sample still there, N visual ones among them, R query rows, D the LLM's width, H query
 heads, G key heads, d one head's width.

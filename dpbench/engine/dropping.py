@@ -1,12 +1,12 @@
-"""The half of the engine inside the LLM: drop visual tokens before a decoder layer, by hooks that are always removed.
+"""Drop visual tokens between decoder layers, with temporary forward hooks.
 
-Forward pre-hooks on the decoder and its layers, nothing patched. In a prefill the hook before a cut's layer lets the
-method decide, gathers the select_rows' hidden states, and hands this layer and the later ones angles and mask of what
-is left; each layer's cache then has its own length. In decoding, the later layers get the mask's columns of
-what their cache holds and, where positions are renumbered, angles moved back by what was dropped.
+Nothing is patched: these are forward pre-hooks on the decoder and its layers. During prefill, the hook before a cut's
+layer asks the method, gathers the hidden states of the kept rows, and gives this and all later layers the matching
+RoPE angles and mask; each layer's cache then has its own length. During decoding, those layers get the mask's columns
+for what their cache holds and, if positions are renumbered, angles moved back by the number of dropped rows.
 
-The decision is made once per prompt. Without a cache every step is a prefill; the tokens generated so far take no part
-in the decision, so that it comes out the same.
+The method decides once per prompt. Without a cache every step is a prefill; the tokens generated so far are left out
+of the decision, so that it is the same at every step.
 
 Shape letters: R rows of the batch (samples, times beams), L positions of a stage, D the LLM's width.
 """

@@ -1,7 +1,7 @@
 """From requests to prompts with encoded images: an image is decoded, processed and encoded once for all its cells.
 
-While one batch is answered, other threads decode and preprocess the images of the next: Pillow and torch do so outside
-the interpreter's lock, and an accelerator does not wait for them.
+While one batch is answered, other threads decode and preprocess the images of the next: Pillow and torch release
+the GIL meanwhile, so that the GPU does not wait for preprocessing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Images as their tower and projector left them, kept for later questions and other cells, bounded in bytes.
+"""An LRU cache of encoded images, limited in bytes and shared by questions and cells.
 
-Features stay on the device that made them: nothing is copied to use them again. What has not been used for longest goes
-first; all of it goes before a batch is made smaller for want of memory.
+Features stay on the device that computed them, so that using them again copies nothing. The cache is emptied before a
+batch is halved after an out-of-memory error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from dpbench.backbones.base import Features
 
 Key = tuple[str, tuple[int, int] | None]
-"""Hash of an image's file, and the grid of visual tokens it was made smaller for, if it was."""
+"""Hash of an image's file, and the grid of visual tokens it was resized to; None at its own size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class EncodedImage:
 
     Attributes:
         features: what tower and projector made of it.
-        rows: how many placeholders it has in a prompt.
+        rows: number of its placeholders in a prompt.
         size: `Pixels.size`.
     """
 
@@ -34,7 +34,7 @@ class EncodedImage:
 
 
 class FeatureCache:
-    """Features of images by file and grid, the least recently used leaving first.
+    """Encoded images by file and grid; the least recently used are dropped first.
 
     Args:
         capacity: bytes; 0 keeps nothing.

@@ -43,11 +43,10 @@ def collate(prompts: Sequence[PrunedPrompt]) -> Batch:
 
 
 @contextmanager
-def prune(backbone: Backbone, method: Method, prompts: Sequence[PrunedPrompt]) -> Iterator[DroppingState]:
+def drop_inside_llm(backbone: Backbone, method: Method, prompts: Sequence[PrunedPrompt]) -> Iterator[DroppingState]:
     """Drop tokens inside the LLM in whatever the backbone runs on `collate(prompts)`; hooks go when the block ends.
 
-    `with prune(backbone, method, prompts): backbone.model.generate(inputs_embeds=..., num_beams=3)` works as well as
-    the functions below.
+    Inside the block anything may run on the batch, such as `backbone.model.generate(inputs_embeds=..., num_beams=3)`.
 
     Args:
         backbone: the model.
@@ -104,7 +103,7 @@ def logits(backbone: Backbone, method: Method, prompts: Sequence[PrunedPrompt]) 
     (B, L, vocabulary), L being the length after the last cut.
     """
     batch = collate(prompts)
-    with prune(backbone, method, prompts):
+    with drop_inside_llm(backbone, method, prompts):
         return backbone.logits(batch.embeds_BLD, batch.mask_BL, batch.positions_PBL)
 
 
@@ -112,7 +111,7 @@ def prefill(backbone: Backbone, method: Method, prompts: Sequence[PrunedPrompt])
     """Prefill a batch and return the logits of the next token, (B, vocabulary)."""
     batch = collate(prompts)
     padded = len({len(prompt.embeds_LD) for prompt in prompts}) > 1
-    with prune(backbone, method, prompts):
+    with drop_inside_llm(backbone, method, prompts):
         mask = batch.mask_BL if padded else None
         return backbone.logits(batch.embeds_BLD, mask, batch.positions_PBL, last=True)[:, -1]
 
@@ -144,7 +143,7 @@ def generate(
         numbers = [number for number, prompt in enumerate(prompts) if _layers(prompt) == layers]
         part = [prompts[number] for number in numbers]
         batch = collate(part)
-        with prune(backbone, method, part) as state:
+        with drop_inside_llm(backbone, method, part) as state:
             texts = backbone.generate(
                 batch.embeds_BLD,
                 batch.mask_BL,

@@ -20,7 +20,7 @@ class RowLayout:
     Attributes:
         text: positions of the text, generated tokens included.
         visual: positions of the visual rows.
-        columns: which position of the padded prompt each one is; a merged row stands where its predecessor stood.
+        columns: position of each row in the padded prompt; a merged row has that of its predecessor.
         token: which of the prompt's visual rows each visual one is, -1 for a merged row.
     """
 
@@ -85,8 +85,8 @@ def _valid(pads: list[int], length: int, device: torch.device) -> Tensor:
 def prefill_mask(stage: Stage, mask: Tensor | None) -> Tensor | None:
     """Return rows and columns of the model's mask that are left, with the stage's padding hidden as well.
 
-    A merged row has the column of the row before it, so that the model's mask lets either see the other: what is behind
-    a row is hidden from it anew.
+    A merged row has the column of the row before it, so the model's mask would let both see each other: causality is
+    applied again.
     """
     columns, valid = stage.columns_RL, stage.valid_RL
     length = columns.shape[1]

@@ -1,10 +1,10 @@
 """Prefill once what several questions about one image share: everything up to the image's last visual row.
 
-Questions about one image, under a method that keeps the same rows for each, differ only behind the image. The common
+Questions about one image, under a method that keeps the same rows for each, differ only after the image. The common
 part is prefilled once; each question then starts from a copy of its cache. A method that cuts inside the LLM, or keeps
 other rows for each question, shares nothing: its prompts are answered as usual.
 
-Shape letters: B prompts, G different beginnings, P positions of the longest beginning, S of the longest rest, D the
+Shape letters: B prompts, G distinct prefixes, P positions of the longest prefix, S of the longest rest, D the
 LLM's width.
 """
 
@@ -22,17 +22,17 @@ from dpbench.engine.pruned_prompt import PrunedPrompt
 from dpbench.method import Method
 
 MIN_SHARING = 1.2
-"""Prompts per different beginning, on average, from which a prefill of its own pays."""
+"""Prompts per distinct prefix, on average, from which sharing is faster."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """A batch whose prompts begin alike.
+    """A batch whose prompts share prefixes.
 
     Attributes:
-        heads: the G different beginnings.
-        tails: the B rests.
-        head_B: which beginning each prompt has.
+        heads: the G distinct prefixes.
+        tails: what follows the prefix, for each of the B prompts.
+        head_B: index of each prompt's prefix.
     """
 
     heads: tuple[PrunedPrompt, ...]
@@ -55,7 +55,7 @@ def generate(
     shared = share(prompts, images) if all(prompt.num_visual and not prompt.cuts for prompt in prompts) else None
     if shared is None or len(shared.heads) * MIN_SHARING > len(prompts):
         return forward.generate(backbone, method, prompts, max_new_tokens=max_new_tokens)
-    # beginnings and rests are padded apart: the padding between them is masked, so the cache of a beginning is the
+    # prefixes and rests are padded apart: the padding between them is masked, so the cache of a prefix is the
     # same for all of its questions
     head, tail = forward.collate(shared.heads), forward.collate(shared.tails)
     rows = torch.tensor(shared.head_B, device=head.mask_BL.device)
@@ -70,7 +70,7 @@ def generate(
 
 
 def share(prompts: Sequence[PrunedPrompt], images: Sequence[str]) -> Shared:
-    """Find which prompts begin alike, and split all behind their last visual row."""
+    """Find which prompts share a prefix; a prefix ends at the last visual row."""
     heads: list[PrunedPrompt] = []
     tails, head_B = [], []
     heads_of_image: dict[str, list[int]] = {}
@@ -88,7 +88,7 @@ def share(prompts: Sequence[PrunedPrompt], images: Sequence[str]) -> Shared:
 
 
 def _split(prompt: PrunedPrompt) -> tuple[PrunedPrompt, PrunedPrompt]:
-    """Split a prompt behind its last visual row."""
+    """Split a prompt after its last visual row."""
     at = int(prompt.visual_L.nonzero()[-1]) + 1
     return _part(prompt, slice(0, at)), _part(prompt, slice(at, None))
 
@@ -107,9 +107,9 @@ def _equal(one: PrunedPrompt, other: PrunedPrompt) -> bool:
 
 
 def _concatenate(head: Batch, tail: Batch, rows: torch.Tensor) -> Batch:
-    """Concatenate beginnings and rests, each left-padded.
+    """Concatenate prefixes and rests, each left-padded.
 
-    The cache already holds the beginnings, and `generate` reads only what is behind it, so zeros stand in for theirs.
+    The cache already holds the prefixes, and `generate` reads only what comes after it, so zeros stand in for theirs.
     """
     unread = tail.embeds_BLD.new_zeros(1, head.embeds_BLD.shape[1], 1).expand(len(rows), -1, tail.embeds_BLD.shape[2])
     return Batch(

@@ -54,7 +54,7 @@ def fix_num_threads() -> None:
 
 
 def use_one_thread(others: int) -> None:
-    """Let the calling thread compute alone.
+    """Limit torch to one thread in the calling thread.
 
     Args:
         others: number of threads for threads started later, which would otherwise inherit this thread's one.

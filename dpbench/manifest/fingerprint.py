@@ -12,7 +12,7 @@ from pathlib import Path
 from dpbench import backbones, registry, tasks
 from dpbench.errors import MissingError
 from dpbench.manifest.cell import Cell
-from dpbench.manifest.source_files import source_files
+from dpbench.manifest.source_files import source_files, source_hash
 from dpbench.tasks.data.root import data_files
 
 _BLOCK = 1 << 16
@@ -30,7 +30,7 @@ def fingerprints(cell: Cell, data_root: Path | None) -> dict[str, str]:
         "weights": weights_hash(cell.backbone, cell.entry.weights, cell.entry.revision),
         "task": _task(cell.task),
         "data": _data(cell.task, data_root),
-        "source": files_hash(source_files(registry.find(cell.method).module)),
+        "source": _source(registry.find(cell.method).module),
         **_method_files(cell),
         "torch": version("torch"),
         "transformers": version("transformers"),
@@ -76,7 +76,7 @@ def weights_hash(backbone: str, weights: str | None, revision: str | None) -> st
 
 @cache
 def _task(task: str) -> str:
-    return files_hash((*tasks.sources(task), tasks.yaml_path(task).parent / "__init__.py"))
+    return files_hash(tasks.yaml_paths(task))
 
 
 @cache
@@ -104,3 +104,8 @@ def _method_files(cell: Cell) -> dict[str, str]:
     """Hash the weights of a method's own, where it has any."""
     paths = registry.load(cell.method, cell.params).files(cell.backbone)
     return {"method_files": files_hash(paths)} if paths else {}
+
+
+@cache
+def _source(method_module: str) -> str:
+    return source_hash(source_files(method_module))

@@ -1,15 +1,18 @@
 """The source files that can change an answer: whole packages, a method, and whatever of dpbench these import. No torch.
 
 Nothing is listed by hand: imports are followed in the source, those inside functions included, those that only type
-checkers read left out.
+checkers read left out. Docstrings and comments do not count.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib.util
-from collections.abc import Iterator
+import json
+import tokenize
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 
@@ -97,3 +100,45 @@ def _run_time_nodes(node: ast.AST) -> Iterator[ast.AST]:
     for child in ast.iter_child_nodes(node):
         if not (isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING"):
             yield from _run_time_nodes(child)
+
+
+def source_hash(paths: Iterable[Path]) -> str:
+    """Hash source files by name and code; rewording a docstring or a comment runs no cell again."""
+    digest = sha256()
+    for path in paths:
+        digest.update(json.dumps([path.name, code_of(path.read_text(encoding="utf-8"))]).encode())
+    return digest.hexdigest()[:16]
+
+
+def code_of(source: str) -> str:
+    """Return Python source without docstrings, comments and blank lines.
+
+    Spans are cut out of the text itself: what `ast.dump` or `ast.unparse` print differs between versions of Python.
+    """
+    lines = source.splitlines(keepends=True)
+    cuts = [*_docstring_spans(ast.parse(source)), *_comment_spans(lines)]
+    for (start, start_column), (end, end_column) in sorted(cuts, reverse=True):
+        head, tail = lines[start - 1].encode()[:start_column], lines[end - 1].encode()[end_column:]
+        lines[start - 1 : end] = [(head + tail).decode()] + [""] * (end - start)
+    return "\n".join(stripped for line in lines if (stripped := line.rstrip()))
+
+
+Span = tuple[tuple[int, int], tuple[int, int]]
+"""Begin and end of a piece of source: line from 1, byte in the line."""
+
+
+def _docstring_spans(tree: ast.Module) -> Iterator[Span]:
+    """Yield the strings that stand as statements: docstrings of modules, classes, functions and fields."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            assert node.end_lineno is not None
+            assert node.end_col_offset is not None
+            yield (node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)
+
+
+def _comment_spans(lines: Sequence[str]) -> Iterator[Span]:
+    for token in tokenize.generate_tokens(iter(lines).__next__):
+        if token.type == tokenize.COMMENT:
+            (line, start), (_, end) = token.start, token.end
+            text = lines[line - 1]  # tokens count characters, `ast` counts bytes
+            yield (line, len(text[:start].encode())), (line, len(text[:end].encode()))

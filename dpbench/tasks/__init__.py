@@ -252,8 +252,7 @@ def yaml_path(name: str) -> Path:
     return Path(str(files("dpbench.tasks"))) / f"dpb_{name}.yaml"
 
 
-def sources(name: str) -> tuple[Path, ...]:
-    """Return the files that define what a benchmark asks and how it is scored."""
-    folder, base = yaml_path(name).parent, find(name).variant_of
-    yamls = (yaml_path(base),) if base else ()
-    return (yaml_path(name), *yamls, folder / "scoring.py", folder / "aggregators.py")
+def yaml_paths(name: str) -> tuple[Path, ...]:
+    """Return the files that define what a benchmark asks: its own, and for a variant that of its base."""
+    base = find(name).variant_of
+    return (yaml_path(name), *((yaml_path(base),) if base else ()))

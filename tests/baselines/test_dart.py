@@ -110,7 +110,7 @@ def test_it_cuts_a_sixteenth_down_the_decoder() -> None:
 
 
 def test_a_mean_out_of_reach_names_what_is_in_reach() -> None:
-    with pytest.raises(ConfigError, match=r"mean of 30 of 576 .* 36 to 576 are in reach"):
+    with pytest.raises(ConfigError, match=r"mean of 30 of 576 .* between 36 and 576"):
         DART().cuts(576, 32, Budget(30))
     with pytest.raises(ConfigError, match="below the decoder's 6 layers, got 6"):
         DART(layer=6).cuts(576, 6, Budget(300))

@@ -83,7 +83,7 @@ def test_a_mean_out_of_reach_names_what_is_in_reach(
     layers: tuple[int, ...] | None, num: int, count: int, least: int
 ) -> None:
     method = PyramidDrop(layers=layers)
-    with pytest.raises(ConfigError, match=f"mean of {count} of {num} .* {least} to {num} are in reach"):
+    with pytest.raises(ConfigError, match=f"mean of {count} of {num} .* between {least} and {num}"):
         method.cuts(num, 32, Budget(count))
     assert schedule(method, num, 32, least)[1] == (0, 0, 0)
 

@@ -151,7 +151,7 @@ def test_the_layers_scale_with_the_depth_and_can_be_given() -> None:
         ({"preset": "official"}, "lists for 192, 128, 96 and 64 tokens, not 50"),
         ({"layers": (2, 31)}, "end before the last of 32 layers, got 31"),
         ({"layers": (1, 2, 3, 4)}, "beyond three need a schedule"),
-        ({}, "mean of 50 of 576 .* 54 to 576 are in reach"),
+        ({}, "mean of 50 of 576 .* between 54 and 576"),
     ],
 )
 def test_a_budget_it_cannot_meet_is_one_sentence(params: dict[str, Any], message: str) -> None:
@@ -282,7 +282,7 @@ def prune(model: Backbone, method: SparseVLM, image: Image.Image, text: str, kee
 
 def generated(model: Backbone, method: SparseVLM, prompts: list[PrunedPrompt], **options: Any) -> tuple[Any, Any]:
     batch = forward.collate(prompts)
-    with torch.no_grad(), forward.prune(model, method, prompts) as state:
+    with torch.no_grad(), forward.drop_inside_llm(model, method, prompts) as state:
         out = model.model.generate(
             inputs_embeds=batch.embeds_BLD,
             attention_mask=batch.mask_BL,

@@ -59,7 +59,7 @@ def prune(model: Backbone, method: Method, *images: Image.Image, text: str = QUE
 def run(model: Backbone, method: Method, prompts: list[PrunedPrompt], **options: Any) -> Any:
     """Generate through transformers with whatever it offers, every step's logits kept."""
     batch = forward.collate(prompts)
-    with torch.no_grad(), forward.prune(model, method, prompts) as state:
+    with torch.no_grad(), forward.drop_inside_llm(model, method, prompts) as state:
         out = model.model.generate(
             inputs_embeds=batch.embeds_BLD,
             attention_mask=batch.mask_BL,
@@ -234,7 +234,7 @@ def test_the_model_is_as_it_was_afterwards_also_after_an_error(family: str) -> N
     plain = [prune(model, Method(), picture(1))]
     before, hooks = forward.logits(model, Method(), plain), num_hooks(model)
     broken = replace(prompt, embeds_LD=prompt.embeds_LD[:, :5])
-    with forward.prune(model, method, [prompt]):
+    with forward.drop_inside_llm(model, method, [prompt]):
         assert num_hooks(model) > hooks
     with pytest.raises(RuntimeError):
         forward.logits(model, method, [broken])
@@ -369,14 +369,17 @@ def test_what_cannot_be_cut_is_one_sentence() -> None:
 
     with pytest.raises(UnsupportedError, match="DynamicCache"):
         run(model, method, [prompt], cache_implementation="static")
-    with pytest.raises(UnsupportedError, match="one prefill"), forward.prune(model, method, [prompt]):
+    with pytest.raises(UnsupportedError, match="one prefill"), forward.drop_inside_llm(model, method, [prompt]):
         model.model(inputs_embeds=batch.embeds_BLD[:, :4])
-    with forward.prune(model, Method(), [prune(model, Method(), picture(1))]):
+    with forward.drop_inside_llm(model, Method(), [prune(model, Method(), picture(1))]):
         cache = model.model(inputs_embeds=batch.embeds_BLD, use_cache=True).past_key_values
-    with pytest.raises(UnsupportedError, match="another prompt's"), forward.prune(model, method, [prompt]):
+    with pytest.raises(UnsupportedError, match="another prompt's"), forward.drop_inside_llm(model, method, [prompt]):
         run_model(past_key_values=cache)
     two = forward.collate([prompt, prompt])
-    with pytest.raises(UnsupportedError, match="3 prompts, 2 rows"), forward.prune(model, method, [prompt] * 3):
+    with (
+        pytest.raises(UnsupportedError, match="3 prompts, 2 rows"),
+        forward.drop_inside_llm(model, method, [prompt] * 3),
+    ):
         model.model(inputs_embeds=two.embeds_BLD)
 
 
@@ -385,7 +388,7 @@ def test_an_image_in_a_later_turn_is_refused() -> None:
     prompt = prune(model, method, picture(1))
     batch = forward.collate([prompt])
     given = model.prompt([picture(2)], "And this ?")
-    with forward.prune(model, method, [prompt]), torch.no_grad():
+    with forward.drop_inside_llm(model, method, [prompt]), torch.no_grad():
         cache = model.model(inputs_embeds=batch.embeds_BLD, use_cache=True).past_key_values
         with pytest.raises(UnsupportedError, match="later turn"):
             model.model(

@@ -199,7 +199,7 @@ def test_rows_given_in_tower_space_are_projected(tiny: Llava, picture: Picture) 
 
 def test_a_smaller_grid_goes_through_the_tower_once_and_no_further(tiny: Llava, picture: Picture) -> None:
     """The tower reads 48x40 pixels with interpolated position codes; the LLM reads 6 x 5 tokens."""
-    prompt = decision.build_prompt(
+    prompt = decision.build_unpruned_prompt(
         tiny, registry.load("downsample"), [picture(1)], QUESTIONS[0], decision.Rule(BudgetRequest(keep=32))
     )
     assert prompt.pixels[0].values.shape[1:] in ((48, 40), (40, 48))
@@ -232,7 +232,7 @@ AT_MOST = ("pool", "downsample", "dart")
 def test_every_method_meets_its_budget_and_answers(tiny: Llava, picture: Picture, name: str, keep: int) -> None:
     method = registry.load(name).untrained().bind(tiny)
     rule = decision.Rule(BudgetRequest(keep=keep), kind="final")
-    prompt = decision.build_prompt(tiny, method, [picture(1)], QUESTIONS[0], rule)
+    prompt = decision.build_unpruned_prompt(tiny, method, [picture(1)], QUESTIONS[0], rule)
     once, again = (prune(tiny, method, prompt, keep, "final") for _ in range(2))
     read = once.per_layer(tiny.num_layers)[-1]
     assert read <= keep if name in AT_MOST else read == (keep if method.budgeted else 144)

@@ -10,7 +10,7 @@ import torch
 from dpbench.conformance.vectors.llama import Bare, language_model
 from dpbench.conformance.vectors.vector import Vector, configure, differences, distances
 from dpbench.engine.dropping import DroppingState
-from dpbench.engine.forward import prune
+from dpbench.engine.forward import drop_inside_llm
 from dpbench.engine.pruned_prompt import PrunedPrompt, validate_cuts
 from dpbench.method import Budget, Method
 
@@ -47,7 +47,7 @@ def _build_prompt(method: Method, vector: Vector, num_layers: int) -> PrunedProm
 
 
 def _generate(bare: Bare, method: Method, prompt: PrunedPrompt, *, num_new: int) -> tuple[Any, DroppingState]:
-    with prune(cast("Backbone", bare), method, [prompt]) as state:
+    with drop_inside_llm(cast("Backbone", bare), method, [prompt]) as state:
         out = bare.model.generate(
             inputs_embeds=prompt.embeds_LD[None],
             attention_mask=torch.ones(1, len(prompt.embeds_LD), dtype=torch.int64),
