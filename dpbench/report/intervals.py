@@ -26,7 +26,7 @@ from dpbench.storage.contributions import Contribution
 from dpbench.tasks import aggregators
 
 VERSION = 3
-"""To be raised when the same records would give other intervals, or the cache file's format changes."""
+"""Increase it when the same records would give other intervals, or the format of the cache file changes."""
 REFERENCES = ("none", "random")
 SIGNIFICANT = 0.05
 TOLERANCE = 0.01
@@ -35,7 +35,7 @@ TOLERANCE = 0.01
 _log = logging.getLogger(__name__)
 
 Key = tuple[RowKey, str, str]
-"""A row, what it is compared to, and a benchmark or RETENTION."""
+"""A row, its reference, and a benchmark or RETENTION."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def load_or_compute(comparison: Comparison, resamples: int = statistics.RESAMPLE
 
 @dataclass(frozen=True, slots=True)
 class _Scores:
-    """What differences are computed from, by benchmark; R resamples.
+    """The scores from which differences are computed, by benchmark; R resamples.
 
     Attributes:
         plain: every row's score on the samples themselves, mean over seeds.
@@ -95,7 +95,7 @@ class _Scores:
 
 
 def compute(comparison: Comparison, resamples: int = statistics.RESAMPLES) -> Intervals:
-    """Return a comparison's intervals, resampled anew."""
+    """Compute a comparison's intervals, without the cache."""
     cells, notes = load_usable(comparison)
     scores = _scores(comparison, cells, resamples)
     differences: dict[Key, Difference] = {}
@@ -203,7 +203,7 @@ def load_usable(comparison: Comparison) -> tuple[dict[str, Contribution], tuple[
 
 
 def _select_paired(comparison: Comparison, cells: Mapping[str, Contribution]) -> dict[str, Contribution]:
-    """Keep, per benchmark, the cells that answered the samples most cells answered."""
+    """Keep, per benchmark, the cells with the most common set of samples."""
     paired: dict[str, Contribution] = {}
     for task in comparison.tasks:
         by_layout: dict[str, list[str]] = defaultdict(list)
@@ -229,7 +229,7 @@ def _explain_missing(total: int, num_found: int, num_good: int, num_paired: int)
             "they were scored by another version: run them again."
         )
     if num_paired < num_good:
-        yield f"No intervals for {num_good - num_paired} cells that answered other samples than their column's rest."
+        yield f"No intervals for {num_good - num_paired} cells with other samples than the rest of their column."
 
 
 def _hash(comparison: Comparison, resamples: int) -> str:
@@ -262,7 +262,7 @@ def _read_cache(path: Path) -> Intervals | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        _log.warning("%s is damaged (%s) and is computed anew", path, error)
+        _log.warning("%s is damaged (%s) and is computed again", path, error)
         return None
 
 

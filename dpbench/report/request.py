@@ -31,10 +31,10 @@ RESULTS = Path("results")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a report shall contain and where it goes.
+    """What a report contains and where it is written.
 
     Attributes:
-        folders: runs; none stands for all under results/.
+        folders: runs; if empty, all under results/.
         table: 1 to 5 as the paper numbers them, None for all: 1 LLaVA-1.5 (and toy-llava), 2 LLaVA-NeXT, 3 Qwen2.5-VL,
             4 efficiency, 5 ablation.
         form: markdown, latex, csv, json or html.
@@ -64,7 +64,7 @@ class Request:
 
 
 def write(request: Request) -> tuple[str, list[str]]:
-    """Write the files that a report was requested for.
+    """Write the requested files of a report.
 
     Returns:
         The text for the terminal, empty if it went to a file, and a note on every file or folder written.
@@ -119,12 +119,12 @@ def _check(request: Request) -> None:
 
 
 def _check_effects(request: Request) -> None:
-    """Refuse a choice of tables where it would be ignored.
+    """Refuse a choice of tables that would be ignored.
 
     Raises:
         ConfigError: names both options.
     """
-    given = {"table": request.table, "compare": request.compare, "subset": request.hard}
+    choices = {"table": request.table, "compare": request.compare, "subset": request.hard}
     complete_reports = {
         "--paper": (request.paper, ("compare", "subset")),
         "--diff": (request.diff, ("table", "compare", "subset")),
@@ -132,7 +132,7 @@ def _check_effects(request: Request) -> None:
     }
     for option, (is_requested, ignored) in complete_reports.items():
         for name in ignored:
-            if is_requested and given[name]:
+            if is_requested and choices[name]:
                 raise ConfigError(f"--{name} has no effect on {option}, which shows all there is; remove it")
 
 
@@ -151,23 +151,23 @@ def sections(request: Request, folders: Sequence[Path]) -> list[Section]:
     if not tables:
         where = ", ".join(map(str, folders))
         raise ConfigError(
-            f"--table: {where} hold nothing of Table {request.table}; remove --table to see what they hold"
+            f"--table: {where} have nothing for Table {request.table}; remove --table to see what they have"
         )
     return tables
 
 
-def _wants(request: Request, table: int) -> bool:
+def _is_requested(request: Request, table: int) -> bool:
     return request.table in (None, table)
 
 
 def _comparison(comparison: Comparison, request: Request) -> Iterable[Section]:
     is_ablation = ablation.is_ablation(comparison)
-    if is_ablation and _wants(request, 5):
+    if is_ablation and _is_requested(request, 5):
         yield ablation.section(comparison)
         if request.compare:
             yield ours_beside_published.variants(comparison)
     number = ours_beside_published.table_of(comparison.cell["backbone"])
-    if _wants(request, number) and not (is_ablation and request.table):
+    if _is_requested(request, number) and not (is_ablation and request.table):
         yield from _scores(comparison, request, with_paper=request.compare and not is_ablation)
 
 
@@ -184,7 +184,7 @@ def _scores(comparison: Comparison, request: Request, *, with_paper: bool) -> It
 
 def _efficiency(loaded: Sequence[Run], request: Request) -> Iterable[Section]:
     profiles = [profile for run in loaded for profile in run.profiles]
-    if not _wants(request, 4) or not profiles:
+    if not _is_requested(request, 4) or not profiles:
         return
     for group in efficiency.groups(profiles):
         section = efficiency.section(group, profiles)
@@ -198,7 +198,7 @@ def _paper(request: Request) -> list[Section]:
 
 
 def _verdict(request: Request) -> str:
-    """Return what recomputing the averages gives; CSV and JSON have it as a column."""
+    """Return the result of recomputing the averages; CSV and JSON have it as a column."""
     return f"\n\n{published.verdict()}" if request.form in ("markdown", "latex") and not request.table else ""
 
 

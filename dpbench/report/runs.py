@@ -37,9 +37,9 @@ class Run:
     """A run folder's content.
 
     Attributes:
-        folder: where it lies.
-        records: of its finished cells, the newest of each.
-        profiles: as read.
+        folder: the run folder.
+        records: the newest record of every finished cell.
+        profiles: all profiles, in the order of the file.
         planned: the (method, benchmark) pairs of its manifest.
     """
 
@@ -57,7 +57,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class RowKey:
-    """What one row of a comparison stands for: a method with its parameters at one budget, all seeds together."""
+    """The key of a comparison's row: a method with its parameters at one budget, all seeds together."""
 
     budget: BudgetRequest
     method: str
@@ -70,22 +70,22 @@ class RowKey:
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """Return what rows are sorted by: the unpruned model, then large budgets first and `random` at their head."""
+        """Return the sort key of rows: the unpruned model, then large budgets first, each with `random` at its head."""
         return self.method != "none", largest_first(self.budget), self.method != "random", self.method, self.params
 
 
 def largest_first(budget: BudgetRequest) -> tuple[float, float]:
-    """Return what sorts budgets from many tokens to few, counts after rates."""
+    """Return a sort key that puts large budgets first."""
     return -(budget.keep or 0), budget.prune_rate or 0
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Records that may stand in one table: one backbone under one protocol, the same benchmarks and data.
+    """Records that may share a table: one backbone under one protocol, the same benchmarks and data.
 
     Attributes:
-        rows: the records of each row; a row without records is not here.
-        folders: the runs they come from.
+        rows: the records of every row that has any.
+        folders: the run folders of these records.
         tasks: the benchmarks that have a column, in the paper's order.
         planned: the (method, benchmark) pairs of their manifests.
     """
@@ -110,9 +110,9 @@ class Comparison:
         return sorted((row for row in self.rows[key] if row.cell["task"] == task), key=lambda row: row.cell["seed"])
 
     def find(self, method: str, budget: BudgetRequest | None = None) -> RowKey | None:
-        """Return the row of a method, at a budget if one is given; one without parameters if there is one."""
-        hits = [key for key in self.rows if key.method == method and budget in (None, key.budget)]
-        return min(hits, key=lambda key: (key.params != "{}", key.order)) if hits else None
+        """Return the row of a method, at the budget if it is not None; preferably one without parameters."""
+        keys = [key for key in self.rows if key.method == method and budget in (None, key.budget)]
+        return min(keys, key=lambda key: (key.params != "{}", key.order)) if keys else None
 
 
 def runs_under(root: Path) -> list[Path]:
@@ -131,7 +131,7 @@ def load(folder: Path) -> Run:
     """Read a run folder.
 
     Raises:
-        ConfigError: it does not exist, or holds neither records nor profiles.
+        ConfigError: it does not exist, or has neither records nor profiles.
         RecordError: a line cannot be read, or names a benchmark this dpbench does not know.
     """
     if not folder.exists():
@@ -139,23 +139,23 @@ def load(folder: Path) -> Run:
     records = record.read(folder / "records.jsonl", Record)
     profiles = record.read(folder / "profile.jsonl", Profile)
     if not records and not profiles:
-        raise ConfigError(f"{folder} holds no records.jsonl and no profile.jsonl; name a run folder")
+        raise ConfigError(f"{folder} has neither records.jsonl nor profile.jsonl; name a run folder")
     for row in records:
-        _check(row, folder)
+        _check_record(row, folder)
     current = record.newest(_without_subset(row) for row in records)
-    return Run(folder, tuple(current), tuple(profiles), _planned(folder) if records else frozenset())
+    return Run(folder, tuple(current), tuple(profiles), _read_planned(folder) if records else frozenset())
 
 
 def _without_subset(row: Record) -> Record:
-    """Return a record without the former cell field `subset`, None after `_check`: old cells equal new ones."""
+    """Return a record without the former cell field `subset`, None after `_check_record`: old cells equal new ones."""
     return replace(row, cell={name: value for name, value in row.cell.items() if name != "subset"})
 
 
-def _check(row: Record, folder: Path) -> None:
+def _check_record(row: Record, folder: Path) -> None:
     """Refuse a record that a report cannot sort, compare or name.
 
     Raises:
-        RecordError: says where it is and what is wrong with it.
+        RecordError: the message says where the record is and what is wrong with it.
     """
     cell, where = row.cell, f"{folder / 'records.jsonl'}: cell {row.cell_id}"
     if absent := sorted(REQUIRED - set(cell)):
@@ -178,7 +178,7 @@ def _check(row: Record, folder: Path) -> None:
         raise RecordError(f"{where} has the score {row.score!r}, scores are 0 to 100; run the cell again")
 
 
-def _planned(folder: Path) -> frozenset[tuple[str, str]]:
+def _read_planned(folder: Path) -> frozenset[tuple[str, str]]:
     """Return the methods and benchmarks of the run's manifest."""
     path = folder / "manifest.yaml"
     try:
@@ -190,7 +190,7 @@ def _planned(folder: Path) -> frozenset[tuple[str, str]]:
 
 
 def comparisons(runs: Iterable[Run]) -> list[Comparison]:
-    """Return the tables these runs make: runs join where protocol, weights and benchmarks agree.
+    """Return the tables of these runs: runs share a table if their protocol, weights and benchmarks agree.
 
     Raises:
         RecordError: records of one benchmark in one run were scored on different data or with different rules.
@@ -198,16 +198,16 @@ def comparisons(runs: Iterable[Run]) -> list[Comparison]:
     groups: dict[str, list[tuple[Run, Record]]] = defaultdict(list)
     for run in runs:
         for row in run.records:
-            groups[_protocol(run, row)].append((run, row))
-    return [_comparison(group) for _, group in sorted(groups.items())]
+            groups[_protocol_key(run, row)].append((run, row))
+    return [_build_comparison(group) for _, group in sorted(groups.items())]
 
 
-def _protocol(run: Run, row: Record) -> str:
+def _protocol_key(run: Run, row: Record) -> str:
     weights = row.cell["fingerprints"].get("weights", row.cell["weights"])
     return repr(({name: row.cell[name] for name in SHARED}, weights, run.tasks))
 
 
-def _comparison(group: Sequence[tuple[Run, Record]]) -> Comparison:
+def _build_comparison(group: Sequence[tuple[Run, Record]]) -> Comparison:
     rows: dict[RowKey, list[Record]] = defaultdict(list)
     for row in record.newest(row for _, row in group):
         rows[row_key(row.cell)].append(row)

@@ -74,7 +74,10 @@ def _copied_files(copy: Path) -> list[Path]:
 
 
 def _copy(folder: Path, copy: Path) -> Path:
-    """Write cleaned copies of a run's files; its journals, which hold no path, are linked for the page."""
+    """Write cleaned copies of a run's files; its journals contain no paths and are linked for the page.
+
+    The copies are written directly, without storage.files: they are in a temporary folder that an error removes.
+    """
     copy.mkdir()
     _check_inside(folder)
     for name in RUN_FILES:

@@ -169,7 +169,7 @@ LINES = {
     "report {s}/fields": "are missing or unknown",
     "report {s}/types": "types/records.jsonl:1: cell: Input should be a valid dictionary",
     "report {s}/cell": "has no 'anyres'; it is not a record of a finished cell",
-    "report {s}/cut": "holds no records.jsonl and no profile.jsonl",
+    "report {s}/cut": "has neither records.jsonl nor profile.jsonl",
     "report {s}/folder": "folder/records.jsonl is a folder",
     "report --diff {s}/run": "--diff compares two runs, got 1",
     "report {s}/run --out {s}": "--out: {s} cannot be written",

@@ -185,7 +185,7 @@ def test_samples_that_do_not_give_the_record_are_not_used(tmp_path: Path) -> Non
     assert any("2 cells whose samples do not give the recorded score" in note for note in found.notes)
 
 
-def test_cells_that_answered_other_samples_are_left_out(tmp_path: Path) -> None:
+def test_cells_with_other_samples_have_no_intervals(tmp_path: Path) -> None:
     folder = run(tmp_path, ROWS)
     each = make_record("pool", 16, "gqa", 50.0)
     write_run(folder, [each], {each.cell_id: journal("gqa", rights(0.5))[: NUM // 2]})
@@ -193,7 +193,7 @@ def test_cells_that_answered_other_samples_are_left_out(tmp_path: Path) -> None:
     score = 100 * rights(0.5)[: NUM // 2].mean()
     rows = {k: tuple(replace(e, score=score) if k.method == "pool" else e for e in row) for k, row in one.rows.items()}
     found = intervals.compute(replace(one, rows=rows), 50)
-    assert any("1 cells that answered other samples" in note for note in found.notes)
+    assert any("1 cells with other samples" in note for note in found.notes)
     assert any(key[0] == GRID for key in found.differences)
 
 

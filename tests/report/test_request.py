@@ -65,7 +65,7 @@ def test_one_table_can_be_asked_for(table: int, number: int, golden: Path) -> No
 
 @pytest.mark.parametrize("table", [2, 3, 5])
 def test_a_table_that_is_not_there_is_one_sentence(table: int, golden: Path) -> None:
-    with pytest.raises(ConfigError, match=f"hold nothing of Table {table}"):
+    with pytest.raises(ConfigError, match=f"have nothing for Table {table}"):
         request.report(Request(folders=(golden,), table=table))
 
 
@@ -91,7 +91,7 @@ def test_a_file_gets_what_the_terminal_would(
     ("arguments", "message"),
     [
         (("nowhere",), "there is no folder nowhere; name a run folder"),
-        (("..",), ".. holds no records.jsonl and no profile.jsonl"),
+        (("..",), ".. has neither records.jsonl nor profile.jsonl"),
         (("RUN", "--diff"), "--diff compares two runs, got 1"),
         (("RUN", "RUN", "--diff", "--bundle", "x.zip"), "--diff and --bundle are two reports"),
         (("RUN", "--paper"), "--paper prints the paper's tables alone"),

@@ -1,4 +1,4 @@
-"""One look per method, the same in every figure and in the page: colour, marker and dash.
+"""One style per method, the same in all figures and in the page: colour, marker and dash.
 
 Colours are Okabe and Ito's and Paul Tol's muted ones, mid-bright, so that they hold on white and on black. Colour is
 never the only cue: methods whose colours a colour-blind reader could confuse have different markers.
@@ -49,7 +49,7 @@ LOOKS: Mapping[str, Look] = {
     "global-denoiser": Look("#009E73", "3", "-."),
     "cdpruner": Look("#BBAA44", "H", "-."),
 }
-"""The shipped methods', and those of the ablation's variants."""
+"""Styles of the shipped methods and of the ablation's variants."""
 
 _OTHERS = tuple(
     Look(colour, marker, "-.")
@@ -96,7 +96,7 @@ STAGES: Mapping[str, str] = {
 
 
 def look(method: str) -> Look:
-    """Return a method's look; one that is not shipped always gets the same, from its name."""
+    """Return a method's style; that of a method that is not shipped follows from its name."""
     if method in LOOKS:
         return LOOKS[method]
     return _OTHERS[int(sha256(method.encode()).hexdigest(), 16) % len(_OTHERS)]

@@ -16,11 +16,11 @@ AXES = {
     "gflop": "GFLOP up to the first token (2 per multiply-add)",
     "peak_mib": "peak memory without weights (MiB)",
 }
-"""What each quantity's axis says."""
+"""Labels of the axes by quantity."""
 
 
 def pareto(points: Sequence[Point], quantity: str, table: CostTable) -> Figure:
-    """Draw average retention against a cost, and the front that nothing else reaches.
+    """Draw average retention against a cost, with the Pareto front.
 
     Args:
         points: a point per method and budget.
@@ -43,12 +43,12 @@ def pareto(points: Sequence[Point], quantity: str, table: CostTable) -> Figure:
 
 
 def _scatter(axes: Axes, series: Sequence[Point]) -> None:
-    seen = look(series[0].method)
+    style = look(series[0].method)
     at, value = [point.at for point in series], [point.value for point in series]
-    axes.plot(at, value, color=seen.colour, marker=seen.marker, linestyle="", label=series[0].label)
+    axes.plot(at, value, color=style.colour, marker=style.marker, linestyle="", label=series[0].label)
     for point in series:
         if point.low is not None and point.high is not None:
-            axes.vlines(point.at, point.low, point.high, color=seen.colour, linewidth=0.8, alpha=0.6)
+            axes.vlines(point.at, point.low, point.high, color=style.colour, linewidth=0.8, alpha=0.6)
 
 
 def costs(table: CostTable) -> Iterator[tuple[str, Figure]]:
@@ -96,9 +96,9 @@ def sweep(points: Sequence[Point], quantity: str, heading: str) -> Figure:
     figure = Figure(figsize=(PAGE * 0.75, 3.2))
     axes = figure.subplots()
     for series in by_label(points).values():
-        seen = look(series[0].method)
+        style = look(series[0].method)
         at, value = [point.at for point in series], [point.value for point in series]
-        axes.plot(at, value, color=seen.colour, marker=seen.marker, linestyle=seen.dash, label=series[0].label)
+        axes.plot(at, value, color=style.colour, marker=style.marker, linestyle=style.dash, label=series[0].label)
     axes.set_xlabel("visual tokens the LLM reads, mean over layers")
     axes.set_ylabel(AXES[quantity])
     axes.set_ylim(bottom=0)

@@ -1,4 +1,4 @@
-"""From comparisons and profiles to the plain numbers that figures and the page draw. No torch, no matplotlib."""
+"""The numbers behind figures and page, from comparisons and profiles. No torch, no matplotlib."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from dpbench.report.tables.scores import RETENTION, retention, scores_of, tokens
 from dpbench.storage.record import Profile, Record
 
 RowIntervals = Mapping[RowKey, tuple[float, float]]
-"""A row's lower and upper end of its average retention's 95 % interval, in percent."""
+"""Lower and upper end of the 95 % interval of a row's average retention, in percent."""
 TTFT_STAGES = ("encode", "reduce", "splice", "prefill")
-"""What the time to the first token is made of; signals and rankings are part of reduce."""
+"""Parts of the time to the first token; signals and rankings are part of reduce."""
 MIB = 2**20
 
 
@@ -27,7 +27,7 @@ class Point:
     Attributes:
         label: the series it belongs to, as the legend shows it.
         method: what its colour follows.
-        at: where it stands on the horizontal axis.
+        at: position on the horizontal axis.
         value: how high.
         low: lower end of its interval, or None without one.
         high: upper end.
@@ -45,7 +45,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one method at one budget takes up to the first token.
+    """The costs of one method at one budget up to the first token.
 
     Attributes:
         label: method with its parameters.
@@ -77,7 +77,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class CostTable:
-    """Costs measured under the same conditions, which no figure mixes.
+    """Costs measured under the same conditions; a figure shows one such table.
 
     Attributes:
         backbone: its name.
@@ -167,7 +167,7 @@ def against_cost(
 
 
 def front(points: Iterable[Point]) -> list[Point]:
-    """Return the Pareto front: what no other point matches at the same or a lower cost; cheapest first."""
+    """Return the Pareto front, cheapest first: points that no other point matches at the same or a lower cost."""
     best: list[Point] = []
     for point in sorted(points, key=lambda point: (point.at, -point.value)):
         if not best or point.value > best[-1].value:
@@ -178,7 +178,7 @@ def front(points: Iterable[Point]) -> list[Point]:
 def scale_points(records: Iterable[Record], method: str) -> dict[str, dict[str, list[Point]]]:
     """Return a method's scores against the pruning rate, per benchmark and model: Figure A1 of the DiffPrune paper.
 
-    The rate is the share removed in percent; the unpruned model stands at 0.
+    The rate is the share removed in percent; the unpruned model is at 0.
     """
     scores: dict[tuple[str, str, float], list[float]] = defaultdict(list)
     for record in records:

@@ -40,11 +40,11 @@ PRINT: dict[Any, Any] = {
 
 
 def write(folders: Sequence[Path], out: Path) -> list[Path]:
-    """Draw every figure that these runs have the numbers for.
+    """Draw every figure for which these runs have the numbers.
 
     Args:
         folders: run folders.
-        out: folder for the files, made if it is not there.
+        out: folder for the files; it is created if missing.
 
     Raises:
         ConfigError: there is nothing to draw, or `out` cannot be written to.
@@ -106,9 +106,9 @@ def _figures(compared: Sequence[Comparison], tables: Sequence[data.CostTable]) -
 
 
 def _unique(figures: Iterable[tuple[str, Figure]]) -> Iterator[tuple[str, Figure]]:
-    """Number the figures that would have one name: the same backbone under several protocols or machines."""
-    seen: dict[str, int] = {}
+    """Number figures that would share a name: the same backbone under several protocols or machines."""
+    counts: dict[str, int] = {}
     for name, figure in figures:
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
-        seen[name] = seen.get(name, 0) + 1
-        yield (name if seen[name] == 1 else f"{name}-{seen[name]}"), figure
+        counts[name] = counts.get(name, 0) + 1
+        yield (name if counts[name] == 1 else f"{name}-{counts[name]}"), figure

@@ -42,12 +42,12 @@ def by_label(points: Iterable[Point]) -> dict[str, list[Point]]:
 
 
 def _line(axes: Axes, series: Sequence[Point]) -> None:
-    seen = look(series[0].method)
+    style = look(series[0].method)
     at, value = [point.at for point in series], [point.value for point in series]
     if all(point.low is not None and point.high is not None for point in series):
         low, high = [point.low for point in series], [point.high for point in series]
-        axes.fill_between(at, low, high, color=seen.colour, alpha=0.13, linewidth=0)  # type: ignore[arg-type]
-    axes.plot(at, value, color=seen.colour, marker=seen.marker, linestyle=seen.dash, label=series[0].label)
+        axes.fill_between(at, low, high, color=style.colour, alpha=0.13, linewidth=0)  # type: ignore[arg-type]
+    axes.plot(at, value, color=style.colour, marker=style.marker, linestyle=style.dash, label=series[0].label)
 
 
 def legend_beside(figure: Figure, axes: Axes) -> None:

@@ -25,7 +25,7 @@ _FIELDS: Mapping[str, FieldInfo] = {
 
 
 def command(cell: Mapping[str, Any], folder: Path) -> str:
-    """Return what to type to run one cell again.
+    """Return the command that runs one cell again.
 
     Args:
         cell: as in its record.
@@ -40,7 +40,7 @@ def command(cell: Mapping[str, Any], folder: Path) -> str:
 
 
 def _changed_fields(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of placement and protocol that differ from what `dpbench run` takes without a flag."""
+    """Return the fields of placement and protocol that differ from the defaults of `dpbench run`."""
     defaults = {name: field.default for name, field in _FIELDS.items()}
     defaults["prompt"] = backbones.find(cell["backbone"]).prompt
     return {name: cell[name] for name, default in defaults.items() if cell[name] != default}

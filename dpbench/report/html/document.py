@@ -42,7 +42,7 @@ MB = 1_000_000
 _GUARD = re.compile(r'getElementById\("([0-9a-f]{32,})"\)')
 """Names under which plotly.js looks whether its maps' style sheet is there; the page has no maps and says it is."""
 _SLACK = 0.97
-"""Share of the budget that is planned with; escapes in the data block take a little more."""
+"""Share of the budget to plan with: escapes in the data block need a little more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,36 +63,36 @@ def render(folders: Sequence[Path], *, max_mb: float = 20.0, data_root: Path | N
 
     Args:
         folders: run folders.
-        max_mb: the most it may take, in 10^6 bytes; samples are left out beyond that.
-        data_root: where the benchmarks' data lies; by default as `dpbench run` looks for it.
+        max_mb: upper limit of its size in 10^6 bytes; it has as many samples as fit.
+        data_root: folder of the benchmarks' data; by default where `dpbench run` looks for it.
 
     Raises:
-        ConfigError: a folder holds nothing, or the page is larger than that without a single sample.
+        ConfigError: a folder has no results, or the page is too large even without samples.
         RecordError: a record or journal cannot be used.
     """
     loaded = [runs.load(folder) for folder in folders]
     tables = cost_tables(profile for run in loaded for profile in run.profiles)
     parts = [_part(comparison, tables) for comparison in runs.comparisons(loaded)]
-    bare = _html(loaded, parts, tables)
-    left = max_mb * MB * _SLACK - len(bare.encode())
+    empty = _html(loaded, parts, tables)
+    left = max_mb * MB * _SLACK - len(empty.encode())
     if left < 0:
-        needed = len(bare.encode()) / MB / _SLACK
+        needed = len(empty.encode()) / MB / _SLACK
         raise ConfigError(
             f"--max-mb {max_mb:g}: the page takes {needed:.1f} MB without any sample; give {needed + 1:.0f}"
         )
-    filled = []
+    complete = []
     for number, part in enumerate(parts):
         root = data_root or samples.default_root(part.comparison.cell["backbone"])
         browser = samples.browser(part.comparison, root, left / (len(parts) - number))
         left -= sum(map(len, browser.images)) + len(json.dumps(browser.samples, ensure_ascii=False).encode())
-        filled.append(replace(part, browser=browser))
-    return _html(loaded, filled, tables)
+        complete.append(replace(part, browser=browser))
+    return _html(loaded, complete, tables)
 
 
 def _part(comparison: Comparison, tables: Sequence[CostTable]) -> Part:
     bootstrap = intervals.load_or_compute(comparison)
     section = scores.section(comparison, bootstrap.like_random())
-    heading, trained = (
+    heading, ablations = (
         scores.heading(comparison),
         [ablation.section(comparison)] if ablation.is_ablation(comparison) else [],
     )
@@ -100,7 +100,7 @@ def _part(comparison: Comparison, tables: Sequence[CostTable]) -> Part:
         comparison=comparison,
         heading=heading,
         sentences=summary.sentences(comparison, bootstrap),
-        tables=(*map(flat_table, trained), flat_table(section, comparison, heading="Scores")),
+        tables=(*map(flat_table, ablations), flat_table(section, comparison, heading="Scores")),
         claims=tuple(
             flat_table(table, heading=_strip_start(table.heading, heading))
             for table in significance.sections(comparison, bootstrap)
@@ -176,7 +176,7 @@ def _data(parts: Sequence[Part], commands: Sequence[Mapping[str, Any]]) -> dict[
 
 
 def data_block(data: Any) -> str:
-    """Return JSON that is safe inside a script element, whatever texts it contains."""
+    """Return JSON that is safe inside a script element, whatever text it contains."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

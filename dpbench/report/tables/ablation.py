@@ -45,7 +45,7 @@ def variants(comparison: Comparison) -> dict[str, dict[BudgetRequest, Pooled]]:
 
 
 def is_ablation(comparison: Comparison) -> bool:
-    """Return True if a comparison holds several ways to train the scorer."""
+    """Return True if a comparison has scorers that were trained in several ways."""
     return len({name for key in comparison.rows if (name := _variant(key.method, key.params))}) > 1
 
 

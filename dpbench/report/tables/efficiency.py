@@ -36,11 +36,11 @@ MIB, TERA, GIGA = 2**20, 1e12, 1e9
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One row's numbers; what was not measured is None.
+    """One row's numbers; those that were not measured are None.
 
     Attributes:
-        profile: where they come from.
-        speedup: time to first token of `none`, timed in turn with this one, over this one's.
+        profile: source of the numbers.
+        speedup: time to first token of `none`, timed in turn with this row, divided by this row's.
     """
 
     profile: Profile
@@ -73,7 +73,7 @@ class Measured:
 
 
 Text = Callable[[Measured], str]
-"""Prints a row's cell of one column."""
+"""Formats a row's cell of one column."""
 
 
 def sections(profiles: Iterable[Profile]) -> list[Section]:
@@ -83,7 +83,7 @@ def sections(profiles: Iterable[Profile]) -> list[Section]:
 
 
 def groups(profiles: Iterable[Profile]) -> list[list[Profile]]:
-    """Return profiles by the conditions they were taken under, of each method and budget the newest."""
+    """Group profiles by the conditions of their measurement; only the newest of a method and budget counts."""
     by_condition: dict[str, list[Profile]] = defaultdict(list)
     for profile in profiles:
         by_condition[json.dumps(conditions(profile), sort_keys=True, default=str)].append(profile)
@@ -120,7 +120,7 @@ def section(group: Sequence[Profile], profiles: Sequence[Profile] = ()) -> Secti
 
     Args:
         group: one of `groups`.
-        profiles: all that are reported: what sets this table apart from the first, and the unpruned times of each run.
+        profiles: all profiles of the report, which give the unpruned times and the conditions of the first table.
     """
     unpruned = _unpruned(profiles or group, conditions(group[0]))
     rows = [Measured(profile, _speedup(profile, unpruned.get(profile.started))) for profile in group]
@@ -176,13 +176,13 @@ def _speedup(profile: Profile, none: Profile | None) -> float | None:
 
 
 def _earlier(profile: Profile, latest: str) -> Iterable[str]:
-    """Yield a remark on times that were not taken in turn with the newest."""
+    """Yield a footnote for times that were not measured in turn with the newest."""
     if profile.stages_ms and _started(profile) != latest:
         yield "timed in an earlier run" + (f", begun {profile.started}" if profile.started else "")
 
 
 def _columns(rows: Sequence[Measured], stages: Sequence[str]) -> dict[str, Text]:
-    """Return, by heading, what prints a row's cell; a column in which nothing was measured is dropped."""
+    """Return the columns by heading, each as a function from a row to its text; empty columns are dropped."""
     unit, letter = (TERA, "T") if max((row.flops or 0 for row in rows), default=0) >= TERA / 2 else (GIGA, "G")
     columns: dict[str, Text] = {
         "Loc.": lambda row: _location(row.profile) or DASH,
@@ -198,7 +198,7 @@ def _columns(rows: Sequence[Measured], stages: Sequence[str]) -> dict[str, Text]
 
 
 def _format_quantiles(row: Measured, stage: str) -> str:
-    """Return median [p10-p90]; a stage that did not happen is a dash."""
+    """Return median [p10-p90], or a dash if the stage was not measured."""
     middle, low, high = (row.quantile(stage, share) for share in (0.5, 0.1, 0.9))
     if middle is None or low is None or high is None:
         return DASH
@@ -280,9 +280,9 @@ def _notes(first: Profile, rows: Sequence[Measured], other: Profile | None) -> I
         )
         yield f"No speed-up: {why}."
     if first.configuration == "cuda-graph":
-        yield "Inside a CUDA graph nothing is told apart: signals are in encode, rankings inside the LLM in prefill."
+        yield "A CUDA graph is timed as a whole: signals are in encode, rankings inside the LLM in prefill."
     if first.weights == "random":
-        yield "Random weights: times and FLOPs mean something, answers would not."
+        yield "Random weights: times and FLOPs are meaningful, answers would not be."
     if other is not None:
         yield (
             f"Shown apart from {other.configuration}, {other.environment.get('gpu', other.environment.get('cpu'))}: "

@@ -18,7 +18,7 @@ from dpbench.report.tables.table import Cell, Footnotes, Row, Section, group_row
 from dpbench.storage.record import Profile
 
 NEAR = 0.005
-"""How far two pruning rates may lie apart and still be the same budget."""
+"""Largest difference of two pruning rates that count as the same budget."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,8 @@ class Pair:
     """One row of the paper with ours of the same method and share of tokens.
 
     Attributes:
-        name: of the row.
-        group: heading it stands under.
+        name: name of the row.
+        group: heading above the row.
         theirs: by column; None where the paper prints a dash.
         ours: by column; a column without a value was not measured.
         reason: why the system is not run here, or None.
@@ -41,7 +41,7 @@ class Pair:
 
 
 def table_of(backbone: str) -> int:
-    """Return the table of the paper that a backbone's scores belong beside; toy-llava stands in for LLaVA-1.5."""
+    """Return the number of the paper's table to compare a backbone with; toy-llava is compared with LLaVA-1.5."""
     return 2 if backbone.startswith("llava-next") else 3 if backbone.startswith("qwen") else 1
 
 
@@ -88,7 +88,7 @@ def _match(comparison: Comparison, row: Mapping[str, Any]) -> RowKey | None:
 
 
 def _share_removed(budget: BudgetRequest, total: float | None) -> float | None:
-    """Return the share of visual tokens that a budget removes, or None if it cannot be known."""
+    """Return the share of visual tokens that a budget removes; None if it cannot be computed."""
     if budget.keep is None:
         return budget.prune_rate
     return 1 - budget.keep / total if total else None
@@ -137,10 +137,10 @@ def _task(table: PaperTable, task: str, comparison: Comparison) -> Iterable[str]
         theirs = f"{stated['value']} ({stated['from']})"
         yield f"May explain it (column {benchmark.title}): split: theirs {theirs}, ours {ours}."
     metric = table.data["metrics"].get(task)
-    held = {name for record in comparison.records if record.cell["task"] == task for name in record.metrics}
-    if metric and metric["value"] not in held:
+    metrics = {name for record in comparison.records if record.cell["task"] == task for name in record.metrics}
+    if metric and metric["value"] not in metrics:
         theirs = f"{metric['value']} ({metric['from']})"
-        yield f"Column {benchmark.title}: theirs is {theirs}, which our records do not hold."
+        yield f"Column {benchmark.title}: theirs is {theirs}, which our records do not have."
 
 
 def costs(profiles: Sequence[Profile], heading: str) -> Section:

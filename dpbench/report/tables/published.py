@@ -75,7 +75,7 @@ class Average:
 
 
 def folder() -> Path:
-    """Return where the tables lie: in the wheel, or in a source checkout."""
+    """Return the folder of the tables: in the wheel, or in a source checkout."""
     inside = Path(str(files("dpbench"))) / "manifests" / "paper"
     return inside if inside.is_dir() else Path(str(files("dpbench"))).parent / "manifests" / "paper"
 
@@ -104,7 +104,7 @@ def _mean(table: PaperTable, row: Mapping[str, Any]) -> float:
 
 
 def group(table: PaperTable, row: Mapping[str, Any]) -> str:
-    """Return the heading a row stands under."""
+    """Return the heading above a row."""
     if row["method"] == "none":
         total = table.data["num_visual"]
         return f"Upper bound{f', {total} tokens' if total else ''} (100 %)"
@@ -217,12 +217,12 @@ def _efficiency(table: PaperTable) -> Section:
         numbers.append(
             {"Table": 4, "Method": row["row"], "Location": row["location"], "Tokens": row["budget"], **times}
         )
-    unsaid = [
+    unexplained = [
         row["values"]["ttft"] - sum(row["values"][n] for n in ("encode", "reduce", "prefill")) for row in table.rows
     ]
     notes = (
         f"Source: {table.source}. Speed-up: computed here, TTFT of the first row over the row's.",
-        f"TTFT is {min(unsaid):.2f} to {max(unsaid):.2f} ms more than encoder, pruner and prefill together; "
+        f"TTFT is {min(unexplained):.2f} to {max(unexplained):.2f} ms more than encoder, pruner and prefill together; "
         "the paper does not say what that is.",
     )
     return Section(f"Table 4 of the paper: {table.title}", frame_of(numbers), notes, columns, tuple(lines))
@@ -244,13 +244,13 @@ def _ablation(table: PaperTable) -> Section:
     notes = (
         f"Source: {table.source}. Average retention over {titles}.",
         f"The budgets are {table.data['budgets']['from']}.",
-        _against_table_1(table),
+        _compare_with_table_1(table),
     )
     return Section(f"Table 5 of the paper: {table.title}", frame_of(numbers), notes, columns, tuple(lines))
 
 
-def _against_table_1(table: PaperTable) -> str:
-    """Return what Table 1's rows of DiffPrune give over Table 5's benchmarks."""
+def _compare_with_table_1(table: PaperTable) -> str:
+    """Return a sentence that recomputes Table 5's DiffPrune row from its rows in Table 1."""
     first = load(1)
     ours = {row["budget"]: row["scores"] for row in first.rows if row["method"] == "diffprune"}
     names = table.data["tasks"]

@@ -16,12 +16,12 @@ from dpbench.storage.record import Record
 
 RETENTION = "Retention"
 LIKE_RANDOM = "~"
-UNFINISHED = "not finished in this run: start it again and it goes on"
+UNFINISHED = "not finished in this run: start it again to resume it"
 ABSENT = "not part of this run"
 
 
 def retention(scores: Mapping[str, float], unpruned: Mapping[str, float]) -> float | None:
-    """Return the mean over benchmarks of score / unpruned score in percent, or None where nothing can be compared."""
+    """Return the mean over benchmarks of score / unpruned score in percent, or None without a common benchmark."""
     ratios = [100 * scores[name] / unpruned[name] for name in scores if unpruned.get(name)]
     return mean(ratios) if ratios else None
 
@@ -39,7 +39,7 @@ def section(comparison: Comparison, like_random: frozenset[RowKey] = frozenset()
 
     Args:
         comparison: records that may share a table.
-        like_random: rows whose retention cannot be told from `random` at their budget.
+        like_random: rows whose retention does not differ significantly from `random` at their budget.
     """
     scores = {key: scores_of(records) for key, records in comparison.rows.items()}
     none = comparison.find("none")
@@ -123,7 +123,7 @@ def _cells(
 
 
 def _marks(rows: Mapping[RowKey, Mapping[str, float | None]]) -> dict[str, dict[RowKey, Mark]]:
-    """Return the best and second of each column; a retention over fewer benchmarks than another row's takes no part."""
+    """Return the best and second of every column; a retention over fewer benchmarks than other rows' is not ranked."""
     num = {key: sum(value is not None for value in row.values()) for key, row in rows.items()}
     most = max(num.values(), default=0)
     names = list(next(iter(rows.values()), {}))
@@ -187,7 +187,7 @@ def heading(comparison: Comparison) -> str:
 
 
 def notes_of(comparison: Comparison, unpruned: Mapping[str, float], like_random: frozenset[RowKey]) -> Iterable[str]:
-    """Yield what a reader must know about the numbers."""
+    """Yield notes that explain the numbers."""
     mme = "; MME as share of its maximum" if "mme" in comparison.tasks else ""
     yield (
         f"Scores 0-100{mme}. Tokens: visual tokens read, mean over layers and samples. Best bold, second underlined "

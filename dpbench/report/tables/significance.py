@@ -23,7 +23,7 @@ METHOD = (
 
 
 def sections(comparison: Comparison, intervals: Intervals) -> list[Section]:
-    """Return the table of average retention and one per reference with the benchmarks; none where nothing is known."""
+    """Return the table of average retention and a table of benchmarks per reference; empty without differences."""
     if not intervals.differences:
         return []
     per_benchmark = [_benchmarks(comparison, intervals, reference) for reference in REFERENCES]

@@ -44,7 +44,7 @@ class Change:
 
 
 def sections(first: Path, second: Path, resamples: int = statistics.RESAMPLES) -> list[Section]:
-    """Return what the runs ran under that differs, and every score that both have.
+    """Return the table of differing conditions, and the table of the scores that both runs have.
 
     Raises:
         ConfigError: the runs have no cell in common.
@@ -58,7 +58,7 @@ def sections(first: Path, second: Path, resamples: int = statistics.RESAMPLES) -
             f"--diff: {first} and {second} have no method, budget and benchmark in common; give two runs of the same"
         )
     changes = compare(runs, cells, common, resamples)
-    return [_circumstances(runs, cells, common), _scores(runs, cells, changes)]
+    return [_compare_conditions(runs, cells, common), _scores(runs, cells, changes)]
 
 
 def _by_key(run: Run) -> dict[Key, Record]:
@@ -71,7 +71,7 @@ def compare(
     runs: tuple[Run, Run], cells: tuple[dict[Key, Record], dict[Key, Record]], common: list[Key], resamples: int
 ) -> dict[Key, Change]:
     """Return every common cell's change, paired where both answered the same samples."""
-    samples = [_known(run, held, common) for run, held in zip(runs, cells, strict=True)]
+    samples = [_load_samples(run, records, common) for run, records in zip(runs, cells, strict=True)]
     changes = {}
     for key in common:
         scores = cells[0][key].score, cells[1][key].score
@@ -82,16 +82,16 @@ def compare(
     return changes
 
 
-def _known(run: Run, held: Mapping[Key, Record], common: list[Key]) -> dict[Key, Contribution]:
+def _load_samples(run: Run, records: Mapping[Key, Record], common: list[Key]) -> dict[Key, Contribution]:
     """Return the samples of a run's cells that give the recorded score."""
-    loaded = contributions.load(run.folder, [held[key] for key in common])
-    cells = {key: loaded[held[key].cell_id] for key in common if held[key].cell_id in loaded}
+    loaded = contributions.load(run.folder, [records[key] for key in common])
+    cells = {key: loaded[records[key].cell_id] for key in common if records[key].cell_id in loaded}
     scored = {key: float(aggregators.score(cell.sums())[0]) for key, cell in cells.items()}
-    return {key: cell for key, cell in cells.items() if abs(scored[key] - held[key].score) <= TOLERANCE}
+    return {key: cell for key, cell in cells.items() if abs(scored[key] - records[key].score) <= TOLERANCE}
 
 
 def _difference(first: Contribution, second: Contribution, resamples: int) -> Difference | None:
-    """Return second minus first; the same images are drawn for both where both asked about the same images."""
+    """Return second minus first; if both answered the same images, both are resampled with the same draws."""
     sums = first.sums(), second.sums()
     seeds = first.layout.images, second.layout.images
     drawn = [
@@ -168,28 +168,26 @@ def _numbers(key: Key, change: Change, p: float | None, outcome: str) -> dict[st
     return numbers | {"p (Holm)": p, "Paired": change.paired, "Verdict": outcome}
 
 
-def _circumstances(
+def _compare_conditions(
     runs: tuple[Run, Run], cells: tuple[dict[Key, Record], dict[Key, Record]], common: list[Key]
 ) -> Section:
-    """Return what the common cells ran under that is not the same."""
-    both = [_gathered(held[key] for key in common) for held in cells]
+    """Return the table of conditions that differ between the common cells of both runs."""
+    both = [_collect_conditions(records[key] for key in common) for records in cells]
     rows = [
         (name, *("; ".join(sorted(side.get(name, {"not recorded"}))) for side in both))
         for name in dict.fromkeys([*both[0], *both[1]])
         if both[0].get(name) != both[1].get(name)
     ]
     heading = f"What differs between {runs[0].folder.name} (first) and {runs[1].folder.name} (second)"
-    notes = (
-        () if rows else ("Nothing that the records hold: same protocol, weights, data, code, versions and machine.",)
-    )
+    notes = () if rows else ("Nothing in the records: same protocol, weights, data, code, versions and machine.",)
     return plain_section(heading, ("What", "First", "Second"), rows, notes)
 
 
 IDENTITY = ("method", "params", "keep", "prune_rate", "task", "seed", "fingerprints")
 
 
-def _gathered(records: Iterable[Record]) -> dict[str, set[str]]:
-    """Return every value that protocol, fingerprints and environment take; data and rules by benchmark."""
+def _collect_conditions(records: Iterable[Record]) -> dict[str, set[str]]:
+    """Return all values of the fields of protocol, fingerprints and environment; data and rules by benchmark."""
     by_name: dict[str, set[str]] = {}
     for record in records:
         names = {name: value for name, value in record.cell.items() if name not in IDENTITY}

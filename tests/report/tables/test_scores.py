@@ -62,7 +62,7 @@ def test_a_benchmark_that_was_not_run_is_a_dash_with_its_reason() -> None:
     assert (cells(section, "grid")["GQA"], cells(section, "grid")["POPE"]) == ("-", "80.0")
     assert "a: not part of this run" in section.notes
     asked = frozenset({("grid", "gqa"), ("grid", "pope")})
-    assert "a: not finished in this run: start it again and it goes on" in table(RECORDS, planned=asked).notes
+    assert "a: not finished in this run: start it again to resume it" in table(RECORDS, planned=asked).notes
 
 
 def test_a_method_without_any_finished_cell_is_named() -> None:

@@ -28,7 +28,7 @@ def test_the_same_run_twice_is_identical(tmp_path: Path) -> None:
     assert verdicts(first, second) == ["identical"]
     what, _ = two_runs.sections(first, second, 50)
     assert not what.rows
-    assert what.notes == ("Nothing that the records hold: same protocol, weights, data, code, versions and machine.",)
+    assert what.notes == ("Nothing in the records: same protocol, weights, data, code, versions and machine.",)
 
 
 def test_a_few_flipped_answers_are_noise_and_many_are_not(tmp_path: Path) -> None:
