@@ -1,4 +1,4 @@
-"""What DiffPrune costs: soft top-k, the deployed pruner beside prefill, a training step beside the frozen model's.
+"""Costs of DiffPrune: soft top-k, the deployed pruner next to prefill, a training step next to the frozen model's.
 
     python benchmarks/diffprune.py                          # CPU, one thread: toy-llava, and LLaVA-1.5-7B's shapes
     python benchmarks/diffprune.py --device cuda --dtype bfloat16
@@ -39,7 +39,7 @@ KEEP = 64
 GB_LIMIT = 48
 
 
-def ms(call: Callable[[], object], device: torch.device, repeats: int = 15) -> float:
+def median_ms(call: Callable[[], object], device: torch.device, repeats: int = 15) -> float:
     """Return the median milliseconds of a call."""
     return median(time_stages({"call": call}, device, repeats=repeats, warmups=min(3, repeats // 3))["call"])
 
@@ -51,7 +51,7 @@ def run_forward_and_backward(function: Callable[[Tensor], Tensor], scores: Tenso
 
 
 def soft_topk_by_bisection(scores: Tensor, k: float, tau: float) -> Tensor:
-    """Soft top-k by 64 bisections, differentiated by one Newton step: the baseline of the closed form."""
+    """Compute soft top-k by 64 bisections, differentiated through one Newton step: the baseline of the closed form."""
 
     def weights(theta: Tensor) -> Tensor:
         offset = (scores.double() - theta) / tau
@@ -65,31 +65,34 @@ def soft_topk_by_bisection(scores: Tensor, k: float, tau: float) -> Tensor:
             above = weights(middle).sum(-1, keepdim=True) > k
             low, high = torch.where(above, middle, low), torch.where(above, high, middle)
         theta = (low + high) / 2
-        found = weights(theta)
-        slope = torch.minimum(found, 1 - found).sum(-1, keepdim=True)
+        weights_at_theta = weights(theta)
+        slope = torch.minimum(weights_at_theta, 1 - weights_at_theta).sum(-1, keepdim=True)
     theta = theta + tau * (weights(theta).sum(-1, keepdim=True) - k) / slope
     return weights(theta).float()
 
 
-def soft_topk_rows(device: torch.device) -> list[list[object]]:
+def measure_soft_topk(device: torch.device) -> list[list[object]]:
     """Time forward and backward for 16 rows."""
     rows = []
     for size in (576, 2880):
         scores = torch.randn(16, size, device=device, requires_grad=True)
-        ways = {
+        functions = {
             "closed form (Laplace)": partial(soft_topk, k=KEEP, tau=0.1),
             "sigmoid kernel (bisection)": partial(soft_topk, k=KEEP, tau=0.1, kernel="sigmoid"),
             "64 bisections (Laplace)": partial(soft_topk_by_bisection, k=KEEP, tau=0.1),
         }
-        times = {name: ms(partial(run_forward_and_backward, way, scores), device) for name, way in ways.items()}
-        times["hard mask (a sort, no gradient)"] = ms(partial(hard_topk_mask, scores.detach(), KEEP), device)
+        times = {
+            name: median_ms(partial(run_forward_and_backward, function, scores), device)
+            for name, function in functions.items()
+        }
+        times["hard mask (a sort, no gradient)"] = median_ms(partial(hard_topk_mask, scores.detach(), KEEP), device)
         base = times["closed form (Laplace)"]
         rows += [[size, name, time, time / base] for name, time in times.items()]
     return rows
 
 
 class SevenB:
-    """One decoder layer of LLaVA-1.5-7B's shape, and what DiffPrune puts before the decoder."""
+    """One decoder layer of LLaVA-1.5-7B's shape, and the modules that DiffPrune puts before the decoder."""
 
     def __init__(self, num_visual: int, device: torch.device, dtype: torch.dtype) -> None:
         config = LlamaConfig(
@@ -106,25 +109,27 @@ class SevenB:
         self.text = torch.randn(1, TEXT, WIDTH, device=device, dtype=dtype)
 
     @torch.inference_mode()
-    def prefill(self, keep: int) -> float:
-        """Return the milliseconds of all decoder layers on `keep` visual tokens and the text."""
+    def time_prefill(self, keep: int) -> float:
+        """Return the milliseconds of all decoder layers for `keep` visual tokens and the text."""
         embeds = torch.cat([self.tokens[:, :keep], self.text], 1)
-        return LAYERS * ms(lambda: self.decoder(inputs_embeds=embeds, use_cache=False), self.device, self.repeats)
+        return LAYERS * median_ms(
+            lambda: self.decoder(inputs_embeds=embeds, use_cache=False), self.device, self.repeats
+        )
 
     @torch.inference_mode()
-    def pruner(self, way: str) -> float:
+    def time_pruner(self, mode: str) -> float:
         """Return the milliseconds of scorer, top-k and gather."""
         scorer: nn.Module = Scorer(self.size).deploy(self.device, self.tokens.dtype)
-        if way == "compiled":
+        if mode == "compiled":
             scorer = torch.compile(scorer, mode="max-autotune-no-cudagraphs")
 
         def rank(*inputs: Tensor) -> Tensor:
             return top_indices(scorer(*inputs)[0], KEEP)
 
-        ranked = Graphed(rank) if way == "graph" else rank
-        return ms(lambda: self.tokens[0][ranked(self.tokens, *self.places)], self.device, self.repeats)
+        ranker = Graphed(rank) if mode == "graph" else rank
+        return median_ms(lambda: self.tokens[0][ranker(self.tokens, *self.places)], self.device, self.repeats)
 
-    def training(self) -> tuple[float, float]:
+    def time_training(self) -> tuple[float, float]:
         """Return milliseconds of forward and backward through the frozen decoder, and of what DiffPrune adds."""
         scorer, denoiser = Scorer(self.size).to(self.device), Denoiser(self.size).to(self.device)
         gate = Gate(
@@ -139,31 +144,31 @@ class SevenB:
         def frozen() -> None:
             self.decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state.float().square().mean().backward()
 
-        def added() -> None:
+        def pruning() -> None:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.tokens.dtype == torch.bfloat16):
                 logits = scorer(self.tokens, *self.places)
                 tokens = denoiser(throttle(logits, self.tokens.float(), gate))
             tokens.float().square().mean().backward()
 
-        return LAYERS * ms(frozen, self.device, self.repeats), ms(added, self.device, self.repeats)
+        return LAYERS * median_ms(frozen, self.device, self.repeats), median_ms(pruning, self.device, self.repeats)
 
 
-def seven_b_rows(device: torch.device, dtype: torch.dtype) -> tuple[list[list[object]], list[list[object]]]:
-    """Time the deployed pruner beside prefill, and a training step beside the frozen model's, at 7B shapes."""
-    pruned, trained = [], []
+def measure_seven_b(device: torch.device, dtype: torch.dtype) -> tuple[list[list[object]], list[list[object]]]:
+    """Time the deployed pruner and prefill, and a training step with and without DiffPrune, at 7B shapes."""
+    pruner_rows, training_rows = [], []
     for size in (576, 2880) if device.type == "cuda" else (576,):
         shapes = SevenB(size, device, dtype)
-        full, cut = shapes.prefill(size), shapes.prefill(KEEP)
-        for way in ("eager", "compiled", "graph") if device.type == "cuda" else ("eager",):
-            spent = shapes.pruner(way)
-            pruned.append([size, way, spent, full, cut, 100 * spent / full, 100 * spent / cut])
-        frozen, added = shapes.training()
-        trained.append([f"7B shapes, N={size}", frozen, added, (frozen + added) / frozen])
-    return pruned, trained
+        full, short = shapes.time_prefill(size), shapes.time_prefill(KEEP)
+        for mode in ("eager", "compiled", "graph") if device.type == "cuda" else ("eager",):
+            pruner = shapes.time_pruner(mode)
+            pruner_rows.append([size, mode, pruner, full, short, 100 * pruner / full, 100 * pruner / short])
+        frozen, added = shapes.time_training()
+        training_rows.append([f"7B shapes, N={size}", frozen, added, (frozen + added) / frozen])
+    return pruner_rows, training_rows
 
 
-def toy_row(device: torch.device) -> list[object]:
-    """Time a training step of toy-llava beside forward and backward of the frozen model on the same batch."""
+def measure_toy_step(device: torch.device) -> list[object]:
+    """Time a training step of toy-llava, and forward and backward of the frozen model on the same batch."""
     backbone = backbones.load("toy-llava", device=str(device))
     backbone.model.requires_grad_(False)
     size = ScorerSize(width=128, hidden=96, heads=4)
@@ -179,12 +184,12 @@ def toy_row(device: torch.device) -> list[object]:
     def step() -> None:
         objective.soft_losses(objective.logits(batch), batch, gate).sum().backward()
 
-    times = ms(frozen, device), ms(step, device)
+    times = median_ms(frozen, device), median_ms(step, device)
     return ["toy-llava, 16 images", times[0], times[1] - times[0], times[1] / times[0]]
 
 
-def training_rows() -> list[list[object]]:
-    """Train llava-1.5 of random weights for a few steps per micro-batch, within 48 GB."""
+def measure_training() -> list[list[object]]:
+    """Train llava-1.5 with random weights for a few steps at each micro-batch size, within 48 GB."""
     import json
 
     from dpbench.diffprune.recipe import make_recipe
@@ -204,7 +209,7 @@ def training_rows() -> list[list[object]]:
     return rows
 
 
-def show(title: str, rows: list[list[object]], headers: list[str]) -> None:
+def print_table(title: str, rows: list[list[object]], headers: list[str]) -> None:
     """Print a table under a title."""
     print(f"\n## {title}\n\n{tabulate(rows, headers, tablefmt='github', floatfmt='.2f')}", flush=True)
 
@@ -215,29 +220,33 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--training", action="store_true", help="only train llava-1.5 of random weights")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    device, dtype = torch.device(given.device), getattr(torch, given.dtype)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {given.threads} thread(s)"
-    print(f"{name}, torch {torch.__version__}, {given.dtype}")
-    if given.training:
-        show("Training llava-1.5, random weights", training_rows(), ["micro-batch", "images/s", "peak GiB"])
+    parser.add_argument("--training", action="store_true", help="only train llava-1.5 with random weights")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {options.threads} thread(s)"
+    print(f"{name}, torch {torch.__version__}, {options.dtype}")
+    if options.training:
+        print_table("Training llava-1.5, random weights", measure_training(), ["micro-batch", "images/s", "peak GiB"])
         return
-    show("Soft top-k, 16 rows, forward and backward", soft_topk_rows(device), ["N", "way", "ms", "to closed form"])
-    pruned, trained = seven_b_rows(device, dtype)
+    print_table(
+        "Soft top-k, 16 rows, forward and backward",
+        measure_soft_topk(device),
+        ["N", "algorithm", "ms", "times closed form"],
+    )
+    pruner_rows, step_rows = measure_seven_b(device, dtype)
     headers = [
         "N",
-        "way",
+        "mode",
         "pruner ms",
         "prefill ms",
         f"prefill ms, {KEEP} kept",
         "% of prefill",
         f"% of prefill, {KEEP}",
     ]
-    show("The deployed pruner at 7B shapes (a layer, 32 times)", pruned, headers)
-    headers = ["what", "frozen model ms", "added ms", "step / frozen model"]
-    show("A training step", [toy_row(device), *trained], headers)
+    print_table("The deployed pruner at 7B shapes (a layer, 32 times)", pruner_rows, headers)
+    headers = ["model", "frozen model ms", "added ms", "step / frozen model"]
+    print_table("A training step", [measure_toy_step(device), *step_rows], headers)
 
 
 if __name__ == "__main__":

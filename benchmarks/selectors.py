@@ -1,8 +1,8 @@
-"""How long each method's selection takes, and which share of one decoder layer's time that is.
+"""The time of each method's selection, and its share of one decoder layer's time.
 
     python benchmarks/selectors.py [--device cuda] [--threads 1] [--repeats 20]
 
-CPU: float32, `perf_counter`; GPU: float16, CUDA events. A line per method, N tokens and width D: median milliseconds of
+CPU: float32, `perf_counter`; GPU: float16, CUDA events. One line per method, N tokens and width D: median time of
 `reduce` (before the LLM) or of all `select` calls (inside it), and the share of a Llama decoder layer over N tokens.
 Features are random with a power-law spectrum; 2,880 tokens are five views of 576.
 """
@@ -35,17 +35,17 @@ GRIDS = {576: (24, 24), 1440: (36, 40), 2880: (24, 24)}
 WIDTHS = (1024, 4096)
 TOWER, HEADS, TEXT, KEEP, DEPTH = 1024, 16, 64, 64, 32
 SETTINGS = {"cdpruner": {"relevance": "none"}}
-"""Where a method needs a backbone: what runs without one (of CDPruner all but its text tower)."""
+"""Hyper-parameters with which a method runs without a backbone (CDPruner without its text tower)."""
 
 
 def features(num: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return (N, D) rows whose spectrum falls as one over the square root of the rank, as vision features' does."""
+    """Return (N, D) rows whose spectrum falls with the square root of the rank, as that of vision features does."""
     rows = torch.randn(num, 64, device=device) * torch.arange(1, 65, device=device) ** -0.5
     return (rows @ torch.randn(64, width, device=device) + 0.1 * torch.randn(num, width, device=device)).to(dtype)
 
 
 def image(num: int, width: int, device: torch.device, dtype: torch.dtype) -> VisualTokens:
-    """Return one image's tokens as LLaVA-1.5 (576), a wide native-resolution image or LLaVA-NeXT (2,880) has them."""
+    """Return one image's tokens: of LLaVA-1.5 (576), of a wide native-resolution image, or of LLaVA-NeXT (2,880)."""
     rows, columns = GRIDS[num]
     index = torch.arange(num, device=device)
     in_view = index % (rows * columns)
@@ -66,7 +66,7 @@ def image(num: int, width: int, device: torch.device, dtype: torch.dtype) -> Vis
 
 
 def decoder(width: int, device: torch.device, dtype: torch.dtype) -> Any:
-    """Return one Llama layer of random weights, with its RoPE and norms."""
+    """Return a Llama decoder of one layer with random weights."""
     config = LlamaConfig(
         vocab_size=8,
         hidden_size=width,
@@ -81,18 +81,18 @@ def decoder(width: int, device: torch.device, dtype: torch.dtype) -> Any:
 def selections(
     method: Method, num: int, llama: Any, device: torch.device, dtype: torch.dtype
 ) -> Iterator[Callable[[], Any]]:
-    """Yield one call per cut: the ranking and choice among the tokens that are left there."""
+    """Yield one call per cut, which ranks the tokens left there and selects among them."""
     width, left = llama.config.hidden_size, num
     budget = Budget(num // 4)
-    before, behind = torch.arange(35, device=device), torch.arange(35 + num, num + TEXT, device=device)
-    whole = features(num + TEXT, width, device, dtype)
-    prompt = DecoderInput(whole, torch.arange(35, 35 + num, device=device), torch.cat([before, behind]))
+    before, after = torch.arange(35, device=device), torch.arange(35 + num, num + TEXT, device=device)
+    embeds = features(num + TEXT, width, device, dtype)
+    prompt = DecoderInput(embeds, torch.arange(35, 35 + num, device=device), torch.cat([before, after]))
     for stage, cut in enumerate(method.cuts(num, DEPTH, budget)):
         length = left + TEXT
         hidden = features(length, width, device, dtype)
         angles = llama.rotary_emb(hidden[None], torch.arange(length, device=device)[None])
         layer = llama.layers[0]
-        ran = cut.probe < cut.layer
+        ran_already = cut.probe < cut.layer
         view = DecoderView(
             cut=replace(cut, layer=1, probe=0),
             stage=stage,
@@ -103,25 +103,25 @@ def selections(
             prompt=prompt,
             decoder=llama,
             angles=(angles[0][0], angles[1][0]),
-            kept=Projected(layer.self_attn.q_proj(hidden), layer.self_attn.k_proj(hidden)) if ran else None,
+            kept=Projected(layer.self_attn.q_proj(hidden), layer.self_attn.k_proj(hidden)) if ran_already else None,
         )
-        yield lambda view=view: method.select(_fresh(view))
+        yield lambda view=view: method.select(_copy_view(view))
         left = cut.keep
 
 
-def _fresh(view: DecoderView) -> DecoderView:
-    """Return the view with nothing computed yet: it remembers what it was asked for."""
+def _copy_view(view: DecoderView) -> DecoderView:
+    """Return a copy of the view with nothing computed yet, as a view caches its results."""
     return replace(view)
 
 
 def median_ms(calls: list[Callable[[], Any]], device: torch.device, repeats: int) -> float:
-    """Return the median time of running all calls one after another."""
+    """Return the median milliseconds of all calls one after another."""
     times = time_stages({"select": lambda: [call() for call in calls]}, device, repeats=repeats, warmups=2)
     return median(times["select"])
 
 
 def layer_ms(llama: Any, num: int, device: torch.device, dtype: torch.dtype, repeats: int) -> float:
-    """Return the median time of one decoder layer over N visual and 64 text tokens."""
+    """Return the median milliseconds of one decoder layer over N visual and 64 text tokens."""
     hidden = features(num + TEXT, llama.config.hidden_size, device, dtype)[None]
     angles = llama.rotary_emb(hidden, torch.arange(num + TEXT, device=device)[None])
     return median_ms([lambda: llama.layers[0](hidden, position_embeddings=angles)], device, repeats)
@@ -133,18 +133,20 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=20)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    device = torch.device(given.device)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     loaded = {name: registry.load(name, SETTINGS.get(name)) for name in registry.methods()}
-    methods = {name: each for name, each in loaded.items() if each.untrained() == each}  # diffprune.py times scorers
+    methods = {
+        name: method for name, method in loaded.items() if method.untrained() == method
+    }  # without trained scorers
     rows = []
     with torch.inference_mode():
         for width in WIDTHS:
             llama = decoder(width, device, dtype)
             for num in GRIDS:
-                layer = layer_ms(llama, num, device, dtype, max(1, given.repeats // 10))
+                layer = layer_ms(llama, num, device, dtype, max(1, options.repeats // 10))
                 visual = image(num, width, device, dtype)
                 for name, method in methods.items():
                     keep = KEEP * (num // (GRIDS[num][0] * GRIDS[num][1]))
@@ -152,12 +154,12 @@ def main() -> None:
                     if has_reduce(method):
                         calls = [lambda m=method, v=visual, k=keep: m.reduce(v, k)]
                     if calls and not has_resize(method):
-                        spent = median_ms(calls, device, given.repeats)
-                        rows.append((name, num, width, spent, 100 * spent / layer))
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {given.threads} thread(s)"
-    print(f"{where}, {dtype}, torch {torch.__version__}, {given.repeats} repetitions\n")
-    heads = ["method", "N", "D", "median ms", "% of a decoder layer"]
-    print(tabulate(sorted(rows), heads, "github", floatfmt=(None, ",", ",", ".2f", ".2f")))
+                        ms = median_ms(calls, device, options.repeats)
+                        rows.append((name, num, width, ms, 100 * ms / layer))
+    hardware = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {options.threads} thread(s)"
+    print(f"{hardware}, {dtype}, torch {torch.__version__}, {options.repeats} repetitions\n")
+    headers = ["method", "N", "D", "median ms", "% of a decoder layer"]
+    print(tabulate(sorted(rows), headers, "github", floatfmt=(None, ",", ",", ".2f", ".2f")))
 
 
 if __name__ == "__main__":
