@@ -41,5 +41,5 @@ def test_the_mean_is_within_one_token_wherever_it_is_in_reach(shape: dict[int, f
             layers = [*shape, 12]
             total = first * num + sum(k * (b - a) for k, a, b in zip(keeps, layers, layers[1:], strict=False))
             assert 0 <= count - total / 12 + 1e-6 < 1 + 1e-6
-    with pytest.raises(ConfigError, match=f"it: a mean of 0 of 144 .* between {first * 12} and 144"):
+    with pytest.raises(ConfigError, match=f"it: cannot reach a mean of 0 of 144 .* between {first * 12} and 144"):
         solve_keeps("it", 144, 12, shape, Budget(0))
