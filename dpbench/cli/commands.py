@@ -304,14 +304,16 @@ def check(
     goldens: Annotated[Path | None, typer.Option(help="Folder with METHOD_*.npz vectors to run as well.")] = None,
 ) -> None:
     """Run the conformance suite on a method, and its golden vectors if there are some."""
-    lines, passed = messages.conformance(method, param or [], tuple(backbone or ()), goldens)
-    typer.echo("\n".join(lines))
-    raise typer.Exit(0 if passed else 1)
+    from dpbench.conformance.report import run_checks
+
+    report = run_checks(method, param or [], backbone or (), goldens)
+    typer.echo(messages.conformance(report))
+    raise typer.Exit(0 if report.passed else 1)
 
 
 @app.command()
 def doctor(data_root: DataRoot = None) -> None:
-    """Print what this machine can do, and what is missing for each command."""
+    """Print what this machine can do, and which weights, data and packages are missing."""
     from dpbench.cli import doctor as examination
     from dpbench.tasks.data.root import require_root
 

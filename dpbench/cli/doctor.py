@@ -1,12 +1,14 @@
-"""What this machine can do: GPU, kernels, memory, disk, weights and data found, and what each command still lacks."""
+"""Examine this machine: GPU, kernels, memory, disk, and which weights, data and packages are missing."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,64 +23,54 @@ from dpbench.tasks.data.root import data_files
 GIB = 2**30
 Rows = list[tuple[str, str]]
 
-PARTS = {
-    "run": ("lmms_eval", "datasets", "pydantic"),
-    "train": ("pydantic", "datasets", "tensorboardX"),
-    "profile": ("pydantic",),
-    "profile --flops-only": ("pydantic",),
-    "report": ("pandas", "tabulate"),
-    "report --format html": ("jinja2", "plotly"),
-    "visualize": ("matplotlib",),
-    "data pull": ("huggingface_hub",),
-    "check": ("pydantic",),
-}
-"""What each command imports besides torch and transformers."""
+DISTRIBUTION = "diffprune-bench"
+"""The name of dpbench on package indexes; its metadata lists the packages that dpbench requires."""
 
 EXTRAS = {
     "bitsandbytes": "--quantize",
     "decord": "SEED-Bench's videos",
     "playwright": "the tests of the HTML page",
 }
-"""Packages that nothing needs until it is asked for."""
+"""Optional packages, by module, and what needs them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing of the machine; `lack` is empty where all is well."""
+    """The state of one item; `remedy` says how to get what is missing, and is empty if nothing is."""
 
     name: str
     text: str
-    lack: str = ""
+    remedy: str = ""
 
 
 def report(data_root: Path | None) -> str:
-    """Return everything as text, what is missing at the end."""
+    """Return the report as text, section by section."""
     sections: dict[str, Callable[[], Rows]] = {
         "Machine": _machine,
         "Torch": _torch,
         "GPU": _gpu,
-        "Weights": lambda: [_line(each) for each in weights()],
-        "Benchmarks": lambda: [_line(each) for each in data(data_root)],
-        "Commands": lambda: [_line(each) for each in commands()],
-        "Optional": lambda: [(name, f"{_there(name)} ({use})") for name, use in EXTRAS.items()],
+        "Weights": lambda: _format_findings(weights()),
+        "Benchmarks": lambda: _format_findings(data(data_root)),
+        "Packages": lambda: _format_findings(packages()),
+        "Optional": lambda: [(name, f"{_installed(name)} ({use})") for name, use in EXTRAS.items()],
     }
     return "\n\n".join(f"{title}\n{tabulate(rows(), tablefmt='plain')}" for title, rows in sections.items())
 
 
-def _line(finding: Finding) -> tuple[str, str]:
-    return finding.name, finding.text if not finding.lack else f"missing: {finding.lack}"
+def _format_findings(findings: Iterable[Finding]) -> Rows:
+    return [(finding.name, f"missing: {finding.remedy}" if finding.remedy else finding.text) for finding in findings]
 
 
 def _machine() -> Rows:
     from dpbench.measure.memory import resident_bytes
 
     free = shutil.disk_usage(Path.cwd()).free
-    found = environment("cpu")
+    machine = environment("cpu")
     memory = _memory()
     return [
-        ("dpbench", f"{__version__}, Python {platform.python_version()}, {found['platform']}"),
-        ("processor", f"{found['cpu']}, {found['cpu_cores']} cores, torch uses {found['cpu_threads']}"),
-        ("memory", f"{memory / GIB:.1f} GiB" if memory else "not told by the system"),
+        ("dpbench", f"{__version__}, Python {platform.python_version()}, {machine['platform']}"),
+        ("processor", f"{machine['cpu']}, {machine['cpu_cores']} cores, torch uses {machine['cpu_threads']}"),
+        ("memory", f"{memory / GIB:.1f} GiB" if memory else "unknown"),
         ("this process", f"{(resident_bytes('VmRSS') or 0) / GIB:.1f} GiB"),
         ("free disk here", f"{free / GIB:.1f} GiB"),
     ]
@@ -94,14 +86,14 @@ def _memory() -> int | None:
 def _torch() -> Rows:
     import torch
 
-    found = versions()
+    installed = versions()
     kernels = ", ".join(_kernels()) or "math"
-    rows = [(name, found.get(name, "missing")) for name in ("torch", "transformers", "lmms-eval")]
-    return [*rows, ("CUDA", torch.version.cuda or "this torch was built without"), ("SDPA kernels", kernels)]
+    rows = [(name, installed.get(name, "missing")) for name in ("torch", "transformers", "lmms-eval")]
+    return [*rows, ("CUDA", torch.version.cuda or "not in this build of torch"), ("SDPA kernels", kernels)]
 
 
 def _kernels() -> Iterator[str]:
-    """Name the attention kernels torch may choose from on this machine."""
+    """Yield the attention kernels that torch can choose from on this machine."""
     import torch
     from torch.backends import cuda
 
@@ -115,31 +107,32 @@ def _kernels() -> Iterator[str]:
         "cuDNN": cuda.cudnn_sdp_enabled(),
         "math": cuda.math_sdp_enabled(),
     }
-    yield from (name for name, there in enabled.items() if there)
+    yield from (name for name, is_enabled in enabled.items() if is_enabled)
 
 
 def _gpu() -> Rows:
     import torch
 
     if not torch.cuda.is_available():
-        return [("none", "torch sees no GPU here; everything runs on the CPU, times are the CPU's")]
+        return [("none", "torch sees no GPU here; everything runs and is timed on the CPU")]
     from dpbench.machine import nvml
 
-    found: dict[str, Any] = environment("cuda")
+    gpu: dict[str, Any] = environment("cuda")
     free, total = torch.cuda.mem_get_info()
     with nvml.opened() as handle:
-        now = nvml.read(handle)
+        reading = nvml.read(handle)
+    clock = f"{reading.clock_mhz} of {gpu['gpu_clock_max_mhz']} MHz"
     return [
-        ("name", f"{found['gpu']}, driver {found['driver']}, CUDA {found['cuda']}"),
+        ("name", f"{gpu['gpu']}, driver {gpu['driver']}, CUDA {gpu['cuda']}"),
         ("memory", f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"),
-        ("clock", f"{now.clock_mhz} of {found['gpu_clock_max_mhz']} MHz, {now.temperature_c} degrees, {now.power_w} W"),
-        ("held down by", ", ".join(now.throttles) or "nothing"),
-        ("other processes", str(now.foreign)),
+        ("clock", f"{clock}, {reading.temperature_c} degrees, {reading.power_w} W"),
+        ("throttled by", ", ".join(reading.throttles) or "nothing"),
+        ("other processes", str(reading.foreign)),
     ]
 
 
 def weights() -> Iterator[Finding]:
-    """Say of every backbone where its weights are, or how to get them."""
+    """List each backbone's weights and how to get missing ones."""
     for name, family in backbones.FAMILIES.items():
         try:
             backbones.locate(name)
@@ -150,24 +143,34 @@ def weights() -> Iterator[Finding]:
 
 
 def data(data_root: Path | None) -> Iterator[Finding]:
-    """Say of every benchmark whether its files are there, or how to get them."""
+    """List each benchmark's files and how to get missing ones."""
     for name in tasks.TASKS:
         try:
-            found = data_files(name, data_root)
+            paths = data_files(name, data_root)
         except MissingError:
             yield Finding(name, "", f"fetch it with `dpbench data pull {name}`")
         else:
-            yield Finding(
-                name, f"found ({len(found)} files, {sum(each.stat().st_size for each in found) / 2**20:.1f} MiB)"
-            )
+            size = sum(path.stat().st_size for path in paths) / 2**20
+            yield Finding(name, f"found ({len(paths)} files, {size:.1f} MiB)")
 
 
-def commands() -> Iterator[Finding]:
-    """Say of every command which packages it lacks."""
-    for name, needed in PARTS.items():
-        absent = [each for each in needed if find_spec(each) is None]
-        yield Finding(f"dpbench {name}", "ready", f"pip install {' '.join(absent)}" if absent else "")
+def packages() -> Iterator[Finding]:
+    """Yield each package that dpbench requires, with its version or how to install it."""
+    try:
+        requirements = metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        yield Finding(DISTRIBUTION, "", "run pip install -e . in its checkout")
+        return
+    for requirement in requirements:
+        specifier, _, marker = requirement.partition(";")
+        if "extra" in marker:
+            continue
+        name = re.split(r"[^A-Za-z0-9._-]", specifier, maxsplit=1)[0]
+        try:
+            yield Finding(name, metadata.version(name))
+        except metadata.PackageNotFoundError:
+            yield Finding(name, "", f"pip install '{specifier.strip()}'")
 
 
-def _there(name: str) -> str:
+def _installed(name: str) -> str:
     return "installed" if find_spec(name) is not None else "not installed"

@@ -1,4 +1,4 @@
-"""What commands print: the plan and outcome of a run, the lists, the conformance report. No torch."""
+"""Format what commands print: the plan and outcome of a run, the lists, the conformance report. No torch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
-from dpbench import backbones, registry, tasks
+from dpbench import backbones, tasks
 from dpbench.evaluation.sharding import WHOLE, Shard
 from dpbench.tasks.data.root import is_present
 
 if TYPE_CHECKING:
+    from dpbench.conformance.report import Report
     from dpbench.diffprune.recipe import Recipe
     from dpbench.diffprune.train import Ended
     from dpbench.evaluation.plan import Outcome, Plan
@@ -21,25 +22,25 @@ if TYPE_CHECKING:
 
 
 def stopped(arguments: Sequence[str], flags: Sequence[str] = ()) -> str:
-    """Return what a stopped command prints: the command that goes on.
+    """Return what a stopped command prints: the command that continues it.
 
     Args:
-        arguments: what it was given.
-        flags: what it needs besides to go on.
+        arguments: of the stopped command.
+        flags: that it needs in addition to continue.
     """
-    again = shlex.join(["dpbench", *arguments, *(flag for flag in flags if flag not in arguments)])
-    return f"stopped; what was finished is kept, go on with: {again}"
+    command = shlex.join(["dpbench", *arguments, *(flag for flag in flags if flag not in arguments)])
+    return f"stopped; what was finished is kept, go on with: {command}"
 
 
 def plan(planned: Plan) -> str:
-    """List a plan's cells: what would run, what is done, where results go."""
+    """List a plan's cells: those to run, those that are done, and the folder for the results."""
     lines = [f"run    {cell.id}  {cell.label}" for cell in planned.pending]
     lines += [f"done   {record.cell_id}  {record.cell['method']} on {record.cell['task']}" for record in planned.done]
     return "\n".join([*lines, f"{len(planned.pending)} cells to run, {len(planned.done)} done, in {planned.folder}"])
 
 
 def outcome(ended: Outcome, folder: Path, shard: Shard = WHOLE) -> str:
-    """Return what a run added, which samples failed, what the feature cache saved, and what to do next."""
+    """Return which samples failed, what the feature cache saved, how many records were added, and what to do next."""
     lines = [
         f"{record.num_failed} of {record.num_samples} samples failed: {record.cell['method']} on {record.cell['task']} "
         f"(reasons in {folder}/samples/{record.cell_id}.jsonl)"
@@ -56,7 +57,9 @@ def outcome(ended: Outcome, folder: Path, shard: Shard = WHOLE) -> str:
         lines.append("run the same command to try them again")
     if shard != WHOLE and not ended.added:
         return "\n".join([*lines, f"shard {shard.label} is done; after the last one: dpbench merge {folder}"])
-    lines += [f"answers for the task's server, not scored here: {p}" for p in sorted(folder.glob("submissions/*.json"))]
+    lines += [
+        f"answers for the task's server, not scored here: {path}" for path in sorted(folder.glob("submissions/*.json"))
+    ]
     return "\n".join([*lines, f"{len(ended.added)} records added; see: dpbench report --run {folder}"])
 
 
@@ -78,7 +81,7 @@ def backbone_table() -> str:
 
 
 def task_table(data_root: Path | None) -> str:
-    """Return the benchmarks and their variants as a table, with where their data is looked for and whether it is there.
+    """Return the benchmarks and their variants as a table, with the place of their data and whether it is present.
 
     Args:
         data_root: a folder with one sub-folder per repository, or None for the hub's cache.
@@ -103,32 +106,28 @@ def task_table(data_root: Path | None) -> str:
     return f"{table}\n\nData is looked for in {place}; fetch what is missing with: dpbench data pull TASK"
 
 
-def conformance(name: str, params: list[str], names: tuple[str, ...], goldens: Path | None) -> tuple[list[str], bool]:
-    """Return the lines that `dpbench check` prints, and whether everything passed."""
+def conformance(report: Report) -> str:
+    """Return what `dpbench check` prints: the suite's table, then the golden vectors."""
     from dpbench.conformance import suite
-    from dpbench.conformance.vectors import run as vectors
 
-    given = registry.parse_params(params)
-    method, files = registry.load(name, given), vectors.find(name, goldens) if goldens else []
-    findings = list(suite.check(name, given, names or None))
-    checked = [vectors.check(method, path) for path in files]
-    lines = [suite.table(findings)]
-    if checked:
+    lines = [suite.table(report.findings)]
+    if report.vectors:
         rows = [
-            (vector.path.name, vector.kind, "ok" if vector.passed else f"FAILED: {vector.detail}") for vector in checked
+            (vector.path.name, vector.kind, "ok" if vector.passed else f"FAILED: {vector.detail}")
+            for vector in report.vectors
         ]
-        passed = sum(vector.passed for vector in checked)
-        lines += ["", tabulate(rows, ["vector", "kind", "outcome"], "github"), f"{passed} of {len(checked)} vectors"]
-    return lines, all(found.passed for found in findings) and all(vector.passed for vector in checked)
+        num_passed = sum(vector.passed for vector in report.vectors)
+        lines += ["", tabulate(rows, ["vector", "kind", "outcome"], "github"), f"{num_passed} of {len(rows)} vectors"]
+    return "\n".join(lines)
 
 
 def first_comment(path: Path) -> str:
-    """Return what a manifest's first line says about it."""
+    """Return the comment on the first line of a manifest."""
     return path.read_text(encoding="utf-8").split("\n")[0].removeprefix("#").strip()
 
 
 def pulled(fetched: Pulled) -> str:
-    """Return one line on a benchmark's data that was fetched."""
+    """Return one line about a benchmark's fetched data."""
     return f"{fetched.origin.label}: {len(fetched.origin.files)} files, {fetched.size}, in {fetched.folder}"
 
 
@@ -136,7 +135,7 @@ def trained(recipe: Recipe, ended: Ended) -> str:
     """Return what a finished training prints, with the command that uses its scorer."""
     keep = recipe.keep.split(",")[0]
     budget = f"--keep {keep}" if keep.isdigit() else f"--prune-rate {1 - float(keep.split('-')[0]):g}"
-    skipped = f"{ended.num_broken} broken examples were left out, see broken.jsonl\n" if ended.num_broken else ""
+    skipped = f"{ended.num_broken} broken examples were skipped, see broken.jsonl\n" if ended.num_broken else ""
     return (
         f"{skipped}{ended.folder}: {ended.step} steps, loss per caption token {ended.best:.3f} under hard top-k, "
         f"{ended.full:.3f} unpruned; try it with:\n"

@@ -1,4 +1,4 @@
-"""Reads a manifest, and says in which line what is wrong with it. No torch."""
+"""Read manifests; an error names the line in the file. No torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def load_manifest(path: Path) -> Manifest:
     """Read a manifest file, or a shipped manifest by its name.
 
     Raises:
-        ConfigError: it is not there, is not YAML, or holds a key or value that cannot be; says which line.
+        ConfigError: it is missing, not YAML, or has a wrong key or value; names the line.
     """
     path = _existing(path)
     try:
@@ -34,8 +34,8 @@ def load_manifest(path: Path) -> Manifest:
     except plain_yaml.YamlError as error:
         raise ConfigError(f"{path}{f':{error.line}' if error.line else ''}: {error}") from None
     if not isinstance(data, dict):
-        found = "nothing" if data is None else type(data).__name__
-        raise ConfigError(f"{path}: a manifest is a mapping with name, backbone, methods, ..., found {found}")
+        kind = "nothing" if data is None else type(data).__name__
+        raise ConfigError(f"{path}: a manifest is a mapping with name, backbone, methods, ..., found {kind}")
     return make_manifest(data, source=str(path), node=node)
 
 
@@ -54,11 +54,11 @@ def _existing(path: Path) -> Path:
 def _text(path: Path) -> str:
     size = path.stat().st_size
     if size > 4 * plain_yaml.MOST_CHARACTERS:
-        raise ConfigError(f"{path} is no manifest: it has {size:,} bytes, a manifest takes a few thousand")
+        raise ConfigError(f"{path} is not a manifest: it has {size:,} bytes, a manifest takes a few thousand")
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is no manifest: byte {error.start} is not UTF-8 text; save it as UTF-8") from None
+        raise ConfigError(f"{path} is not a manifest: byte {error.start} is not UTF-8 text; save it as UTF-8") from None
 
 
 def make_manifest(data: Mapping[str, Any], *, source: str, node: yaml.Node | None = None) -> Manifest:
@@ -83,9 +83,17 @@ def make_manifest(data: Mapping[str, Any], *, source: str, node: yaml.Node | Non
 
 
 def _place(source: str, loc: tuple[int | str, ...], node: yaml.Node | None) -> str:
+    """Return the beginning of an error sentence: the keys that lead to a value, and its line where there is a file."""
+    path = ".".join(map(_format_key, loc))
     if node is None:
-        return f"{'.'.join(map(str, loc))}: " if loc else ""
-    return f"{source}:{_line(node, loc)}: {'.'.join(map(str, loc))}: "
+        return f"{path}: " if loc else ""
+    return f"{source}:{_line(node, loc)}: {path}: "
+
+
+def _format_key(key: int | str) -> str:
+    """Return a key as text on one line; one that cannot be printed as it is, such as a line break, is quoted."""
+    text = str(key)
+    return text if text.isprintable() and len(text) <= 120 else format_value(text)
 
 
 def _line(node: yaml.Node, loc: tuple[int | str, ...]) -> int:
@@ -105,7 +113,7 @@ def _complaint(error: dict[str, Any], *, in_file: bool) -> str:
     if error["type"] == "missing":
         return "it is missing; add it"
     text = str(error["msg"]).removeprefix("Value error, ")
-    if text.startswith("--"):  # a name that is not known: the sentence has it, and on the command line its flag
+    if text.startswith("--"):  # an unknown name: the message already starts with its flag
         return text.partition(": ")[2] if in_file else text
     if error["type"] != "extra_forbidden":
         return f"{text}, got {format_value(error['input'])}"

@@ -102,6 +102,8 @@ def write_output(flag: str, path: Path, data: bytes) -> None:
     except (OSError, StorageError) as error:
         cause = error.__cause__ if isinstance(error, StorageError) else error
         reason = getattr(cause, "strerror", None) or str(cause)
+        blocker = next((parent for parent in path.parents if parent.is_file()), None)
+        reason = reason if blocker is None else f"{blocker} is a file, not a folder"
         raise ConfigError(f"{flag}: {path} cannot be written ({reason}); give another path") from None
 
 

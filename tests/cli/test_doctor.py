@@ -1,5 +1,6 @@
-"""What the doctor finds, and that each thing missing comes with its remedy."""
+"""The findings of `dpbench doctor`: whatever is missing comes with a remedy."""
 
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -10,27 +11,40 @@ from dpbench.tasks.data.root import toy_data_root
 
 def test_the_embedded_weights_are_found_and_the_others_come_with_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "/nowhere")
-    found = {each.name: each for each in doctor.weights()}
-    assert found["toy-llava"].lack == ""
-    assert "hf download llava-hf/llava-1.5-7b-hf" in found["llava-1.5"].lack
+    findings = {finding.name: finding for finding in doctor.weights()}
+    assert findings["toy-llava"].remedy == ""
+    assert "hf download llava-hf/llava-1.5-7b-hf" in findings["llava-1.5"].remedy
 
 
 def test_data_that_is_there_is_counted_and_other_data_has_its_command(tmp_path: Path) -> None:
-    there = {each.name: each for each in doctor.data(toy_data_root())}
-    assert there["pope"].text.startswith("found (1 files")
-    absent = {each.name: each.lack for each in doctor.data(tmp_path)}
+    present = {finding.name: finding for finding in doctor.data(toy_data_root())}
+    assert present["pope"].text.startswith("found (1 files")
+    absent = {finding.name: finding.remedy for finding in doctor.data(tmp_path)}
     assert absent["pope"] == "fetch it with `dpbench data pull pope`"
 
 
-def test_a_command_without_its_packages_says_how_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "lmms_eval" else object())
-    found = {each.name: each for each in doctor.commands()}
-    assert found["dpbench run"].lack == "pip install lmms_eval"
-    assert found["dpbench profile"].lack == ""
+def test_a_required_package_that_is_missing_comes_with_its_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name == "lmms-eval":
+            raise metadata.PackageNotFoundError
+        return "1.0"
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(metadata, "requires", lambda _: ["torch>=2", "lmms-eval>=0.7", 'ruff; extra == "dev"'])
+    findings = {finding.name: finding for finding in doctor.packages()}
+    assert set(findings) == {"torch", "lmms-eval"}
+    assert (findings["torch"].text, findings["torch"].remedy) == ("1.0", "")
+    assert findings["lmms-eval"].remedy == "pip install 'lmms-eval>=0.7'"
+
+
+def test_the_packages_are_those_that_the_distribution_declares() -> None:
+    names = {finding.name for finding in doctor.packages()}
+    assert {"torch", "transformers", "lmms-eval"} <= names
+    assert not {"ruff", "bitsandbytes"} & names
 
 
 def test_the_whole_report_names_every_section(tmp_path: Path) -> None:
     text = doctor.report(tmp_path)
-    for title in ("Machine", "Torch", "GPU", "Weights", "Benchmarks", "Commands", "Optional"):
+    for title in ("Machine", "Torch", "GPU", "Weights", "Benchmarks", "Packages", "Optional"):
         assert f"{title}\n" in text
     assert "free disk here" in text

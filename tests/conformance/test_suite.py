@@ -11,6 +11,7 @@ from places import GOLDENS
 from dpbench import registry
 from dpbench.cli import messages
 from dpbench.conformance import suite
+from dpbench.conformance.report import run_checks
 from dpbench.method import Method, Reduction, VisualTokens
 
 
@@ -84,9 +85,12 @@ def test_each_fault_is_found(monkeypatch: pytest.MonkeyPatch, method: type[Metho
 
 
 def test_vectors_that_pass_are_counted() -> None:
-    lines, passed = messages.conformance("holov", [], ("llava",), GOLDENS)
-    assert passed
-    assert lines[-1] == f"{len(list(GOLDENS.glob('holov_*')))} of {len(list(GOLDENS.glob('holov_*')))} vectors"
+    report = run_checks("holov", [], ("llava",), GOLDENS)
+    assert report.passed
+    assert (
+        messages.conformance(report).splitlines()[-1]
+        == f"{len(list(GOLDENS.glob('holov_*')))} of {len(list(GOLDENS.glob('holov_*')))} vectors"
+    )
 
 
 def test_a_method_of_another_package_is_checked_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +101,7 @@ def test_a_method_of_another_package_is_checked_by_name(tmp_path: Path, monkeypa
     try:
         assert "first-row" in registry.methods()
         assert registry.summary("first-row") == "Keep the first tokens in reading order."
-        lines, passed = messages.conformance("first-row", ["positions=original"], ("llava", "qwen2_5_vl"), None)
-        assert passed, lines
+        report = run_checks("first-row", ["positions=original"], ("llava", "qwen2_5_vl"), None)
+        assert report.passed, report.findings
     finally:
         registry.methods.cache_clear()

@@ -34,7 +34,7 @@ MANIFESTS = {
     "comment": "found nothing",
     "list": "found list",
     "scalar": "found str",
-    "binary": "binary.yaml is no manifest: byte 128 is not UTF-8 text",
+    "binary": "binary.yaml is not a manifest: byte 128 is not UTF-8 text",
     "utf16": "is not UTF-8 text; save it as UTF-8",
     "nul": "unacceptable character",
     "huge": "at most 1,048,576 are read",
@@ -173,7 +173,7 @@ LINES = {
     "report {s}/folder": "folder/records.jsonl is a folder",
     "report --diff {s}/run": "--diff compares two runs, got 1",
     "report {s}/run --out {s}": "--out: {s} cannot be written",
-    "report {s}/run --out {s}/a_file/x": "--out: {s}/a_file/x cannot be written (File exists)",
+    "report {s}/run --out {s}/a_file/x": "--out: {s}/a_file/x cannot be written ({s}/a_file is a file, not a folder)",
     "report {s}/run --bundle {s}/a_file/x.zip": "cannot be written",
     "report {s}/run --figures {s}/a_file": "--figures: {s}/a_file is a file; give a folder",
     # visualize
