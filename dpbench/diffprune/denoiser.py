@@ -42,8 +42,8 @@ class Denoiser(nn.Module):
         """
         hidden = self.down(self.norm(tokens_RND))
         if self.attention == "identity":
-            alone = hidden.flatten(0, 1)[:, None]  # sequences of one token: the identity mask without its N x N
-            hidden = self.block(alone).view(hidden.shape)
+            single_tokens = hidden.flatten(0, 1)[:, None]  # sequences of one token: the identity mask without its N x N
+            hidden = self.block(single_tokens).view(hidden.shape)
         else:
             hidden = self.block(hidden, src_key_padding_mask=None if valid_RN is None else ~valid_RN)
         denoised: Tensor = tokens_RND + self.up(hidden).to(tokens_RND.dtype)

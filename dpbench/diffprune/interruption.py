@@ -1,4 +1,4 @@
-"""Stop a training on Ctrl-C or SIGTERM: after the step at hand, or within it if it takes too long."""
+"""Stop a training on Ctrl-C or SIGTERM: after the current step, or within it if it takes too long."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import FrameType
 from dpbench.machine.stopping import TERMINATED
 
 GRACE_S = 3.0
-"""Seconds that a step, or a validation, has to end once a stop is requested."""
+"""Seconds that a step or a validation may still run after a stop is requested."""
 
 
 class LateError(BaseException):
@@ -28,7 +28,7 @@ class Interruption:
 
     @property
     def is_requested(self) -> bool:
-        """True once a signal has asked the training to stop."""
+        """Return True once a signal has requested a stop."""
         return self.signal is not None
 
     def request_stop(self, number: int, _frame: FrameType | None) -> None:

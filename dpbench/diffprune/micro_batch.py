@@ -1,4 +1,4 @@
-"""How many images run at once: as many as memory holds, halved when it runs out."""
+"""The number of images that run at once: halved each time memory runs out."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def run_within_memory(work: Callable[[], Result], progress: Progress, console: C
 
     Args:
         work: reads `progress.micro_batch`, and can be started again.
-        progress: of the training; the smaller micro-batch stays.
-        console: where a smaller micro-batch is reported.
+        progress: of the training; it keeps the smaller micro-batch.
+        console: reports a smaller micro-batch.
 
     Raises:
         DpbenchError: memory does not hold one image.
@@ -43,5 +43,5 @@ def _halve_micro_batch(progress: Progress, console: Console) -> None:
             "backbone or free memory"
         )
     progress.micro_batch //= 2
-    console.print(f"out of memory; going on with {progress.micro_batch} images at once")
+    console.print(f"out of memory; continuing with {progress.micro_batch} images at once")
     torch.cuda.empty_cache()

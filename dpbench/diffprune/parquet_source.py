@@ -59,7 +59,7 @@ def _file_rows(data: str, files: list[Path]) -> Any:
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ConfigError(
             f"--data {data}: its files do not load as one dataset ({first_line(error.__cause__ or error)}); "
-            "give a pattern for those of one, or fetch a damaged one again"
+            "give a pattern for the files of one dataset, or fetch damaged files again"
         ) from None
 
 
@@ -107,7 +107,7 @@ def _without_decoding(rows: Any) -> Any:
 
 
 def _image_bytes(cell: Any) -> bytes:
-    """Return the encoded image of a cell, which holds bytes or {"bytes": bytes or None, "path": file}."""
+    """Return the encoded image of a cell: bytes, or {"bytes": bytes or None, "path": file}."""
     if isinstance(cell, bytes):
         return cell
     if not isinstance(cell, dict) or not (cell.get("bytes") or cell.get("path")):

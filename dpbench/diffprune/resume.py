@@ -30,7 +30,7 @@ class Progress:
         best: the lowest validation loss so far; None before the first.
         waited: validations since then.
         finished: it reached its last step, or validation stopped improving.
-        seconds: time spent, interruptions left out.
+        seconds: time spent training, without interruptions.
         full: validation loss of the unpruned backbone; None before the first.
         num_broken: examples that could not be read.
         validated: the last step that was validated; -1 before the first.
@@ -81,7 +81,7 @@ def read(folder: Path, modules: Mapping[str, nn.Module], optimizer: AdamW) -> Pr
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:
-    """Return the recipe of the training that a folder holds."""
+    """Return the recipe of the training in a folder."""
     with safe_open(folder / STATE, "pt") as file:
         recipe: dict[str, Any] = json.loads(file.metadata()["recipe"])
     return recipe

@@ -1,4 +1,4 @@
-"""What a training works with, built once from its recipe: data, frozen backbone, scorer, denoiser and optimiser."""
+"""The parts of a training, built once from its recipe: data, frozen backbone, scorer, denoiser and optimiser."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from dpbench.diffprune.sources import open_source
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What stays the same from the first step of a training to the last; weights and optimiser state change inside.
+    """The parts of a training; the fields never change, but weights and optimiser state inside them do.
 
     Attributes:
         recipe: every constant.
         accelerator: the device of this process, and the other processes of the training.
-        console: where messages go.
+        console: gets the messages.
         source: image-caption pairs.
-        split: which of them are trained on and which validate.
+        split: indices of the training and the validation examples.
         keep_rule: the budgets to train for.
-        num_steps: optimiser steps of the whole training.
+        num_steps: optimiser steps of the full training.
         objective: holds backbone, scorer and denoiser.
         optimizer: of scorer and denoiser.
     """
@@ -47,17 +47,17 @@ class Setup:
 
     @property
     def modules(self) -> dict[str, torch.nn.Module]:
-        """What is trained, by the name it has in a checkpoint."""
+        """Return the trained modules by their name in a checkpoint."""
         return {"scorer": self.objective.scorer, "denoiser": self.objective.denoiser}
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
-        """All trained parameters."""
+        """Return all trained parameters."""
         return [parameter for module in self.modules.values() for parameter in module.parameters()]
 
     @property
     def micro_batch(self) -> int:
-        """How many images a training begins to run at once: by default this process's share of a step."""
+        """Return the number of images to run at once at the start: by default this process's share of a step."""
         return self.recipe.micro_batch or -(-self.recipe.batch_size // self.accelerator.num_processes)
 
     def autocast(self) -> torch.autocast:
@@ -67,11 +67,11 @@ class Setup:
 
 
 def build_setup(recipe: Recipe, accelerator: Accelerator, console: Console) -> Setup:
-    """Open the data, load the backbone and build what is trained; bad data is refused before the backbone loads.
+    """Open the data, load the backbone and build scorer and denoiser; bad data is refused before the backbone loads.
 
     Raises:
         ConfigError: the data cannot be used, or a budget is above the backbone's number of visual tokens.
-        MissingError: weights or data are not there.
+        MissingError: weights or data are missing.
     """
     source = open_source(recipe.data, seed=recipe.seed)
     parts = split(len(source), fraction=recipe.fraction, num_validation=recipe.num_validation, seed=recipe.seed)

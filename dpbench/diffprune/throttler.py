@@ -1,4 +1,4 @@
-"""Information throttlers: how much of a token gets through to the LLM, as a function of its retention weight.
+"""Information throttlers: how much of a token reaches the LLM, as a function of its retention weight.
 
 VP-Noise (DiffPrune section 4.3) is the paper's; the scale gate and the Gumbel straight-through mask are its controls
 (Table 5). All take scorer logits, so that the path from logits to loss is one function per variant.

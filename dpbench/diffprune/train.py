@@ -3,7 +3,8 @@
 Everything random is a function of (seed, step). So a checkpoint is weights, optimiser state and a step number, and a
 resumed training ends in the same bits as one that was never stopped.
 
-`setup.py` builds what is trained, `step.py` makes one step, `validation.py` decides what is kept, `resume.py` saves.
+`setup.py` builds scorer and denoiser, `step.py` makes one step, `validation.py` decides which scorer is kept and
+`resume.py` saves checkpoints.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Ended:
         folder: where scorer, card and log are.
         step: steps done.
         full: validation loss per caption token of the unpruned backbone.
-        best: the lowest under hard top-k, that of the scorer on disk.
+        best: the lowest validation loss under hard top-k, which is that of the scorer on disk.
         num_broken: examples that could not be read.
         is_main_process: False in all processes of a training but one.
     """
@@ -64,16 +65,16 @@ def train(
     Args:
         recipe: every constant.
         out: folder for the scorer, its card, the log and the checkpoint to resume from.
-        resume: go on with the training in `out`.
+        resume: resume the training in `out`.
         device: "auto", "cpu" or "cuda".
-        console: where progress goes.
+        console: shows the progress.
 
     Raises:
-        ConfigError: `out` holds a training and `resume` was not given, or holds another training, or one that is
+        ConfigError: `out` has a training and `resume` is False, or has another training, or one that is
             running, or cannot be written to; or the data cannot be used.
         MissingError: weights or data are missing.
         StorageError: the disk is full; the last checkpoint stays.
-        Stopped: a signal stopped it; says which flags to add to go on.
+        Stopped: a signal stopped it; says which flags resume it.
     """
     _check_folder(recipe, out, resume)
     files.check_writable(out)
@@ -145,7 +146,7 @@ class Training:
             SystemExit: SIGTERM stopped it, likewise.
         """
         if self.progress.finished:
-            self._print(f"{self.out}: this training is finished, there is nothing to go on with")
+            self._print(f"{self.out}: this training is finished, there is nothing to resume")
             return
         self.interruption = interruption
         if not (self.out / STATE).is_file():
@@ -171,7 +172,7 @@ class Training:
         self.broken.check(final=True)
 
     def _train(self, book: Logbook) -> None:
-        """Do what is left: the validation that is due, then step by step."""
+        """Run the validation that is due, then the remaining steps."""
         is_due = validation.is_due(self.setup, self.progress)
         if self.progress.full is None or (is_due and self.progress.validated < self.progress.step):
             self._validate(book)
@@ -184,7 +185,7 @@ class Training:
                 break
 
     def _advance(self, examples: list[Example], book: Logbook) -> None:
-        """Make a step and what is due after it: validation, checkpoint, a check of the broken examples."""
+        """Make a step, then validate, save and check the broken examples if they are due."""
         start = time.perf_counter()
         row = step.optimizer_step(self.setup, self.progress, examples, self.interruption)
         book.log_step(row, self.setup.recipe.batch_size)
@@ -225,7 +226,7 @@ class Training:
             self.broken.write(self.out / BROKEN)
 
     def restore(self) -> None:
-        """Load the checkpoint that `out` holds."""
+        """Load the checkpoint in `out`."""
         self.progress = resume_from.read(self.out, self.setup.modules, self.setup.optimizer)
 
     def result(self) -> Ended:

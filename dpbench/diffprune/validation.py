@@ -1,4 +1,4 @@
-"""The loss of the scorer as deployed on held-out images: which scorer is kept, and when a training ends."""
+"""Validation on held-out images under hard top-k; it decides which scorer is kept and when a training ends."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _validation_batches(setup: Setup, micro_batch: int) -> Iterator[list[Example
 
 
 def _save_scorer(setup: Setup, progress: Progress, out: Path, losses: dict[str, float]) -> None:
-    """Write the scorer as it is now, from the main process."""
+    """Write the current scorer, from the main process only."""
     if not setup.accelerator.is_main_process:
         return
     try:

@@ -50,7 +50,7 @@ def _host_peak(call: Any) -> int:
 def _reset_host_peak() -> bool:
     """Reset the peak; return False if the system does not allow it."""
     try:
-        Path("/proc/self/clear_refs").write_text(CLEAR_PEAK, encoding="ascii")
+        Path("/proc/self/clear_refs").write_text(CLEAR_PEAK, encoding="ascii")  # a command to the kernel, not a file
     except OSError:
         return False
     return True

@@ -1,6 +1,6 @@
-"""Writes the toy data root: ten small mirrors of the benchmarks, laid out as the hub repositories are.
+"""Writes the toy data root: ten small mirrors of the benchmarks, with the layout of the hub repositories.
 
-`build` writes the same content for the same seed; a test holds the shipped files to it.
+`build` writes the same content for the same seed; a test checks that the shipped files equal it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from dpbench.tasks.data.origin import TOY, Origin
 from dpbench.toy.mirror_rows import Row, tables
 
 SHARDS = {"VQAv2/data/validation": 3}
-"""Splits of several files, as the hub's large ones are."""
+"""Splits with several files, like the large ones on the hub."""
 
 
 def build(out: Path, seed: int = 0) -> list[Path]:
-    """Write the data root, with where it came from beside each repository, and return its parquet files."""
+    """Write the data root, with an origin file in each repository, and return its parquet files."""
     paths = []
     for name, rows in tables(seed).items():
         data = _dataset(rows)

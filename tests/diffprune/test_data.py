@@ -313,7 +313,7 @@ def test_parquet_files_that_cannot_be_read_are_refused(tmp_path: Path, refusal: 
     mixed = tmp_path / "mixed-*.parquet"
     said = refusal(lambda: open_source(str(mixed), seed=0))
     assert said.startswith(f"ConfigError: --data {mixed}: its files do not load as one dataset (No match for")
-    assert said.endswith("give a pattern for those of one, or fetch a damaged one again")
+    assert said.endswith("give a pattern for the files of one dataset, or fetch damaged files again")
 
 
 def test_the_hub_offline_is_one_sentence(refusal: Refusal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ def test_a_run_folder_that_is_itself_a_link_can_be_bundled(tmp_path: Path) -> No
 def test_a_bomb_in_a_run_folders_manifest_is_refused(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", [make_record("none", None, "pope", 50.0)])
     (folder / "manifest.yaml").write_text(bad_files.BOMB)
-    with pytest.raises(RecordError, match="no manifest that dpbench wrote"):
+    with pytest.raises(RecordError, match="is not a manifest that dpbench wrote"):
         runs.load(folder)
     with pytest.raises(RecordError, match="more than 100,000"):
         zip_file.write(tmp_path / "out.zip", [folder], lambda _: {})

@@ -40,7 +40,7 @@ from dpbench.report.tables import ablation, efficiency, scores, significance
 
 MB = 1_000_000
 _GUARD = re.compile(r'getElementById\("([0-9a-f]{32,})"\)')
-"""Names under which plotly.js looks whether its maps' style sheet is there; the page has no maps and says it is."""
+"""Element ids by which plotly.js checks for the style sheet of its maps, which this page does not need."""
 _SLACK = 0.97
 """Share of the budget to plan with: escapes in the data block need a little more."""
 
