@@ -17,10 +17,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from tabulate import tabulate
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlamaConfig, LlamaModel
 
 from dpbench import backbones
@@ -73,7 +74,7 @@ def soft_topk_by_bisection(scores: Tensor, k: float, tau: float) -> Tensor:
 
 def measure_soft_topk(device: torch.device) -> list[list[object]]:
     """Time forward and backward for 16 rows."""
-    rows = []
+    rows: list[list[object]] = []
     for size in (576, 2880):
         scores = torch.randn(16, size, device=device, requires_grad=True)
         functions = {
@@ -119,7 +120,7 @@ class SevenB:
     @torch.inference_mode()
     def time_pruner(self, mode: str) -> float:
         """Return the milliseconds of scorer, top-k and gather."""
-        scorer: nn.Module = Scorer(self.size).deploy(self.device, self.tokens.dtype)
+        scorer: Callable[..., Any] = Scorer(self.size).deploy(self.device, self.tokens.dtype)
         if mode == "compiled":
             scorer = torch.compile(scorer, mode="max-autotune-no-cudagraphs")
 
@@ -155,7 +156,8 @@ class SevenB:
 
 def measure_seven_b(device: torch.device, dtype: torch.dtype) -> tuple[list[list[object]], list[list[object]]]:
     """Time the deployed pruner and prefill, and a training step with and without DiffPrune, at 7B shapes."""
-    pruner_rows, training_rows = [], []
+    pruner_rows: list[list[object]] = []
+    training_rows: list[list[object]] = []
     for size in (576, 2880) if device.type == "cuda" else (576,):
         shapes = SevenB(size, device, dtype)
         full, short = shapes.time_prefill(size), shapes.time_prefill(KEEP)

@@ -1,4 +1,4 @@
-"""What the harness adds: dpbench's unpruned prefill and time to first token beside bare calls of the model.
+"""The harness's overhead: dpbench's unpruned prefill and time to first token, compared with bare calls of the model.
 
     python benchmarks/harness.py                                                    # toy-llava on the CPU
     python benchmarks/harness.py --device cuda --backbone llava-1.5 --weights random --dtype float16

@@ -16,6 +16,7 @@ sys.path.pop(0)  # a script's folder comes first, where this file would hide the
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -105,13 +106,13 @@ def selections(
             angles=(angles[0][0], angles[1][0]),
             kept=Projected(layer.self_attn.q_proj(hidden), layer.self_attn.k_proj(hidden)) if ran_already else None,
         )
-        yield lambda view=view: method.select(_copy_view(view))
+        yield partial(_select, method, view)
         left = cut.keep
 
 
-def _copy_view(view: DecoderView) -> DecoderView:
-    """Return a copy of the view with nothing computed yet, as a view caches its results."""
-    return replace(view)
+def _select(method: Method, view: DecoderView) -> Any:
+    """Select on a copy of the view, as a view caches what was computed on it."""
+    return method.select(replace(view))
 
 
 def median_ms(calls: list[Callable[[], Any]], device: torch.device, repeats: int) -> float:
@@ -152,14 +153,14 @@ def main() -> None:
                     keep = KEEP * (num // (GRIDS[num][0] * GRIDS[num][1]))
                     calls = list(selections(method, num, llama, device, dtype))
                     if has_reduce(method):
-                        calls = [lambda m=method, v=visual, k=keep: m.reduce(v, k)]
+                        calls = [partial(method.reduce, visual, keep)]
                     if calls and not has_resize(method):
                         ms = median_ms(calls, device, options.repeats)
                         rows.append((name, num, width, ms, 100 * ms / layer))
     hardware = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {options.threads} thread(s)"
     print(f"{hardware}, {dtype}, torch {torch.__version__}, {options.repeats} repetitions\n")
     headers = ["method", "N", "D", "median ms", "% of a decoder layer"]
-    print(tabulate(sorted(rows), headers, "github", floatfmt=(None, ",", ",", ".2f", ".2f")))
+    print(tabulate(sorted(rows), headers, "github", floatfmt=("", ",", ",", ".2f", ".2f")))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,11 @@ from dpbench.tasks.data.root import toy_data_root
 if TYPE_CHECKING:
     from dpbench.tasks.lmms_eval_adapter import Request
 
-GRID = {"methods": ["random", "cls-attention", "fastv", "holov"], "budgets": [16, 32], "tasks": ["pope", "gqa"]}
+GRID: dict[str, list[Any]] = {
+    "methods": ["random", "cls-attention", "fastv", "holov"],
+    "budgets": [16, 32],
+    "tasks": ["pope", "gqa"],
+}
 WORDS = ("what", "is", "the", "colour", "of", "small", "things", "that", "stand", "behind", "a", "large", "square")
 
 
