@@ -1,4 +1,4 @@
-"""The stages together are the way from pixels to the first token, with the engine's own logits at the end."""
+"""The stages lead from pixels to the first token and end with the same logits as the engine's prefill."""
 
 from functools import cache
 from typing import Any
