@@ -127,8 +127,8 @@ def _cost_table(group: Sequence[Profile]) -> CostTable:
 def _cost(profile: Profile) -> Cost:
     times = {stage: median(values) for stage, values in profile.stages_ms.items() if values}
     stages = {stage: times[stage] for stage in TTFT_STAGES if stage in times}
-    if "signals" in times and "encode" in stages:
-        stages["encode"] = max(0.0, stages["encode"] - times["signals"])
+    if "signals" in times and "reduce" in stages:  # a record's `reduce` includes them, its `encode` does not
+        stages["reduce"] = max(0.0, stages["reduce"] - times["signals"])
         stages["signals"] = times["signals"]
     flops = profile.stages_flops.get("ttft")
     return Cost(
