@@ -66,7 +66,7 @@ def run(
     prune_rate: PruneRate = None,
     budget_kind: Kind = None,
     tasks: Tasks = None,
-    asked_as: ProtocolName = None,
+    prompt_source: ProtocolName = None,
     protocol: Given,
     feature_cache: FeatureCache = "4GiB",
     num_shards: NumShards = None,
@@ -91,15 +91,15 @@ def run(
         budget_kind=budget_kind,
         tasks=arguments.split_names(tasks) if tasks is not None else None,
         placement=placement,
-        protocol={**protocol, **({"ocr": asked_as == "llava"} if asked_as else {})},
+        protocol={**protocol, **({"ocr": prompt_source == "llava"} if prompt_source else {})},
     )
-    wanted, part = arguments.build_manifest(manifest, flags), sharding.requested_shard(num_shards, shard)
-    root, cache = arguments.find_data_root(wanted, data_root), arguments.parse_bytes("--feature-cache", feature_cache)
+    grid, part = arguments.build_manifest(manifest, flags), sharding.requested_shard(num_shards, shard)
+    root, cache = arguments.find_data_root(grid, data_root), arguments.parse_bytes("--feature-cache", feature_cache)
     if dry_run:
-        typer.echo(messages.plan(plan(wanted, out, root)))
+        typer.echo(messages.plan(plan(grid, out, root)))
         return
-    outcome = merging.run(wanted, out, root, part, device=device.value, feature_cache=cache, wait=not no_wait)
-    typer.echo(messages.outcome(outcome, out / wanted.name, part), err=True)
+    outcome = merging.run(grid, out, root, part, device=device.value, feature_cache=cache, wait=not no_wait)
+    typer.echo(messages.outcome(outcome, out / grid.name, part), err=True)
     raise typer.Exit(0 if outcome.is_complete else 1)
 
 
@@ -108,7 +108,7 @@ def merge(
     run: Annotated[Path, typer.Argument(help="Folder of the run: results/<its name>.")],
     data_root: DataRoot = None,
 ) -> None:
-    """Join what `dpbench run --num-shards S --shard I` left; score and record what is complete."""
+    """Join the answers of `dpbench run --num-shards S --shard I`; score and record complete cells."""
     from dpbench.cli import arguments
     from dpbench.evaluation import merging
 
@@ -193,7 +193,7 @@ def profile(
         placement=placement,
         protocol=protocol,
     )
-    measured = profile_arguments.ProfileFlags(
+    profile_flags = profile_arguments.ProfileFlags(
         batch_size=batch_size or [],
         image_size=image_size,
         text_tokens=text_tokens,
@@ -207,17 +207,17 @@ def profile(
     )
     profile_arguments.check_verify(verify=verify, flops_only=flops_only)
     name = "flops" if flops_only else profile_arguments.folder_name(device.value)
-    wanted = profile_arguments.build_comparison(manifest, flags, name)
-    asked = profile_arguments.build_settings(wanted, measured)
+    comparison = profile_arguments.build_comparison(manifest, flags, name)
+    settings = profile_arguments.build_settings(comparison, profile_flags)
     if flops_only:
         from dpbench.measure.flops_comparison_table import comparison_table
         from dpbench.measure.flops_table import flops_table
 
-        typer.echo(comparison_table(wanted, asked) if verify else flops_table(wanted, asked))
+        typer.echo(comparison_table(comparison, settings) if verify else flops_table(comparison, settings))
         return
     from dpbench.measure.profile import profile_table
 
-    typer.echo(profile_table(wanted, out, asked, device=device.value))
+    typer.echo(profile_table(comparison, out, settings, device=device.value))
 
 
 @app.command()
@@ -239,7 +239,7 @@ def report(
     """Print the tables of finished runs: scores, intervals, efficiency; or a page, or a file to send."""
     from dpbench.report import request
 
-    wanted = request.Request(
+    report_request = request.Request(
         folders=(*(runs or ()), *(run or ())),
         table=None if table is Table.all else int(table.value),
         form=format.value,
@@ -253,7 +253,7 @@ def report(
         max_mb=max_mb,
         data_root=data_root,
     )
-    text, notes = request.write(wanted)
+    text, notes = request.write(report_request)
     if text:
         typer.echo(text)
     for note in notes:
@@ -281,7 +281,7 @@ def visualize(
     from dpbench.cli import arguments
     from dpbench.visualize import decisions
 
-    wanted = decisions.Request(
+    picture_request = decisions.Request(
         image=image,
         methods=arguments.split_names(method),
         backbone=backbone,
@@ -293,7 +293,7 @@ def visualize(
         **placement,
         **protocol,
     )
-    typer.echo(decisions.draw(wanted), err=True)
+    typer.echo(decisions.draw(picture_request), err=True)
 
 
 @app.command()
@@ -321,17 +321,17 @@ def doctor(data_root: DataRoot = None) -> None:
 
 
 def main() -> None:
-    """Run the command line; errors meant for the user print as one sentence, a stopped command how to go on."""
+    """Run the command line; a user error prints one sentence, a stopped command prints how to continue."""
     try:
-        with stopping.terminable():
+        with stopping.exit_on_sigterm():
             app()
     except DpbenchError as error:
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(error.exit_code)
     except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
-        typer.echo(f"ConfigError: {error.filename}: {error.strerror}; give another path, or mend that one", err=True)
+        typer.echo(f"ConfigError: {error.filename}: {error.strerror}; give another path, or fix that one", err=True)
         sys.exit(2)
-    except SystemExit as leaving:
-        if leaving.code in (stopping.INTERRUPTED, stopping.TERMINATED):
-            typer.echo(messages.stopped(sys.argv[1:], getattr(leaving, "flags", ())), err=True)
+    except SystemExit as stop:
+        if stop.code in (stopping.INTERRUPTED, stopping.TERMINATED):
+            typer.echo(messages.stopped(sys.argv[1:], getattr(stop, "flags", ())), err=True)
         raise

@@ -1,4 +1,4 @@
-"""Command-line flags derived from models: a field with a description is a flag, so that it is declared once."""
+"""Derive command-line flags from pydantic models: every field with a description becomes a flag."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 Given = Mapping[str, Any]
-"""The fields of a model that were given on the command line, by name."""
+"""The values given on the command line for fields of a model, by field name."""
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def with_flags(
     *, only: Collection[str] | None = None, without: Collection[str] = (), **models: type[BaseModel]
 ) -> Callable[[Command], Command]:
-    """Replace parameters of a command by the flags of a model; the command receives what was given, as a `Given`.
+    """Replace parameters of a command by the flags of a model; the command receives a `Given` for each.
 
     Args:
-        only: fields that are flags of this command; all by default.
-        without: fields that are not.
-        models: by the parameter they replace.
+        only: fields that become flags; all by default.
+        without: fields that do not.
+        models: by the name of the parameter they replace.
     """
 
     def decorate(command: Command) -> Command:
         signature = inspect.signature(command, eval_str=True)
         flags = {name: flags_of(model, only, without) for name, model in models.items()}
-        parameters = [flag for own in signature.parameters.values() for flag in flags.get(own.name, [own])]
+        parameters = [
+            flag for parameter in signature.parameters.values() for flag in flags.get(parameter.name, [parameter])
+        ]
 
         @functools.wraps(command)
         def run(**options: Any) -> None:
@@ -52,7 +54,7 @@ def with_flags(
 def flags_of(
     model: type[BaseModel], only: Collection[str] | None = None, without: Collection[str] = ()
 ) -> list[Parameter]:
-    """Return a parameter for every described field of a model; each is None unless given."""
+    """Return a keyword parameter for every described field of a model, with default None."""
     return [
         Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(field))
         for name, field in model.model_fields.items()
@@ -61,7 +63,7 @@ def flags_of(
 
 
 def _annotation(field: FieldInfo) -> Any:
-    """Return the type of a flag and its help; what is neither number nor one of several words is text."""
+    """Return a flag's type and help; everything except numbers and choices is text."""
     kinds = _flatten(field.annotation)
     is_simple = len(kinds) == 1 and (kinds[0] in (int, float) or get_origin(kinds[0]) is Literal)
     kind = kinds[0] if is_simple else str

@@ -1,4 +1,4 @@
-"""The options that several commands share, and the values they take; the fields of a manifest are in `flags`."""
+"""Options that several commands share, and their values; flags for a manifest's fields come from `cli.flags`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Format(StrEnum):
 
 
 class Table(StrEnum):
-    """Which of the paper's tables: 1 LLaVA-1.5, 2 LLaVA-NeXT, 3 Qwen2.5-VL, 4 efficiency, 5 ablation."""
+    """A table of the paper: 1 LLaVA-1.5, 2 LLaVA-NeXT, 3 Qwen2.5-VL, 4 efficiency, 5 ablation."""
 
     one = "1"
     two = "2"
@@ -39,19 +39,19 @@ class Table(StrEnum):
 
 
 class Beside(StrEnum):
-    """Whose numbers stand beside ours."""
+    """Whose numbers are shown next to ours."""
 
     paper = "paper"
 
 
 class Subset(StrEnum):
-    """Part of a benchmark that is scored apart."""
+    """A part of a benchmark that is also scored separately."""
 
     hard = "hard"
 
 
-class AskedAs(StrEnum):
-    """Whose prompts are asked: they differ in TextVQA's OCR tokens."""
+class PromptSource(StrEnum):
+    """Whose prompts are used; they differ in TextVQA's OCR tokens."""
 
     lmms_eval = "lmms-eval"
     llava = "llava"
@@ -88,7 +88,7 @@ Kind = Annotated[BudgetKind | None, typer.Option("--budget-kind", help="In-LLM b
 Tasks = Annotated[list[str] | None, typer.Option("--tasks", help="Benchmarks, comma-separated; all ten by default.")]
 TaskNames = Annotated[list[str] | None, typer.Argument(metavar="TASK", help="Benchmarks; all ten by default.")]
 ProtocolName = Annotated[
-    AskedAs | None,
+    PromptSource | None,
     typer.Option(
         "--protocol", help="llava: TextVQA with OCR tokens in the prompt, as LLaVA's own 58.2; lmms-eval: without."
     ),
@@ -97,15 +97,17 @@ FeatureCache = Annotated[
     str,
     typer.Option(
         "--feature-cache",
-        help="Memory, on the model's device, for images that were encoded, to ask more about them; 0 keeps none.",
+        help="Memory on the model's device for encoded images, reused by later questions; 0 disables it.",
     ),
 ]
-NumShards = Annotated[int | None, typer.Option(help="Split the samples over so many processes; then dpbench merge.")]
-ShardNumber = Annotated[int | None, typer.Option("--shard", help="Which of them this is, from 0.")]
-NoWait = Annotated[bool, typer.Option("--no-wait", help="Refuse, rather than wait, where another dpbench runs this.")]
+NumShards = Annotated[
+    int | None, typer.Option(help="Number of processes that split the samples; then run dpbench merge.")
+]
+ShardNumber = Annotated[int | None, typer.Option("--shard", help="Number of this process, from 0.")]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Fail instead of waiting if another dpbench runs this.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder with the benchmarks' data; DPBENCH_DATA by default.")]
 Out = Annotated[Path, typer.Option(help="Folder for results.")]
 RunFolders = Annotated[
     list[Path] | None, typer.Argument(metavar="RUN", help="Run folders; all under results/ by default.")
 ]
-Runs = Annotated[list[Path] | None, typer.Option("--run", help="A run folder, as RUN.")]
+Runs = Annotated[list[Path] | None, typer.Option("--run", help="A run folder, like RUN.")]

@@ -1,4 +1,4 @@
-"""What a number was measured on: processor, GPU, driver, clocks, software. No host or user names."""
+"""Describe the machine of a measurement: processor, GPU, driver, clocks, software. No host or user names."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ SOFTWARE = ("torch", "transformers", "lmms-eval")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of everything that shapes a result; a package that is not installed is left out."""
+    """Return the versions of the software that can change a result, without packages that are not installed."""
     from importlib.metadata import PackageNotFoundError
 
-    found = {"dpbench": __version__, "python": platform.python_version()}
+    installed = {"dpbench": __version__, "python": platform.python_version()}
     for name in SOFTWARE:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Describe the machine as far as it can change a timing.
+    """Return what can change a timing on this machine.
 
     Args:
-        device: "cpu" or "cuda", what the model runs on.
+        device: "cpu" or "cuda", where the model runs.
     """
     import torch
 
-    found: dict[str, Any] = {
+    machine: dict[str, Any] = {
         "device": device,
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_name(),
         "cpu_threads": torch.get_num_threads(),
         "cpu_cores": os.cpu_count(),
     }
-    return found | (_gpu() if device.startswith("cuda") else {})
+    return machine | (_gpu() if device.startswith("cuda") else {})
 
 
 def _cpu_name() -> str:

@@ -15,19 +15,19 @@ THROTTLES = {
     0x40: "hardware thermal slowdown",
     0x80: "power brake",
 }
-"""Bits of NVML's clock event reasons that hold the clock down while there is work."""
+"""NVML's clock event reasons, by bit, that lower the clock under load."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """One look at the GPU; what the driver does not tell is None.
+    """The state of the GPU at one moment; None where the driver reports no value.
 
     Attributes:
         clock_mhz: of the multiprocessors.
         temperature_c: of the chip.
-        power_w: drawn.
-        throttles: why the clock is held down, if it is.
-        foreign: other processes that compute on it.
+        power_w: power draw.
+        throttles: reasons why the clock is lowered, if it is.
+        foreign: number of other processes that compute on it.
     """
 
     clock_mhz: int | None
@@ -55,30 +55,30 @@ def opened() -> Iterator[Any]:
 
 
 def read(handle: Any) -> Reading:
-    """Look at the GPU once; takes well under a millisecond."""
+    """Read the GPU's state; takes well under a millisecond."""
     import pynvml
 
-    reasons = _told(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle) or 0
-    power = _told(pynvml.nvmlDeviceGetPowerUsage, handle)
+    reasons = _query(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle) or 0
+    power = _query(pynvml.nvmlDeviceGetPowerUsage, handle)
     return Reading(
-        clock_mhz=_told(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
-        temperature_c=_told(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
+        clock_mhz=_query(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
+        temperature_c=_query(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
         power_w=None if power is None else power / 1000,
         throttles=tuple(name for bit, name in THROTTLES.items() if reasons & bit),
-        foreign=max(0, len(_told(pynvml.nvmlDeviceGetComputeRunningProcesses, handle) or ()) - 1),
+        foreign=max(0, len(_query(pynvml.nvmlDeviceGetComputeRunningProcesses, handle) or ()) - 1),
     )
 
 
 def joules(handle: Any) -> float | None:
-    """Return the energy drawn since the driver was loaded, or None where it is not counted."""
+    """Return the energy used since the driver was loaded, or None if the GPU does not count it."""
     import pynvml
 
-    counted = _told(pynvml.nvmlDeviceGetTotalEnergyConsumption, handle)
-    return None if counted is None else counted / 1000
+    millijoules = _query(pynvml.nvmlDeviceGetTotalEnergyConsumption, handle)
+    return None if millijoules is None else millijoules / 1000
 
 
-def _told(call: Any, *args: Any) -> Any:
-    """Ask the driver; None where this GPU does not tell."""
+def _query(call: Any, *args: Any) -> Any:
+    """Call the driver; return None if this GPU does not support the query."""
     import pynvml
 
     try:

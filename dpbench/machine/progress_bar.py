@@ -1,4 +1,4 @@
-"""What long work shows: a bar in a terminal, a line a minute in a batch job's log."""
+"""Show progress: a bar in a terminal, one line a minute in a log file."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 EVERY = 60.0
-"""Seconds between two lines where no bar can be drawn."""
+"""Seconds between two lines of a log."""
 WIDTH = 120
-"""Of such a line."""
+"""Characters of such a line."""
 
 
 class Bar(Progress):
-    """A progress bar whose columns become a line now and then where there is no terminal to draw it in."""
+    """A progress bar that prints its columns as a line now and then if the output is not a terminal."""
 
-    told = -EVERY
+    last_line_s = -EVERY
 
     def start(self) -> None:
-        """Begin to show; the first line comes after `EVERY` seconds."""
+        """Start the display; the first line comes after `EVERY` seconds."""
         super().start()
-        self.told = time.monotonic()
+        self.last_line_s = time.monotonic()
 
     def update(self, task_id: TaskID, **changes: Any) -> None:
-        """Change what is shown of a task, and tell it where it is not drawn."""
+        """Update a task, and print a line if no bar is drawn and `EVERY` seconds have passed."""
         super().update(task_id, **changes)
-        drawn = self.console.is_terminal and not self.console.is_dumb_terminal
-        if drawn or self.disable or time.monotonic() - self.told < EVERY:
+        is_drawn = self.console.is_terminal and not self.console.is_dumb_terminal
+        if is_drawn or self.disable or time.monotonic() - self.last_line_s < EVERY:
             return
-        self.told = time.monotonic()
+        self.last_line_s = time.monotonic()
         Console(file=self.console.file, width=WIDTH).print(self.make_tasks_table(self.tasks))

@@ -1,4 +1,4 @@
-"""Commands that are stopped by a signal: SIGTERM ends them as Ctrl-C does. No torch."""
+"""Stop commands cleanly: SIGTERM ends them as Ctrl-C does. No torch."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from threading import current_thread, main_thread
 
 INTERRUPTED, TERMINATED = 130, 143
-"""Exit codes after SIGINT and SIGTERM, as shells count them."""
+"""Exit codes after SIGINT and SIGTERM, by the convention of shells."""
 
 
 class Stopped(SystemExit):
-    """A command that was stopped and goes on if it is given further flags.
+    """Raised when a command was stopped that needs further flags to continue.
 
     Args:
-        code: its exit code.
+        code: the exit code.
         flags: to add to the command.
     """
 
@@ -26,13 +26,13 @@ class Stopped(SystemExit):
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
+def exit_on_sigterm() -> Iterator[None]:
     """Leave the block by SystemExit on SIGTERM, so that files are closed and locks are released."""
     if current_thread() is not main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)

@@ -87,7 +87,7 @@ def cells(manifest: Manifest) -> Iterator[Cell]:
     Raises:
         ConfigError: a method's parameters are wrong.
     """
-    protocol = resolved(manifest)
+    protocol = resolve_protocol(manifest)
     for seed in protocol.seeds:
         for method in manifest.methods:
             registry.load(method.name, method.params)
@@ -106,7 +106,7 @@ def cells(manifest: Manifest) -> Iterator[Cell]:
                     )
 
 
-def resolved(manifest: Manifest) -> Protocol:
+def resolve_protocol(manifest: Manifest) -> Protocol:
     """Return a manifest's protocol with the backbone's own conversation in place of "default"."""
     protocol = manifest.protocol
     if protocol.prompt != "default":
@@ -115,5 +115,5 @@ def resolved(manifest: Manifest) -> Protocol:
 
 
 def with_fingerprints(cell: Cell, fingerprints: Mapping[str, str]) -> Cell:
-    """Return the cell that is going to run, with the hashes and versions it runs under."""
+    """Return the cell with the hashes and versions that it runs under."""
     return replace(cell, fingerprints=dict(fingerprints))

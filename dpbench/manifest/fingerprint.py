@@ -24,7 +24,7 @@ def fingerprints(cell: Cell, data_root: Path | None) -> dict[str, str]:
     """Return the named hashes and versions a cell runs under.
 
     Raises:
-        MissingError: weights or data are not there.
+        MissingError: weights or data are missing.
     """
     return {
         "weights": weights_hash(cell.backbone, cell.entry.weights, cell.entry.revision),
@@ -65,13 +65,13 @@ def weights_hash(backbone: str, weights: str | None, revision: str | None) -> st
     """Hash a backbone's weights and configuration.
 
     Raises:
-        MissingError: they are not there.
+        MissingError: they are missing.
     """
     folder = backbones.locate(backbone, weights, revision)
-    found = sorted(path for pattern in ("*.safetensors", "*.json", "*.jinja") for path in folder.glob(pattern))
-    if not any(path.suffix == ".safetensors" for path in found):
+    paths = sorted(path for pattern in ("*.safetensors", "*.json", "*.jinja") for path in folder.glob(pattern))
+    if not any(path.suffix == ".safetensors" for path in paths):
         raise MissingError(f"--backbone {backbone}: there are no *.safetensors in {folder}")
-    return files_hash(found)
+    return files_hash(paths)
 
 
 @cache
@@ -96,12 +96,13 @@ def _check_footer(task: str, path: Path) -> None:
         read_metadata(path)
     except (ArrowException, OSError):
         raise MissingError(
-            f"task {task}: {path} is truncated or no parquet file; remove it and fetch it with dpbench data pull {task}"
+            f"task {task}: {path} is truncated or not a parquet file; remove it, "
+            f"then fetch it with dpbench data pull {task}"
         ) from None
 
 
 def _method_files(cell: Cell) -> dict[str, str]:
-    """Hash the weights of a method's own, where it has any."""
+    """Hash the method's own weight files, if it has any."""
     paths = registry.load(cell.method, cell.params).files(cell.backbone)
     return {"method_files": files_hash(paths)} if paths else {}
 

@@ -15,7 +15,7 @@ def load_backbone(manifest: Manifest, device: str) -> Backbone:
     """Load the backbone a manifest describes.
 
     Raises:
-        MissingError: the weights are not there.
+        MissingError: the weights are missing.
     """
     entry, protocol = manifest.backbone, manifest.protocol
     return backbones.load(

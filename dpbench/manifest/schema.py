@@ -19,13 +19,13 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _named(value: object) -> object:
-    """Let `name` stand for `{name: name}`."""
+def _expand_name(value: object) -> object:
+    """Expand a bare name to `{name: name}`."""
     return {"name": value} if isinstance(value, str) else value
 
 
-def _known_to(find: Callable[[str], object]) -> AfterValidator:
-    """Refuse a name that is not known, at its place in the manifest."""
+def _registered_in(find: Callable[[str], object]) -> AfterValidator:
+    """Return a validator that rejects unknown names, so that the error points to the name in the manifest."""
 
     def check(name: str) -> str:
         try:
@@ -37,9 +37,9 @@ def _known_to(find: Callable[[str], object]) -> AfterValidator:
     return AfterValidator(check)
 
 
-_BackboneName = Annotated[str, _known_to(backbones.find)]
-_MethodName = Annotated[str, _known_to(registry.find)]
-_TaskName = Annotated[str, _known_to(tasks.find)]
+_BackboneName = Annotated[str, _registered_in(backbones.find)]
+_MethodName = Annotated[str, _registered_in(registry.find)]
+_TaskName = Annotated[str, _registered_in(tasks.find)]
 
 
 def _batch_size(value: object) -> object:
@@ -49,7 +49,7 @@ def _batch_size(value: object) -> object:
 
 
 def _valid_budget(field: str) -> AfterValidator:
-    """Refuse a count or a rate that `BudgetRequest` refuses."""
+    """Return a validator that rejects what `BudgetRequest` rejects, with its message."""
 
     def check(value: Any) -> Any:
         try:
@@ -97,7 +97,7 @@ class Budgets(_Strict):
         return self
 
     def requests(self) -> list[BudgetRequest]:
-        """Return every budget."""
+        """Return the budgets in order."""
         if self.keep is not None:
             return [BudgetRequest(keep=keep) for keep in self.keep]
         return [BudgetRequest(prune_rate=rate) for rate in self.prune_rate or []]
@@ -138,14 +138,14 @@ class Manifest(_Strict):
     """A comparison: one backbone, several methods at several budgets on several tasks."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    backbone: Annotated[BackboneEntry, BeforeValidator(_named)]
-    methods: list[Annotated[MethodEntry, BeforeValidator(_named)]] = Field(min_length=1)
+    backbone: Annotated[BackboneEntry, BeforeValidator(_expand_name)]
+    methods: list[Annotated[MethodEntry, BeforeValidator(_expand_name)]] = Field(min_length=1)
     budgets: Budgets | None = None
     tasks: list[_TaskName] = Field(default_factory=lambda: list(tasks.TASKS), min_length=1)
     protocol: Protocol = Protocol()
 
     @model_validator(mode="after")
-    def _known(self) -> Manifest:
+    def _consistent(self) -> Manifest:
         family = backbones.find(self.backbone.name)
         self._no_setting_without_effect(family)
         if self.budgets is None and any(method.name != "none" for method in self.methods):
@@ -161,16 +161,16 @@ class Manifest(_Strict):
         return [EVERYTHING] if method == "none" or self.budgets is None else self.budgets.requests()
 
     def _no_setting_without_effect(self, family: backbones.Family) -> None:
-        name, given = self.backbone.name, self.protocol
+        name, protocol = self.backbone.name, self.protocol
         for setting, usual in (("anyres", "per-view"), ("newline", "drop")):
-            if not family.tiles and getattr(given, setting) != usual:
-                raise ConfigError(f"protocol.{setting}: {name} has one view and no tiles; leave it out")
+            if not family.tiles and getattr(protocol, setting) != usual:
+                raise ConfigError(f"protocol.{setting}: {name} has one view and no tiles; remove it")
         for setting in ("min_pixels", "max_pixels"):
-            if not family.native_resolution and getattr(given, setting) is not None:
-                raise ConfigError(f"protocol.{setting}: {name} reads images at a size of its own; leave it out")
-        if (given.min_pixels or 0) > (given.max_pixels or float("inf")):
-            raise ConfigError(f"protocol: min_pixels {given.min_pixels} is more than max_pixels {given.max_pixels}")
-        if given.prompt == "vicuna_v1" and family.prompt != "vicuna_v1":
+            if not family.native_resolution and getattr(protocol, setting) is not None:
+                raise ConfigError(f"protocol.{setting}: {name} reads images at a size of its own; remove it")
+        if (protocol.min_pixels or 0) > (protocol.max_pixels or float("inf")):
             raise ConfigError(
-                f"protocol.prompt: vicuna_v1 is LLaVA-1.5's conversation, {name} has another; leave it out"
+                f"protocol: min_pixels {protocol.min_pixels} is more than max_pixels {protocol.max_pixels}"
             )
+        if protocol.prompt == "vicuna_v1" and family.prompt != "vicuna_v1":
+            raise ConfigError(f"protocol.prompt: vicuna_v1 is LLaVA-1.5's conversation, {name} has another; remove it")

@@ -1,7 +1,6 @@
-"""The source files that can change an answer: whole packages, a method, and whatever of dpbench these import. No torch.
+"""Find the source files that can change an answer: packages, a method, and what these import of dpbench. No torch.
 
-Nothing is listed by hand: imports are followed in the source, those inside functions included, those that only type
-checkers read left out. Docstrings and comments do not count.
+Imports are followed in the source, also inside functions, but not under `if TYPE_CHECKING:`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from pathlib import Path
 PACKAGES = ("engine", "backbones", "tasks")
 """Packages of dpbench whose modules can all change an answer."""
 CONTRACT = ("dpbench.method", "dpbench.schedule", "dpbench.budget")
-"""What methods are written against."""
+"""The modules that methods are written against."""
 EXEMPT = ("dpbench.errors", "dpbench.storage", "dpbench.manifest", "dpbench.registry")
 """Modules and packages that cannot change an answer: messages, files, and what a cell's own fields say."""
 
@@ -44,16 +43,16 @@ def _modules_in(package: str) -> Iterator[str]:
 @cache
 def _closure(modules: tuple[str, ...], tops: frozenset[str]) -> tuple[Path, ...]:
     """Follow imports inside the top-level packages `tops`."""
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
-        path = None if name in found or is_exempt(name) else _path_of(name)
+        path = None if name in paths or is_exempt(name) else _path_of(name)
         if path is not None:
-            found[name] = path
+            paths[name] = path
             waiting += [other for other in imported_modules(path, name) if other.partition(".")[0] in tops]
             waiting.append(name.rpartition(".")[0] or name)  # importing a module runs its package's __init__ too
-    return tuple(sorted(set(found.values())))
+    return tuple(sorted(set(paths.values())))
 
 
 def is_exempt(module: str) -> bool:
@@ -74,7 +73,7 @@ def _path_of(module: str) -> Path | None:
 
 @cache
 def _folders_of(top: str) -> tuple[str, ...]:
-    """Return the folders of a top-level package; of a module that is a file, none."""
+    """Return the folders of a top-level package, or none if it is a single file."""
     spec = importlib.util.find_spec(top)
     return tuple(spec.submodule_search_locations or ()) if spec is not None else ()
 
