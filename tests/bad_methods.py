@@ -127,7 +127,7 @@ REASONS = {
     InsideOutside: "ValueError: InsideOutside.select: an index is not one of the visual rows",
     InsideUndefined: "ValueError: InsideUndefined.select: scores are NaN",
     InsideTooMany: "ValueError: InsideTooMany.select: 6 rows at a cut to 5 of 144",
-    NeverCuts: "ValueError: NeverCuts.cuts: Cut(layer=6, keep=1, probe=0, merged=0) is not behind",
+    NeverCuts: "ValueError: NeverCuts.cuts: Cut(layer=6, keep=1, probe=0, merged=0) must come after",
 }
 """The reason that a run prints for each."""
 
