@@ -119,7 +119,7 @@ def _gpu() -> Rows:
 
     gpu: dict[str, Any] = environment("cuda")
     free, total = torch.cuda.mem_get_info()
-    with nvml.opened() as handle:
+    with nvml.open_gpu() as handle:
         reading = nvml.read(handle)
     clock = f"{reading.clock_mhz} of {gpu['gpu_clock_max_mhz']} MHz"
     return [

@@ -58,7 +58,7 @@ def _gpu() -> dict[str, Any]:
 
     from dpbench.machine import nvml
 
-    with nvml.opened() as handle:
+    with nvml.open_gpu() as handle:
         return {
             "gpu": pynvml.nvmlDeviceGetName(handle),
             "gpu_memory_bytes": pynvml.nvmlDeviceGetMemoryInfo(handle).total,

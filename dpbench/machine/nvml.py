@@ -38,8 +38,8 @@ class Reading:
 
 
 @contextmanager
-def opened() -> Iterator[Any]:
-    """Open NVML and give the handle of torch's current GPU."""
+def open_gpu() -> Iterator[Any]:
+    """Open NVML and yield the handle of torch's current GPU."""
     import pynvml
     import torch
 

@@ -73,7 +73,7 @@ def profile_manifest(manifest: Manifest, out: Path, settings: Settings, *, devic
     started = datetime.now(UTC).isoformat(timespec="seconds")
     path = out / manifest.name / "profile.jsonl"
     profiles = []
-    with torch.inference_mode(), nvml.opened() if device.startswith("cuda") else nullcontext() as handle:
+    with torch.inference_mode(), nvml.open_gpu() if device.startswith("cuda") else nullcontext() as handle:
         rates = roofline.measure_rates(backbone.device, backbone.dtype)
         session = ProfileSession(backbone, settings, console, handle, machine, started, rates)
         session.idle_w = energy.idle_watts(handle) if handle else None
