@@ -32,7 +32,7 @@ class CellFlags:
         prune_rate: shares of visual tokens to remove.
         budget_kind: what budgets count inside the LLM.
         tasks: names.
-        placement: fields of `BackboneEntry`.
+        backbone_fields: fields of `BackboneEntry`.
         protocol: fields of `Protocol`.
     """
 
@@ -43,7 +43,7 @@ class CellFlags:
     prune_rate: Sequence[float] = ()
     budget_kind: str | None = None
     tasks: Sequence[str] | None = None
-    placement: Given = field(default_factory=dict)
+    backbone_fields: Given = field(default_factory=dict)
     protocol: Given = field(default_factory=dict)
 
     def budgets(self) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def build_manifest(path: Path | None, flags: CellFlags) -> Manifest:
         data |= _on_backbone(flags.backbone, loaded)
     added = flags.fields()
     data |= added | {"protocol": data["protocol"] | added["protocol"]}
-    data["backbone"] |= flags.placement
+    data["backbone"] |= flags.backbone_fields
     return make_manifest(data, source=str(path))
 
 
@@ -193,7 +193,7 @@ def from_flags(name: str, flags: CellFlags, methods: Sequence[str]) -> Manifest:
         raise ConfigError("--param belongs to one method; give one --method, or a manifest")
     data: dict[str, Any] = {
         "name": name,
-        "backbone": {"name": flags.backbone, **flags.placement},
+        "backbone": {"name": flags.backbone, **flags.backbone_fields},
         "methods": [{"name": method, "params": params} for method in methods],
     }
     if budgets := flags.budgets():

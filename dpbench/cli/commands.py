@@ -54,14 +54,14 @@ app.add_typer(toy_commands.app, name="toy")
 
 
 @app.command()
-@with_flags(placement=BackboneEntry, protocol=Protocol)
+@with_flags(backbone_fields=BackboneEntry, protocol=Protocol)
 def run(
     manifest: Manifest = None,
     method: MethodName = None,
     param: Params = None,
     backbone: BackboneName = None,
     *,
-    placement: Given,
+    backbone_fields: Given,
     keep: Keep = None,
     prune_rate: PruneRate = None,
     budget_kind: Kind = None,
@@ -79,7 +79,7 @@ def run(
 ) -> None:
     """Answer and score every cell that has no record yet; `accelerate launch -m dpbench run ...` uses several GPUs."""
     from dpbench.cli import arguments
-    from dpbench.evaluation import merging, sharding
+    from dpbench.evaluation import launch, sharding
     from dpbench.evaluation.plan import plan
 
     flags = arguments.CellFlags(
@@ -90,16 +90,16 @@ def run(
         prune_rate=[prune_rate] if prune_rate is not None else [],
         budget_kind=budget_kind,
         tasks=arguments.split_names(tasks) if tasks is not None else None,
-        placement=placement,
+        backbone_fields=backbone_fields,
         protocol={**protocol, **({"ocr": prompt_source == "llava"} if prompt_source else {})},
     )
     grid, part = arguments.build_manifest(manifest, flags), sharding.requested_shard(num_shards, shard)
     root, cache = arguments.find_data_root(grid, data_root), arguments.parse_bytes("--feature-cache", feature_cache)
     if dry_run:
-        typer.echo(messages.plan(plan(grid, out, root)))
+        typer.echo(messages.format_plan(plan(grid, out, root)))
         return
-    outcome = merging.run(grid, out, root, part, device=device.value, feature_cache=cache, wait=not no_wait)
-    typer.echo(messages.outcome(outcome, out / grid.name, part), err=True)
+    outcome = launch.run(grid, out, root, part, device=device.value, feature_cache=cache, wait=not no_wait)
+    typer.echo(messages.format_outcome(outcome, out / grid.name, part), err=True)
     raise typer.Exit(0 if outcome.is_complete else 1)
 
 
@@ -113,7 +113,7 @@ def merge(
     from dpbench.evaluation import merging
 
     outcome = merging.merge(run, arguments.find_data_root(merging.load_run_manifest(run), data_root))
-    typer.echo(messages.outcome(outcome, run), err=True)
+    typer.echo(messages.format_outcome(outcome, run), err=True)
     raise typer.Exit(0 if outcome.is_complete else 1)
 
 
@@ -137,18 +137,18 @@ def train(
     recipe = train_arguments.build_recipe(backbone, settings, param or [])
     ended = train_scorer(recipe, train_arguments.scorer_folder(recipe, out), resume=resume, device=device.value)
     if ended.is_main_process:
-        typer.echo(messages.trained(recipe, ended), err=True)
+        typer.echo(messages.format_training(recipe, ended), err=True)
 
 
 @app.command()
-@with_flags(placement=BackboneEntry, protocol=Protocol, without=("batch_size", "limit"))
+@with_flags(backbone_fields=BackboneEntry, protocol=Protocol, without=("batch_size", "limit"))
 def profile(
     manifest: Manifest = None,
     method: Several = None,
     param: Params = None,
     backbone: BackboneName = None,
     *,
-    placement: Given,
+    backbone_fields: Given,
     keep: Annotated[list[str] | None, typer.Option(help="Visual tokens to keep; several with commas.")] = None,
     prune_rate: Annotated[list[str] | None, typer.Option(help="Share to remove; several with commas.")] = None,
     budget_kind: Kind = None,
@@ -190,7 +190,7 @@ def profile(
         keep=arguments.split_numbers("--keep", keep or [], int),
         prune_rate=arguments.split_numbers("--prune-rate", prune_rate or [], float),
         budget_kind=budget_kind,
-        placement=placement,
+        backbone_fields=backbone_fields,
         protocol=protocol,
     )
     profile_flags = profile_arguments.ProfileFlags(
@@ -261,13 +261,13 @@ def report(
 
 
 @app.command()
-@with_flags(placement=BackboneEntry, protocol=Protocol, only=("weights", "revision", "dtype"))
+@with_flags(backbone_fields=BackboneEntry, protocol=Protocol, only=("weights", "revision", "dtype"))
 def visualize(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
     method: Annotated[list[str], typer.Option("--method", help="Methods, comma-separated.")],
     backbone: Annotated[str, typer.Option("--backbone", help="Backbone; see `dpbench list backbones`.")] = "toy-llava",
     *,
-    placement: Given,
+    backbone_fields: Given,
     keep: Keep = None,
     prune_rate: PruneRate = None,
     question: Annotated[str, typer.Option(help="What methods that read it are asked.")] = "Describe the image.",
@@ -290,7 +290,7 @@ def visualize(
         question=question,
         show=arguments.split_names(show or []),
         device=device.value,
-        **placement,
+        **backbone_fields,
         **protocol,
     )
     typer.echo(decisions.draw(picture_request), err=True)
@@ -307,7 +307,7 @@ def check(
     from dpbench.conformance.report import run_checks
 
     report = run_checks(method, param or [], backbone or (), goldens)
-    typer.echo(messages.conformance(report))
+    typer.echo(messages.format_conformance(report))
     raise typer.Exit(0 if report.passed else 1)
 
 
@@ -333,5 +333,5 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as stop:
         if stop.code in (stopping.INTERRUPTED, stopping.TERMINATED):
-            typer.echo(messages.stopped(sys.argv[1:], getattr(stop, "flags", ())), err=True)
+            typer.echo(messages.format_stop(sys.argv[1:], getattr(stop, "flags", ())), err=True)
         raise

@@ -25,7 +25,7 @@ def data_pull(
     from dpbench.tasks.data.pull import pull
 
     for fetched in pull(task or (), to, revision):
-        typer.echo(messages.pulled(fetched))
+        typer.echo(messages.format_download(fetched))
 
 
 @app.command("verify")

@@ -24,13 +24,13 @@ def list_methods(
         rows = [(name, f"{system.reason} ({system.paper})") for name, system in load_cited().items()]
     else:
         rows = [(name, registry.summary(name)) for name in registry.methods()]
-    typer.echo(messages.two_columns(rows))
+    typer.echo(messages.format_columns(rows))
 
 
 @app.command("backbones")
 def list_backbones() -> None:
     """List the backbones."""
-    typer.echo(messages.backbone_table())
+    typer.echo(messages.format_backbone_table())
 
 
 @app.command("tasks")
@@ -38,7 +38,7 @@ def list_tasks(data_root: DataRoot = None) -> None:
     """List the benchmarks: data and whether it is there, size, metric, and what a score may be compared to."""
     from dpbench.tasks.data.root import require_root
 
-    typer.echo(messages.task_table(require_root(data_root)))
+    typer.echo(messages.format_task_table(require_root(data_root)))
 
 
 @app.command("manifests")
@@ -46,4 +46,4 @@ def list_manifests() -> None:
     """List the shipped manifests."""
     from dpbench.manifest.reading import shipped
 
-    typer.echo(messages.two_columns((name, messages.first_comment(path)) for name, path in shipped().items()))
+    typer.echo(messages.format_columns((name, messages.read_first_comment(path)) for name, path in shipped().items()))

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from dpbench.conformance.report import Report
     from dpbench.diffprune.recipe import Recipe
     from dpbench.diffprune.train import Ended
-    from dpbench.evaluation.plan import Outcome, Plan
+    from dpbench.evaluation.outcome import Outcome
+    from dpbench.evaluation.plan import Plan
     from dpbench.tasks.data.pull import Pulled
 
 
-def stopped(arguments: Sequence[str], flags: Sequence[str] = ()) -> str:
+def format_stop(arguments: Sequence[str], flags: Sequence[str] = ()) -> str:
     """Return what a stopped command prints: the command that continues it.
 
     Args:
@@ -32,14 +33,14 @@ def stopped(arguments: Sequence[str], flags: Sequence[str] = ()) -> str:
     return f"stopped; what was finished is kept, go on with: {command}"
 
 
-def plan(planned: Plan) -> str:
+def format_plan(planned: Plan) -> str:
     """List a plan's cells: those to run, those that are done, and the folder for the results."""
     lines = [f"run    {cell.id}  {cell.label}" for cell in planned.pending]
     lines += [f"done   {record.cell_id}  {record.cell['method']} on {record.cell['task']}" for record in planned.done]
     return "\n".join([*lines, f"{len(planned.pending)} cells to run, {len(planned.done)} done, in {planned.folder}"])
 
 
-def outcome(ended: Outcome, folder: Path, shard: Shard = WHOLE) -> str:
+def format_outcome(ended: Outcome, folder: Path, shard: Shard = WHOLE) -> str:
     """Return which samples failed, what the feature cache saved, how many records were added, and what to do next."""
     lines = [
         f"{record.num_failed} of {record.num_samples} samples failed: {record.cell['method']} on {record.cell['task']} "
@@ -63,14 +64,14 @@ def outcome(ended: Outcome, folder: Path, shard: Shard = WHOLE) -> str:
     return "\n".join([*lines, f"{len(ended.added)} records added; see: dpbench report --run {folder}"])
 
 
-def two_columns(rows: Iterable[tuple[str, str]]) -> str:
+def format_columns(rows: Iterable[tuple[str, str]]) -> str:
     """Align names and descriptions."""
     rows = list(rows)
     width = max((len(name) for name, _ in rows), default=0)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
 
 
-def backbone_table() -> str:
+def format_backbone_table() -> str:
     """Return the backbones as a table."""
     heads = ("name", "what", "parameters", "visual tokens", "default weights", "signals of the tower")
     rows = [
@@ -80,7 +81,7 @@ def backbone_table() -> str:
     return tabulate(rows, heads, "plain", disable_numparse=True)
 
 
-def task_table(data_root: Path | None) -> str:
+def format_task_table(data_root: Path | None) -> str:
     """Return the benchmarks and their variants as a table, with the place of their data and whether it is present.
 
     Args:
@@ -106,7 +107,7 @@ def task_table(data_root: Path | None) -> str:
     return f"{table}\n\nData is looked for in {place}; fetch what is missing with: dpbench data pull TASK"
 
 
-def conformance(report: Report) -> str:
+def format_conformance(report: Report) -> str:
     """Return what `dpbench check` prints: the suite's table, then the golden vectors."""
     from dpbench.conformance import suite
 
@@ -121,17 +122,17 @@ def conformance(report: Report) -> str:
     return "\n".join(lines)
 
 
-def first_comment(path: Path) -> str:
+def read_first_comment(path: Path) -> str:
     """Return the comment on the first line of a manifest."""
     return path.read_text(encoding="utf-8").split("\n")[0].removeprefix("#").strip()
 
 
-def pulled(fetched: Pulled) -> str:
+def format_download(fetched: Pulled) -> str:
     """Return one line about a benchmark's fetched data."""
     return f"{fetched.origin.label}: {len(fetched.origin.files)} files, {fetched.size}, in {fetched.folder}"
 
 
-def trained(recipe: Recipe, ended: Ended) -> str:
+def format_training(recipe: Recipe, ended: Ended) -> str:
     """Return what a finished training prints, with the command that uses its scorer."""
     keep = recipe.keep.split(",")[0]
     budget = f"--keep {keep}" if keep.isdigit() else f"--prune-rate {1 - float(keep.split('-')[0]):g}"

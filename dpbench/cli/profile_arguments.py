@@ -90,7 +90,7 @@ def build_comparison(path: Path | None, flags: CellFlags, name: str) -> Manifest
         keep=keep,
         prune_rate=flags.prune_rate,
         budget_kind=flags.budget_kind,
-        placement=flags.placement,
+        backbone_fields=flags.backbone_fields,
         protocol=flags.protocol,
     )
     return from_flags(name, complete, flags.methods or ordered_methods())

@@ -47,7 +47,7 @@ def optimizer_step(
     lr = learning_rate(setup.recipe, progress.step, setup.num_steps)
     tau = cosine(*setup.recipe.tau, progress.step / setup.num_steps)
     setup.optimizer.param_groups[0]["lr"] = lr
-    loss, mass = accumulate_gradient(setup, progress, examples, tau)
+    loss, mass = reduce_and_clip_gradient(setup, progress, examples, tau)
     if not math.isfinite(loss):
         raise DpbenchError(f"the loss is {loss} at step {progress.step + 1}; lower --param lr, or --dtype float32")
     with interruption.uninterrupted():
@@ -56,14 +56,16 @@ def optimizer_step(
     return {"step": progress.step, "loss": loss, "tau": tau, "lr": lr, "mass_on_top_k": mass}
 
 
-def accumulate_gradient(setup: Setup, progress: Progress, examples: list[Example], tau: float) -> tuple[float, float]:
+def reduce_and_clip_gradient(
+    setup: Setup, progress: Progress, examples: list[Example], tau: float
+) -> tuple[float, float]:
     """Set and clip the gradient of the mean loss per caption token, over all processes.
 
     Returns:
         That loss, and the share of the budget's mass on the hard top k.
     """
     accelerator = setup.accelerator
-    sums = run_within_memory(partial(sum_gradients, setup, progress, examples, tau), progress, setup.console)
+    sums = run_within_memory(partial(accumulate_gradient, setup, progress, examples, tau), progress, setup.console)
     total, count, mass = accelerator.reduce(sums, "sum").tolist()
     for parameter in setup.parameters:
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -72,7 +74,7 @@ def accumulate_gradient(setup: Setup, progress: Progress, examples: list[Example
     return total / max(count, 1), mass / accelerator.num_processes
 
 
-def sum_gradients(setup: Setup, progress: Progress, examples: list[Example], tau: float) -> Tensor:
+def accumulate_gradient(setup: Setup, progress: Progress, examples: list[Example], tau: float) -> Tensor:
     """Add up the gradients of this process's examples, from zero.
 
     Returns:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dpbench.errors import ConfigError
 from dpbench.evaluation import runner, sharding
-from dpbench.evaluation.plan import Outcome, plan
-from dpbench.evaluation.scoring import AnsweredCell, finish, tidy
+from dpbench.evaluation.outcome import Outcome
+from dpbench.evaluation.plan import plan
+from dpbench.evaluation.scoring import CellAnswers, finish, sort_and_pack_records
 from dpbench.manifest.reading import load_manifest
 from dpbench.manifest.schema import Manifest
 from dpbench.storage import files
@@ -50,7 +49,7 @@ def merge(folder: Path, data_root: Path | None) -> Outcome:
         built_tasks = runner.build_tasks(planned)
         for cell in planned.pending:
             task = built_tasks[cell.task]
-            answered = AnsweredCell(cell, sharding.join_journals(folder, cell.id), task.requests)
+            answered = CellAnswers(cell, sharding.join_journals(folder, cell.id), task.requests)
             num_answers, num_requests = len(answered.answers), len(task.requests)
             if num_answers < num_requests:
                 unfinished.append((cell.label, num_answers, num_requests))
@@ -58,7 +57,7 @@ def merge(folder: Path, data_root: Path | None) -> Outcome:
                 record = finish(folder, answered, task, _load_environment(folder))
                 added += [record] if record else []
         if added:
-            tidy(folder)
+            sort_and_pack_records(folder)
     return Outcome(tuple(added), planned.done, tuple(unfinished))
 
 
@@ -66,40 +65,3 @@ def _load_environment(folder: Path) -> dict[str, Any]:
     """Return the environment that the last shard wrote, without software versions, which a record holds apart."""
     environment: dict[str, Any] = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     return {name: value for name, value in environment.items() if name != "versions"}
-
-
-def run(
-    manifest: Manifest,
-    out: Path,
-    data_root: Path | None,
-    shard: sharding.Shard,
-    *,
-    device: str,
-    feature_cache: int,
-    wait: bool,
-) -> Outcome:
-    """Run a manifest, or a shard of it; under a launcher, the first process merges the answers of all.
-
-    Args:
-        manifest: what to run.
-        out: results go to `out/<manifest name>/`.
-        data_root: folder with the benchmarks' data, or None for the hub's cache.
-        shard: this process's part.
-        device: "auto", "cpu" or "cuda".
-        feature_cache: bytes of encoded images to keep for later questions about them.
-        wait: wait for another process that holds this run's folder, instead of raising.
-
-    Raises:
-        DpbenchError: as `dpbench.evaluation.runner.run` and `merge` do.
-    """
-    is_launched = sharding.launcher_shard() is not None
-    if is_launched:
-        sharding.select_device()
-    with sharding.process_group() if is_launched else nullcontext():
-        outcome = runner.run(
-            manifest, out, data_root, device=device, feature_cache=feature_cache, shard=shard, wait=wait
-        )
-    if not is_launched or shard.number:
-        return outcome
-    merged = merge(out / manifest.name, data_root)
-    return replace(merged, failed=outcome.failed, feature_cache=outcome.feature_cache)

@@ -24,8 +24,9 @@ from rich.text import Text
 
 from dpbench.errors import DpbenchError
 from dpbench.evaluation.failed_cells import FailedCells
-from dpbench.evaluation.plan import Outcome, Plan, plan
-from dpbench.evaluation.scoring import AnsweredCell, finish, tidy
+from dpbench.evaluation.outcome import Outcome
+from dpbench.evaluation.plan import Plan, plan
+from dpbench.evaluation.scoring import CellAnswers, finish, sort_and_pack_records
 from dpbench.evaluation.sharding import WHOLE, Shard, hold_folder, join_journals
 from dpbench.machine.device import keep_freed_memory, pick_device
 from dpbench.machine.environment import environment, versions
@@ -95,7 +96,7 @@ def run(
             if shard == WHOLE:
                 added += _finish(job, task, failed, environment(device))
         if added:
-            tidy(folder)
+            sort_and_pack_records(folder)
         return Outcome(tuple(added), planned.done, failed=failed.all, feature_cache=job.cache.counts)
 
 
@@ -147,11 +148,11 @@ class _Job:
         """Return how many answers the cells need from this process."""
         return sum(len(self.requests[active.cell.task]) for active in self.cells)
 
-    def answered(self, task: str) -> Iterator[AnsweredCell]:
+    def answered(self, task: str) -> Iterator[CellAnswers]:
         """Yield a task's cells, to be called when all are answered."""
         for active in self.cells:
             if active.cell.task == task:
-                yield AnsweredCell(active.cell, active.journal, self.tasks[task].requests)
+                yield CellAnswers(active.cell, active.journal, self.tasks[task].requests)
 
 
 def _load_job(planned: Plan, device: str, shard: Shard, cache: FeatureCache, failed: FailedCells) -> _Job:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class AnsweredCell:
+class CellAnswers:
     """A cell, its journal, and the requests of its samples."""
 
     cell: Cell
@@ -35,7 +35,7 @@ class AnsweredCell:
         return [self.journal.answers[key] for key in keys if key in self.journal.answers]
 
 
-def finish(folder: Path, answered: AnsweredCell, built: BuiltTask, environment: Mapping[str, Any]) -> Record | None:
+def finish(folder: Path, answered: CellAnswers, built: BuiltTask, environment: Mapping[str, Any]) -> Record | None:
     """Score a cell whose journal is complete, and append its record.
 
     If only a server can score the task, there is no record: the answers are written to `submissions/` for upload.
@@ -62,7 +62,7 @@ def submission_path(folder: Path, cell: Cell) -> Path:
     return folder / "submissions" / f"{cell.id}.json"
 
 
-def tidy(folder: Path) -> None:
+def sort_and_pack_records(folder: Path) -> None:
     """Sort a run's records, and pack what each sample contributes to the scores into one small file."""
     from dpbench.storage import contributions
 
@@ -70,7 +70,7 @@ def tidy(folder: Path) -> None:
     contributions.pack(folder)
 
 
-def _build_record(answered: AnsweredCell, built: BuiltTask, environment: Mapping[str, Any]) -> Record:
+def _build_record(answered: CellAnswers, built: BuiltTask, environment: Mapping[str, Any]) -> Record:
     cell, answers = answered.cell, answered.answers
     metrics, score = _score(answered, built)
     counts = [answer.visual_tokens for answer in answers if answer.visual_tokens]
@@ -93,7 +93,7 @@ def _build_record(answered: AnsweredCell, built: BuiltTask, environment: Mapping
     )
 
 
-def _score(answered: AnsweredCell, built: BuiltTask) -> tuple[Mapping[str, float], float]:
+def _score(answered: CellAnswers, built: BuiltTask) -> tuple[Mapping[str, float], float]:
     """Score all answers of a task with lmms-eval; return its metrics and the score in percent."""
     from dpbench.tasks import lmms_eval_adapter
 

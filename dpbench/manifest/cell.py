@@ -15,7 +15,7 @@ from dpbench import backbones, registry
 from dpbench.budget import BudgetRequest
 from dpbench.manifest.schema import BackboneEntry, Manifest, Protocol
 
-PLACEMENT_FIELDS = tuple(name for name in BackboneEntry.model_fields if name not in ("name", "device_map"))
+WEIGHTS_FIELDS = tuple(name for name in BackboneEntry.model_fields if name not in ("name", "device_map"))
 """Fields of a backbone entry that identify a cell; where layers are placed does not."""
 PROTOCOL_FIELDS = tuple(name for name in Protocol.model_fields if name not in ("batch_size", "seeds"))
 """Fields of a protocol that identify a cell; a cell has one seed, and any batch size gives the same answers."""
@@ -56,7 +56,7 @@ class Cell:
         """Return the flat mapping that a record holds."""
         return {
             "backbone": self.entry.name,
-            **{name: getattr(self.entry, name) for name in PLACEMENT_FIELDS},
+            **{name: getattr(self.entry, name) for name in WEIGHTS_FIELDS},
             "method": self.method,
             "params": dict(self.params),
             "keep": self.budget.keep,

@@ -14,11 +14,11 @@ from typing import Any
 from dpbench import tasks
 from dpbench.budget import BudgetRequest
 from dpbench.errors import ConfigError, RecordError, format_value
-from dpbench.manifest.cell import PLACEMENT_FIELDS, PROTOCOL_FIELDS
+from dpbench.manifest.cell import PROTOCOL_FIELDS, WEIGHTS_FIELDS
 from dpbench.storage import plain_yaml, record
 from dpbench.storage.record import Profile, Record
 
-SHARED = ("backbone", *(name for name in PLACEMENT_FIELDS if name != "weights"), *PROTOCOL_FIELDS, "budget_kind")
+SHARED = ("backbone", *(name for name in WEIGHTS_FIELDS if name != "weights"), *PROTOCOL_FIELDS, "budget_kind")
 """Cell fields that must agree within one table; weights are compared by their hash."""
 KINDS: Mapping[str, type | UnionType] = {
     **dict.fromkeys(("task", "method", "backbone"), str),

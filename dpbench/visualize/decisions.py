@@ -78,7 +78,7 @@ def _decide_one(
     backbone: Backbone, image: Image.Image, name: str, rule: decision.Rule, question: str
 ) -> Iterator[Kept]:
     method, selected = record_selections(registry.load(name).bind(backbone))
-    prompt = decision.build_prompt(backbone, method, [image], question, rule)
+    prompt = decision.build_unpruned_prompt(backbone, method, [image], question, rule)
     (features,) = backbone.encode(prompt.pixels, method.needs(backbone.provides))
     generators = [decision.image_generator(0, SAMPLE, 0)]
     spliced = pruned_prompt.splice(backbone, method, prompt, [features], generators, rule)
@@ -89,7 +89,7 @@ def _decide_one(
         yield _build_decision(f"{name}\n", sheet, features, before, all_tokens, count_mixed(backbone, features, before))
         return
     (rows,) = spliced.tokens
-    with forward.prune(backbone, method, [spliced]):
+    with forward.drop_inside_llm(backbone, method, [spliced]):
         batch = forward.collate([spliced])
         backbone.logits(batch.embeds_BLD, None, batch.positions_PBL, last=True)
     for cut, reduction in zip(spliced.cuts, selected, strict=True):

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from dpbench.cli import messages
 from dpbench.cli.commands import app
-from dpbench.evaluation import merging
-from dpbench.evaluation.plan import Outcome
+from dpbench.evaluation import launch
+from dpbench.evaluation.outcome import Outcome
 from dpbench.evaluation.sharding import Shard
 from dpbench.manifest.schema import Manifest
 from dpbench.storage.record import Record
@@ -38,7 +38,7 @@ def test_more_than_one_percent_without_an_answer_fails_the_run(
 ) -> None:
     outcome = Outcome((replace(RECORD, num_failed=num_failed),))
     assert outcome.is_complete == (exit_code == 0)
-    monkeypatch.setattr(merging, "run", lambda *_, **__: outcome)
+    monkeypatch.setattr(launch, "run", lambda *_, **__: outcome)
     done = CliRunner().invoke(app, COMMAND)
     assert done.exit_code == exit_code
     assert (f"{num_failed} of 200 samples failed: grid on pope" in done.output) == bool(num_failed)
@@ -56,7 +56,7 @@ def test_the_protocol_decides_on_ocr_tokens(
         manifests.append(manifest)
         return Outcome()
 
-    monkeypatch.setattr(merging, "run", run)
+    monkeypatch.setattr(launch, "run", run)
     assert CliRunner().invoke(app, [*COMMAND, *protocol]).exit_code == 0
     assert [manifest.protocol.ocr for manifest in manifests] == [ocr]
 
@@ -68,18 +68,18 @@ def test_one_bad_cell_is_not_hidden_by_many_good_ones() -> None:
 
 def test_the_outcome_says_what_the_cache_saved_and_what_comes_next() -> None:
     counted = Outcome((RECORD,), feature_cache={"hits": 150, "encoded": 50})
-    text = messages.outcome(counted, Path("results/x"))
+    text = messages.format_outcome(counted, Path("results/x"))
     assert "feature cache: 50 images encoded, 150 reused" in text
     assert text.endswith("1 records added; see: dpbench report --run results/x")
-    shard = messages.outcome(Outcome(), Path("results/x"), Shard(1, 4))
+    shard = messages.format_outcome(Outcome(), Path("results/x"), Shard(1, 4))
     assert shard == "shard 1-of-4 is done; after the last one: dpbench merge results/x"
     missing = Outcome(unfinished=(("grid @ 16 on pope", 3, 9),))
     assert not missing.is_complete
-    assert "not finished: grid @ 16 on pope, 3 of 9 answered" in messages.outcome(missing, Path("x"))
+    assert "not finished: grid @ 16 on pope, 3 of 9 answered" in messages.format_outcome(missing, Path("x"))
 
 
 def test_the_command_that_goes_on_is_quoted_and_gets_each_flag_once() -> None:
-    assert messages.stopped(["run", "my grid.yaml"]).endswith(": dpbench run 'my grid.yaml'")
+    assert messages.format_stop(["run", "my grid.yaml"]).endswith(": dpbench run 'my grid.yaml'")
     train = ["train", "--backbone", "toy-llava"]
-    assert messages.stopped(train, ["--resume"]).endswith(": dpbench train --backbone toy-llava --resume")
-    assert messages.stopped([*train, "--resume"], ["--resume"]).count("--resume") == 1
+    assert messages.format_stop(train, ["--resume"]).endswith(": dpbench train --backbone toy-llava --resume")
+    assert messages.format_stop([*train, "--resume"], ["--resume"]).count("--resume") == 1

@@ -88,7 +88,7 @@ def test_vectors_that_pass_are_counted() -> None:
     report = run_checks("holov", [], ("llava",), GOLDENS)
     assert report.passed
     assert (
-        messages.conformance(report).splitlines()[-1]
+        messages.format_conformance(report).splitlines()[-1]
         == f"{len(list(GOLDENS.glob('holov_*')))} of {len(list(GOLDENS.glob('holov_*')))} vectors"
     )
 

@@ -49,9 +49,9 @@ def test_a_signal_saves_after_the_step_and_names_the_flag_that_resumes(
     monkeypatch.undo()
     assert (stopped.value.code, stopped.value.flags) == (code, ("--resume",))
     assert [row["step"] for row in log_rows(out) if "loss" in row] == [1]
-    command = messages.stopped(small_command(out), stopped.value.flags)
+    command = messages.format_stop(small_command(out), stopped.value.flags)
     assert command.endswith(" --resume")
-    assert messages.stopped([*small_command(out), "--resume"], stopped.value.flags).count("--resume") == 1
+    assert messages.format_stop([*small_command(out), "--resume"], stopped.value.flags).count("--resume") == 1
     train_small(out, resume=True)
     assert result_of(out) == result_of(trained)
 
@@ -66,10 +66,10 @@ def test_a_training_stopped_before_its_first_checkpoint_has_nothing_to_resume(
     with pytest.raises(Stopped) as stopped:
         train_small(tmp_path / "early")
     assert (stopped.value.code, stopped.value.flags) == (130, ())
-    assert not messages.stopped(small_command(tmp_path), stopped.value.flags).endswith("--resume")
+    assert not messages.format_stop(small_command(tmp_path), stopped.value.flags).endswith("--resume")
 
 
-@pytest.mark.parametrize(("module", "name"), [(step, "sum_gradients"), (validation, "measure_losses")])
+@pytest.mark.parametrize(("module", "name"), [(step, "accumulate_gradient"), (validation, "measure_losses")])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_work_that_does_not_end_in_its_grace_is_dropped_and_done_again_on_resume(
     trained: Path,

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from dpbench.cli.commands import app
 from dpbench.errors import ConfigError
-from dpbench.evaluation import merging, plan, runner, sharding
+from dpbench.evaluation import merging, outcome, plan, runner, sharding
 from dpbench.evaluation.sharding import WHOLE, Shard
 from dpbench.manifest.reading import make_manifest
 from dpbench.manifest.schema import Manifest
@@ -43,7 +43,7 @@ def wanted(tiny_folder: Path) -> Manifest:
     )
 
 
-def run(wanted: Manifest, out: Path, shard: Shard = WHOLE) -> plan.Outcome:
+def run(wanted: Manifest, out: Path, shard: Shard = WHOLE) -> outcome.Outcome:
     return runner.run(wanted, out, TOY_DATA, device="cpu", console=QUIET, shard=shard)
 
 

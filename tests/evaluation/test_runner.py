@@ -15,7 +15,7 @@ from rich.console import Console
 from dpbench import registry
 from dpbench.engine import forward, shared_prefix
 from dpbench.errors import ConfigError
-from dpbench.evaluation import plan, runner
+from dpbench.evaluation import outcome, plan, runner
 from dpbench.manifest import fingerprint
 from dpbench.manifest.reading import make_manifest
 from dpbench.manifest.schema import Manifest
@@ -56,7 +56,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def run(manifest: Manifest, out: Path) -> plan.Outcome:
+def run(manifest: Manifest, out: Path) -> outcome.Outcome:
     return runner.run(manifest, out, TOY_DATA, device="cpu", console=QUIET)
 
 

@@ -80,4 +80,4 @@ def test_a_run_leaves_the_file_and_no_record(built: lmms_eval_adapter.BuiltTask,
         rows = json.loads(path.read_text())
         assert len(rows) == 3
         assert all(set(row) == {"question_id", "answer"} and row["answer"] for row in rows)
-    assert "submissions" in messages.outcome(outcome, tmp_path / "results" / "server")
+    assert "submissions" in messages.format_outcome(outcome, tmp_path / "results" / "server")

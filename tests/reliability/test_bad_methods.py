@@ -14,7 +14,7 @@ from rich.console import Console
 from dpbench import registry
 from dpbench.cli import commands
 from dpbench.errors import ConfigError, StorageError
-from dpbench.evaluation import plan, runner, scoring
+from dpbench.evaluation import outcome, runner, scoring
 from dpbench.evaluation.failed_cells import FailedCells
 from dpbench.manifest.cell import Cell, cells
 from dpbench.manifest.reading import make_manifest
@@ -36,7 +36,7 @@ def grid(folder: Path, methods: list[str], **protocol: Any) -> Manifest:
     return make_manifest(given | budgets | {"protocol": {"limit": 4, "batch_size": 2, **protocol}}, source="test")
 
 
-def run(wanted: Manifest, out: Path, output: io.StringIO | None = None) -> plan.Outcome:
+def run(wanted: Manifest, out: Path, output: io.StringIO | None = None) -> outcome.Outcome:
     return runner.run(wanted, out, TOY_DATA, device="cpu", console=Console(file=output or io.StringIO(), width=200))
 
 

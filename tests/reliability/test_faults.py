@@ -19,7 +19,7 @@ from rich.console import Console
 
 from dpbench.cli import commands
 from dpbench.errors import ConfigError, StorageError
-from dpbench.evaluation import plan, runner
+from dpbench.evaluation import outcome, runner
 from dpbench.manifest.reading import make_manifest
 from dpbench.manifest.schema import Manifest
 from dpbench.storage import files, record
@@ -110,7 +110,7 @@ def wanted(tiny_folder: Path) -> Manifest:
     return make_manifest(given | protocol, source="test")
 
 
-def run(wanted: Manifest, out: Path, **options: Any) -> plan.Outcome:
+def run(wanted: Manifest, out: Path, **options: Any) -> outcome.Outcome:
     return runner.run(wanted, out, TOY_DATA, device="cpu", console=QUIET, **options)
 
 

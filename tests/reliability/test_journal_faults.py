@@ -14,7 +14,7 @@ from rich.console import Console
 
 from dpbench.engine import shared_prefix
 from dpbench.errors import RecordError, StorageError
-from dpbench.evaluation import plan, runner
+from dpbench.evaluation import outcome, runner
 from dpbench.manifest.reading import make_manifest
 from dpbench.manifest.schema import Manifest
 from dpbench.storage import files
@@ -175,7 +175,7 @@ def wanted(tiny_folder: Path) -> Manifest:
 def test_a_run_answers_again_what_is_damaged_and_nothing_else(
     wanted: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run(out: Path) -> plan.Outcome:
+    def run(out: Path) -> outcome.Outcome:
         return runner.run(wanted, out, TOY_DATA, device="cpu", console=Console(quiet=True))
 
     (whole,) = run(tmp_path).added

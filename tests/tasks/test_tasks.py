@@ -47,7 +47,7 @@ def test_a_misspelt_task_is_told_the_nearest() -> None:
 
 
 def test_the_list_says_what_is_printed_and_what_is_there(tmp_path: Path) -> None:
-    lines = {line.split()[0]: line for line in messages.task_table(TOY_DATA).splitlines() if line.strip()}
+    lines = {line.split()[0]: line for line in messages.format_task_table(TOY_DATA).splitlines() if line.strip()}
     assert set(tasks.ALL) <= set(lines)
     assert " yes " in lines["gqa"]
     assert " no " in lines["vqav2_testdev"]
@@ -55,7 +55,7 @@ def test_the_list_says_what_is_printed_and_what_is_there(tmp_path: Path) -> None
     assert "0-2800" in lines["mme"]
     assert "sum" in lines["mme"]
     assert str(TOY_DATA) in lines["Data"]
-    missing = messages.task_table(tmp_path)
+    missing = messages.format_task_table(tmp_path)
     assert " yes " not in missing
     assert "dpbench data pull TASK" in missing
 

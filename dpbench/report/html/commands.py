@@ -14,11 +14,11 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from dpbench import backbones
-from dpbench.manifest.cell import PLACEMENT_FIELDS, PROTOCOL_FIELDS
+from dpbench.manifest.cell import PROTOCOL_FIELDS, WEIGHTS_FIELDS
 from dpbench.manifest.schema import BackboneEntry, Protocol
 
 _FIELDS: Mapping[str, FieldInfo] = {
-    **{name: BackboneEntry.model_fields[name] for name in PLACEMENT_FIELDS},
+    **{name: BackboneEntry.model_fields[name] for name in WEIGHTS_FIELDS},
     **{name: Protocol.model_fields[name] for name in PROTOCOL_FIELDS},
 }
 """What identifies a cell besides its backbone, method, budget, task and seed."""

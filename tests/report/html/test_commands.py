@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from dpbench.cli import commands, messages
 from dpbench.evaluation import plan
-from dpbench.manifest.cell import PLACEMENT_FIELDS, PROTOCOL_FIELDS, cells
+from dpbench.manifest.cell import PROTOCOL_FIELDS, WEIGHTS_FIELDS, cells
 from dpbench.manifest.reading import make_manifest
 from dpbench.manifest.schema import BackboneEntry, Manifest, Protocol
 from dpbench.report.html.commands import command
@@ -79,9 +79,9 @@ def test_every_field_of_a_cell_is_changed_in_some_case() -> None:
     for entries in CASES.values():
         manifest = manifest_of(entries)
         backbone, protocol = manifest.backbone, manifest.protocol
-        changed |= {n for n in PLACEMENT_FIELDS if getattr(backbone, n) != BackboneEntry.model_fields[n].default}
+        changed |= {n for n in WEIGHTS_FIELDS if getattr(backbone, n) != BackboneEntry.model_fields[n].default}
         changed |= {n for n in PROTOCOL_FIELDS if getattr(protocol, n) != Protocol.model_fields[n].default}
-    assert changed == {*PLACEMENT_FIELDS, *PROTOCOL_FIELDS}
+    assert changed == {*WEIGHTS_FIELDS, *PROTOCOL_FIELDS}
 
 
 @pytest.mark.parametrize(
