@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# tests start many processes: compiling the package anew in each would cost a second
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: quickstart test test-fast test-slow chaos check clean
 
@@ -10,7 +12,7 @@ quickstart: $(VENV)/.installed  ## install and compare eleven methods on the emb
 	$(BIN)/dpbench report --run results/quickstart
 
 test: check  ## everything CI runs: the static checks, then every test
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist worksteal
 
 test-fast: $(VENV)/.tested  ## the contract in under a minute: engine equalities, methods, layout, records
 	$(BIN)/pytest -n auto tests/test_*.py tests/baselines tests/engine tests/manifest tests/storage

@@ -80,6 +80,11 @@ def _folders_of(top: str) -> tuple[str, ...]:
 
 def imported_modules(path: Path, module: str) -> set[str]:
     """Return what a file imports at run time, by full name; `from a import b` gives `a` and `a.b`."""
+    return _imported_modules(path, module, path.stat().st_mtime_ns)
+
+
+@cache
+def _imported_modules(path: Path, module: str, _mtime_ns: int) -> set[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     names: set[str] = set()
@@ -105,8 +110,13 @@ def source_hash(paths: Iterable[Path]) -> str:
     """Hash source files by name and code; rewording a docstring or a comment runs no cell again."""
     digest = sha256()
     for path in paths:
-        digest.update(json.dumps([path.name, code_of(path.read_text(encoding="utf-8"))]).encode())
+        digest.update(_name_and_code(path, path.stat().st_mtime_ns))
     return digest.hexdigest()[:16]
+
+
+@cache
+def _name_and_code(path: Path, _mtime_ns: int) -> bytes:
+    return json.dumps([path.name, code_of(path.read_text(encoding="utf-8"))]).encode()
 
 
 def code_of(source: str) -> str:

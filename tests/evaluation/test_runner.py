@@ -165,9 +165,12 @@ def test_a_change_to_the_methods_source_runs_its_cells_again(
         return tuple(edited if path.name == edited.name else path for path in real(module))
 
     (source,) = (path for path in real(registry.find("holov").module) if path.name == edited.name)
-    edited.write_text(source.read_text() + "# changed\n")
     monkeypatch.setattr(fingerprint, "source_files", source_files)
-    assert [finished.cell["method"] for finished in run(both, tmp_path).added] == ["holov"]
+    for addition, answered in (("# a comment\n", []), ("CHANGED = True\n", ["holov"])):
+        edited.write_text(source.read_text() + addition)
+        fingerprint._source.cache_clear()
+        assert [record.cell["method"] for record in run(both, tmp_path).added] == answered
+    fingerprint._source.cache_clear()
 
 
 def test_a_cell_named_twice_runs_once(manifest: Manifest, tmp_path: Path) -> None:

@@ -52,7 +52,10 @@ def answers(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],  # Python's own, the same path
+)
 def test_a_stopped_run_answers_no_further_question_and_prints_the_command_that_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:

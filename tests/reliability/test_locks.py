@@ -144,6 +144,7 @@ def holder_of_run(out: Path) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow  # shards and merging are pinned by tests/evaluation/test_merging.py, in one process
 def test_two_shards_at_once_never_collide(tmp_path: Path) -> None:
     shards = [("--num-shards", "2", "--shard", str(number)) for number in range(2)]
     started = [dpbench("run", *CELL, "--out", str(tmp_path), *shard) for shard in shards]

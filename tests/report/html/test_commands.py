@@ -56,7 +56,7 @@ def parsed(text: str, monkeypatch: pytest.MonkeyPatch) -> Manifest:
     """Return the manifest that `dpbench run` plans for a command."""
     planned: list[Manifest] = []
     monkeypatch.setattr(plan, "plan", lambda manifest, *_: planned.append(manifest))
-    monkeypatch.setattr(messages, "plan", lambda _: "")
+    monkeypatch.setattr(messages, "format_plan", lambda _: "")
     program, *words = shlex.split(text)
     result = CliRunner().invoke(commands.app, [*words, "--dry-run"])
     assert (program, result.exit_code) == ("dpbench", 0), result.output
