@@ -7,7 +7,7 @@ import pytest
 from places import PACKAGE
 
 
-@pytest.mark.parametrize("what", ["batch", "--help"])
+@pytest.mark.parametrize("what", [pytest.param("batch", marks=pytest.mark.slow), "--help"])
 def test_the_throughput_of_random_weights_needs_no_lmms_eval(what: str) -> None:
     code = (
         "import runpy, sys\nsys.modules['lmms_eval'] = sys.modules['datasets'] = None\n"

@@ -87,6 +87,7 @@ def limited(size: int) -> Any:
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
+@pytest.mark.slow  # the run in one process: the tests of disks below, and tests/storage
 def test_a_full_disk_is_a_sentence_and_the_run_goes_on_once_there_is_space(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
