@@ -22,7 +22,9 @@ VICUNA_V1 = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
-"""The system sentence of the `vicuna_v1` conversation, which LLaVA-1.5 was trained and evaluated with."""
+"""The system sentence of the `vicuna_v1` conversation, which LLaVA on Vicuna was trained and evaluated with."""
+LMMS_EVAL_PIXELS = (256 * 28 * 28, 1_605_632)
+"""Fewest and most pixels of an image under lmms-eval's Qwen2.5-VL; the checkpoint's own file starts at 4 tokens."""
 _CONFIGS = ("config.json", "tokenizer.json")
 _PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 _INDEX = "model.safetensors.index.json"
@@ -45,6 +47,11 @@ class Family:
         num_visual: visual tokens of every image, or None where it follows the image's size.
         tiles: the image is cut into AnyRes tiles.
         prompt: its conversation: "template" is the processor's chat template, "vicuna_v1" has a system sentence before.
+        ocr: its published TextVQA score was read with OCR tokens in the prompt (LLaVA-1.5: 58.2; LLaVA-NeXT: without).
+        image_aspect: how an image that is not square becomes square: "pad" with the mean colour, as LLaVA-1.5 was
+            trained and evaluated, or "crop" to its middle; None where the tower takes other shapes.
+        pixels: how few and how many pixels an image is resized to, where the tower takes any size.
+        paper_table: the table of the DiffPrune paper that measures its kind; None if there is none.
     """
 
     summary: str
@@ -56,6 +63,10 @@ class Family:
     num_visual: int | None = None
     tiles: bool = False
     prompt: Literal["template", "vicuna_v1"] = "template"
+    ocr: bool = False
+    image_aspect: Literal["pad", "crop"] | None = None
+    pixels: tuple[int, int] | None = None
+    paper_table: int | None = None
 
     @property
     def native_resolution(self) -> bool:
@@ -72,18 +83,39 @@ def _llava(size: str, parameters: str) -> Family:
         "576",
         num_visual=576,
         prompt="vicuna_v1",
+        ocr=True,
+        image_aspect="pad",
+        paper_table=1,
     )
 
 
-def _next(decoder: str, weights: str, parameters: str) -> Family:
-    visual = "up to 2,880 in 5 views"
-    return Family(f"LLaVA-NeXT, {decoder}", "llava_next:LlavaNext", weights, parameters, visual, tiles=True)
+def _next(
+    decoder: str, weights: str, parameters: str, prompt: Literal["template", "vicuna_v1"] = "vicuna_v1"
+) -> Family:
+    return Family(
+        f"LLaVA-NeXT, {decoder}",
+        "llava_next:LlavaNext",
+        weights,
+        parameters,
+        "up to 2,880 in 5 views",
+        tiles=True,
+        prompt=prompt,
+        paper_table=2,
+    )
 
 
 def _qwen(size: str, parameters: str) -> Family:
     weights = f"Qwen/Qwen2.5-VL-{size}-Instruct"
-    visual = "one per 28x28 pixels"
-    return Family(f"Qwen2.5-VL-{size}", "qwen2_5_vl:Qwen25VL", weights, parameters, visual, "attention received, keys")
+    return Family(
+        f"Qwen2.5-VL-{size}",
+        "qwen2_5_vl:Qwen25VL",
+        weights,
+        parameters,
+        "one per 28x28 pixels",
+        "attention received, keys",
+        pixels=LMMS_EVAL_PIXELS,
+        paper_table=3,
+    )
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -94,12 +126,13 @@ FAMILIES: Mapping[str, Family] = {
         "3.4 M",
         "144",
         num_visual=144,
+        image_aspect="pad",
     ),
     "llava-1.5": _llava("7B", "7.1 B"),
     "llava-1.5-13b": _llava("13B", "13.4 B"),
     "llava-next": _next("Vicuna-7B", "llava-hf/llava-v1.6-vicuna-7b-hf", "7.1 B"),
     "llava-next-13b": _next("Vicuna-13B", "llava-hf/llava-v1.6-vicuna-13b-hf", "13.4 B"),
-    "llava-next-mistral": _next("Mistral-7B", "llava-hf/llava-v1.6-mistral-7b-hf", "7.6 B"),
+    "llava-next-mistral": _next("Mistral-7B", "llava-hf/llava-v1.6-mistral-7b-hf", "7.6 B", "template"),
     "qwen2.5-vl": _qwen("7B", "8.3 B"),
     "qwen2.5-vl-3b": _qwen("3B", "3.8 B"),
     "qwen2.5-vl-32b": _qwen("32B", "33.5 B"),
@@ -215,7 +248,9 @@ def load(
     attention: str = "sdpa",
     device_map: str | None = None,
     quantize: str | None = None,
-    prompt: str = "default",
+    prompt: str | None = None,
+    image_aspect: str | None = None,
+    grids: str | None = None,
     pixels: tuple[int | None, int | None] = (None, None),
 ) -> Backbone:
     """Load a backbone's weights and processor.
@@ -229,8 +264,10 @@ def load(
         attention: transformers' attention kernel.
         device_map: "auto" spreads the layers over all GPUs and the CPU.
         quantize: "4bit" or "8bit", by bitsandbytes.
-        prompt: "default" is the family's own conversation.
-        pixels: how few and how many pixels an image has, where the tower takes any size.
+        prompt: "template" or "vicuna_v1"; by default the family's own conversation.
+        image_aspect: "pad" or "crop"; by default the family's.
+        grids: whose choice of AnyRes grid, "transformers" or "llava"; by default that of transformers.
+        pixels: how few and how many pixels an image has, where the tower takes any size; by default the family's.
 
     Raises:
         ConfigError: unknown name, a library that is not installed, or a setting that random weights would ignore.
@@ -249,8 +286,13 @@ def load(
         model = model if settings else model.to(device)
     module, class_name = family.module.split(":")
     backbone: Backbone = getattr(_module(module), class_name)(name, model, processor)
-    backbone.system = VICUNA_V1 if (family.prompt if prompt == "default" else prompt) == "vicuna_v1" else ""
-    backbone.bound_pixels(*pixels)
+    backbone.system = VICUNA_V1 if (prompt or family.prompt) == "vicuna_v1" else ""
+    if aspect := image_aspect or family.image_aspect:
+        backbone.set_image_aspect(aspect)
+    if grids:
+        backbone.set_grids(grids)
+    least, most = family.pixels or (None, None)
+    backbone.bound_pixels(least if pixels[0] is None else pixels[0], most if pixels[1] is None else pixels[1])
     return backbone
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from PIL.Image import Image
+from PIL.Image import new as new_image
 from torch import Tensor, nn
 
 from dpbench.errors import UnsupportedError
@@ -154,10 +155,23 @@ class Backbone(ABC):
             sizes: `Pixels.size` of each image.
             text: what is asked.
         """
-        ids = self.processor.tokenizer(self.chat(len(rows), text), return_tensors="pt")["input_ids"][0]
+        ids = self._tokenize_pieces(self.chat(len(rows), text))
         repeats = torch.ones_like(ids).masked_scatter(ids == self.image_id, torch.tensor(rows, dtype=torch.int64))
         ids = ids.repeat_interleave(repeats)
         return Prompt(ids, find_spans(ids, self.image_id, rows), (), text, self.positions(ids, sizes))
+
+    def _tokenize_pieces(self, conversation: str) -> Tensor:
+        """Return the ids of a conversation with one placeholder an image, int64 (L,).
+
+        The pieces around the placeholders are tokenised apart, as in LLaVA's code. Given the whole, a SentencePiece
+        tokenizer with `legacy: false` in its file loses the space that begins the text behind an image.
+        """
+        tokenizer = self.processor.tokenizer
+        first, *others = conversation.split(tokenizer.convert_ids_to_tokens(self.image_id))
+        ids = list(tokenizer(first)["input_ids"])
+        for piece in others:
+            ids += [self.image_id, *(tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else ())]
+        return torch.tensor(ids, dtype=torch.int64)
 
     def positions(self, ids_L: Tensor, sizes: Sequence[tuple[int, ...]]) -> Tensor | None:
         """Return a prompt's position ids, (P, L), where they are not 0..L-1."""
@@ -175,6 +189,22 @@ class Backbone(ABC):
         """
         if least is not None or most is not None:
             raise UnsupportedError(f"{self.name} reads images at a fixed size; remove the pixel bounds")
+
+    def set_image_aspect(self, aspect: str) -> None:
+        """Set how an image that is not square becomes square: "pad" or "crop".
+
+        Raises:
+            UnsupportedError: the tower takes images of any shape.
+        """
+        raise UnsupportedError(f"{self.name} reads images of any shape; remove the image aspect")
+
+    def set_grids(self, whose: str) -> None:
+        """Set who decides between AnyRes grids that fit an image equally well: "transformers" or "llava".
+
+        Raises:
+            UnsupportedError: the backbone has no AnyRes grids.
+        """
+        raise UnsupportedError(f"{self.name} has one view and no tiles; remove the grids")
 
     @abstractmethod
     def project(self, hidden_KC: Tensor) -> Tensor:
@@ -312,6 +342,19 @@ def crop_centre_square(image: Image) -> Image:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side))
+
+
+def pad_to_square(image: Image, mean: Sequence[float]) -> Image:
+    """Return an image in the middle of a square of the mean colour, whose side is the image's longer one.
+
+    Args:
+        image: RGB.
+        mean: the processor's `image_mean`, 0-1 per channel; LLaVA rounds the colour down.
+    """
+    side = max(image.size)
+    square = new_image("RGB", (side, side), tuple(int(255 * value) for value in mean))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
 
 
 def find_spans(ids_L: Tensor, image_id: int, sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers import LlavaForConditionalGeneration, LlavaImageProcessorPil, LlavaProcessor
 
 from dpbench.backbones import clip_tower
-from dpbench.backbones.base import Backbone, Features, Pixels, crop_centre_square
+from dpbench.backbones.base import Backbone, Features, Pixels, crop_centre_square, pad_to_square
 from dpbench.backbones.clip_tower import CLIPTower
 
 MODEL, PROCESSOR = LlavaForConditionalGeneration, LlavaProcessor
@@ -26,23 +26,41 @@ class Llava(Backbone):
         super().__init__(name, model, processor)
         self.tower = CLIPTower(self.core.vision_tower, model.config.vision_feature_layer)
         self.num_visual = self.tower.side**2
+        self.pads = False
 
     def grid(self, image: Image) -> tuple[int, int]:
         """Return the tower's rows and columns, the same for every image."""
         return self.tower.side, self.tower.side
 
     def preprocess(self, images: Sequence[Image], grids: Sequence[tuple[int, int]] | None = None) -> list[Pixels]:
-        """Resize images to the tower's square, cropped in the middle."""
+        """Resize images to the tower's square, padded or cropped as `set_image_aspect` says; by default cropped."""
         settings = {}
         if grids is not None:
             sizes = map(self.tower.pixel_size, grids)
-            images = [
-                crop_centre_square(image.convert("RGB")).resize(size) for image, size in zip(images, sizes, strict=True)
-            ]
+            images = [self._square(image).resize(size) for image, size in zip(images, sizes, strict=True)]
             settings = {"do_resize": False, "do_center_crop": False}
         values = self.processor.image_processor(list(images), return_tensors="pt", **settings)["pixel_values"]
         counts = [height * width for height, width in grids or [self.grid(image) for image in images]]
         return [Pixels(*image) for image in zip(values, counts, strict=True)]
+
+    def set_image_aspect(self, aspect: str) -> None:
+        """Set how an image that is not square becomes square.
+
+        Args:
+            aspect: "crop" is what the hub's processor does: resize the shorter side, cut off the rest. "pad" is what
+                LLaVA-1.5 was trained and evaluated with: a square of the mean colour around the image.
+        """
+        self.pads = aspect == "pad"
+        if self.pads:
+            # Pillow's resizing gives the tensors of LLaVA's code bit for bit; torchvision's differs by a grey level.
+            settings = self.processor.image_processor.to_dict()
+            self.processor.image_processor = LlavaImageProcessorPil(**{**settings, "do_pad": True})
+
+    def _square(self, image: Image) -> Image:
+        image = image.convert("RGB")
+        return (
+            pad_to_square(image, self.processor.image_processor.image_mean) if self.pads else crop_centre_square(image)
+        )
 
     @torch.no_grad()
     def encode(self, pixels: Sequence[Pixels], needs: frozenset[str] = frozenset()) -> list[Features]:

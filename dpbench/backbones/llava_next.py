@@ -30,6 +30,20 @@ class LlavaNext(Backbone):
         self.max_views = 1 + max(height * width for height, width in self.pinpoints) // self.tower.image_size**2
         self.layout = lru_cache(maxsize=256)(self._layout)
 
+    def set_grids(self, whose: str) -> None:
+        """Set who decides between two grids that fit an image equally well.
+
+        Args:
+            whose: "transformers" takes the wide one, as first in the configuration, whose pairs it reads as height and
+                width; "llava" reads the same pairs as width and height and takes the tall one.
+        """
+        if whose == "llava":
+            tall_first = [[width, height] for height, width in self.model.config.image_grid_pinpoints]
+            self.model.config.image_grid_pinpoints = tall_first
+            self.processor.image_processor.image_grid_pinpoints = tall_first
+            self.pinpoints = tall_first
+            self.layout.cache_clear()
+
     def grid(self, image: Image) -> tuple[int, int]:
         """Return the rows and columns of the base view, the same for every image."""
         return self.tower.side, self.tower.side

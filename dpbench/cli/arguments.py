@@ -114,14 +114,25 @@ def build_manifest(path: Path | None, flags: CellFlags) -> Manifest:
     if path is None:
         return _one_cell(flags)
     refuse_cell_flags(path, flags)
-    loaded = load_manifest(path)
+    loaded = _choose_backbone(load_manifest(path), flags.backbone)
     data = loaded.model_dump(exclude_none=True)
     if flags.backbone is not None and flags.backbone != loaded.backbone.name:
         data |= _on_backbone(flags.backbone, loaded)
     added = flags.fields()
     data |= added | {"protocol": data["protocol"] | added["protocol"]}
+    if flags.backbone_fields and loaded.more_backbones:
+        name = next(iter(flags.backbone_fields)).replace("_", "-")
+        raise ConfigError(f"--{name}: {path} has several backbones; name the one that is meant with --backbone")
     data["backbone"] |= flags.backbone_fields
     return make_manifest(data, source=str(path))
+
+
+def _choose_backbone(loaded: Manifest, backbone: str | None) -> Manifest:
+    """Return the part of a manifest that runs on a backbone it lists; else the manifest, or its first part."""
+    if backbone is None:
+        return loaded
+    parts = loaded.parts()
+    return next((part for part in parts if part.backbone.name == backbone), parts[0])
 
 
 def refuse_cell_flags(path: Path, flags: CellFlags) -> None:
@@ -141,8 +152,9 @@ def _on_backbone(backbone: str, loaded: Manifest) -> dict[str, Any]:
     """Return what changes when a manifest is run on another backbone than its own.
 
     Budgets that are counts become the same share of the other's visual tokens, where both have a fixed number of them;
-    scorers belong to a backbone, so the one that ships for the other is taken; of weights, the default ones. A method
-    that the other backbone cannot serve is named on stderr and skipped.
+    scorers belong to a backbone, so the one that ships for the other is taken; of weights, the default ones; of the
+    protocol, what the other backbone has no use for is removed. A method that the other backbone cannot serve is named
+    on stderr and skipped, and so is a published protocol that it does not have.
     """
     old, new = backbones.find(loaded.backbone.name).num_visual, backbones.find(backbone).num_visual
     methods = [
@@ -150,11 +162,30 @@ def _on_backbone(backbone: str, loaded: Manifest) -> dict[str, Any]:
         for entry in loaded.methods
     ]
     methods = [entry for entry in methods if _is_served(entry, backbone)]
-    changed: dict[str, Any] = {"backbone": {"name": backbone}, "methods": methods}
+    changed: dict[str, Any] = {
+        "backbone": {"name": backbone},
+        "methods": methods,
+        "protocol": _protocol_on(backbone, loaded),
+    }
     if loaded.budgets and loaded.budgets.keep and old and new:
         budgets = loaded.budgets.model_dump(exclude_none=True)
         changed["budgets"] = budgets | {"keep": [max(1, round(keep * new / old)) for keep in budgets["keep"]]}
     return changed
+
+
+def _protocol_on(backbone: str, loaded: Manifest) -> dict[str, Any]:
+    """Return a manifest's protocol without the fields that have no effect on another backbone."""
+    family, protocol = backbones.find(backbone), loaded.protocol.model_dump(exclude_none=True)
+    without_effect = {
+        "grids": not family.tiles,
+        "image_aspect": family.image_aspect is None,
+        "min_pixels": family.pixels is None,
+        "max_pixels": family.pixels is None,
+    }
+    if protocol["preset"] == "published" and family.paper_table is None:
+        print(f"no table of the paper measures {backbone}: it runs under its own protocol", file=sys.stderr)
+        protocol["preset"] = "lmms-eval"
+    return {name: value for name, value in protocol.items() if not without_effect.get(name)}
 
 
 def _is_served(entry: Mapping[str, Any], backbone: str) -> bool:

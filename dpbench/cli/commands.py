@@ -25,7 +25,6 @@ from dpbench.cli.options import (
     NumShards,
     Out,
     Params,
-    ProtocolName,
     PruneRate,
     RunFolders,
     Runs,
@@ -66,7 +65,6 @@ def run(
     prune_rate: PruneRate = None,
     budget_kind: Kind = None,
     tasks: Tasks = None,
-    prompt_source: ProtocolName = None,
     protocol: Given,
     feature_cache: FeatureCache = "4GiB",
     num_shards: NumShards = None,
@@ -91,7 +89,7 @@ def run(
         budget_kind=budget_kind,
         tasks=arguments.split_names(tasks) if tasks is not None else None,
         backbone_fields=backbone_fields,
-        protocol={**protocol, **({"ocr": prompt_source == "llava"} if prompt_source else {})},
+        protocol=protocol,
     )
     grid, part = arguments.build_manifest(manifest, flags), sharding.requested_shard(num_shards, shard)
     root, cache = arguments.find_data_root(grid, data_root), arguments.parse_bytes("--feature-cache", feature_cache)
@@ -261,7 +259,7 @@ def report(
 
 
 @app.command()
-@with_flags(backbone_fields=BackboneEntry, protocol=Protocol, only=("weights", "revision", "dtype"))
+@with_flags(backbone_fields=BackboneEntry, protocol=Protocol, only=("weights", "revision", "dtype", "image_aspect"))
 def visualize(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
     method: Annotated[list[str], typer.Option("--method", help="Methods, comma-separated.")],

@@ -63,11 +63,17 @@ def flags_of(
 
 
 def _annotation(field: FieldInfo) -> Any:
-    """Return a flag's type and help; everything except numbers and choices is text."""
+    """Return a flag's type and help; everything except numbers, switches and choices is text."""
     kinds = _flatten(field.annotation)
-    is_simple = len(kinds) == 1 and (kinds[0] in (int, float) or get_origin(kinds[0]) is Literal)
+    is_simple = len(kinds) == 1 and (kinds[0] in (int, float, bool) or get_origin(kinds[0]) is Literal)
     kind = kinds[0] if is_simple else str
-    return Annotated[kind | None, typer.Option(help=field.description, show_default=False)]
+    return Annotated[kind | None, typer.Option(*_other_name(field), help=field.description, show_default=False)]
+
+
+def _other_name(field: FieldInfo) -> tuple[str, ...]:
+    """Return the flag that a field declares in place of its own name, if it does."""
+    extra = field.json_schema_extra
+    return (str(extra["flag"]),) if isinstance(extra, dict) and "flag" in extra else ()
 
 
 def _flatten(annotation: Any) -> list[Any]:

@@ -50,13 +50,6 @@ class Subset(StrEnum):
     hard = "hard"
 
 
-class PromptSource(StrEnum):
-    """Whose prompts are used; they differ in TextVQA's OCR tokens."""
-
-    lmms_eval = "lmms-eval"
-    llava = "llava"
-
-
 class Sweep(StrEnum):
     """What a profile varies."""
 
@@ -87,12 +80,6 @@ PruneRate = Annotated[float | None, typer.Option(help="Share of the visual token
 Kind = Annotated[BudgetKind | None, typer.Option("--budget-kind", help="In-LLM budgets: layer mean, or what is left.")]
 Tasks = Annotated[list[str] | None, typer.Option("--tasks", help="Benchmarks, comma-separated; all ten by default.")]
 TaskNames = Annotated[list[str] | None, typer.Argument(metavar="TASK", help="Benchmarks; all ten by default.")]
-ProtocolName = Annotated[
-    PromptSource | None,
-    typer.Option(
-        "--protocol", help="llava: TextVQA with OCR tokens in the prompt, as LLaVA's own 58.2; lmms-eval: without."
-    ),
-]
 FeatureCache = Annotated[
     str,
     typer.Option(

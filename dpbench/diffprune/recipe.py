@@ -27,6 +27,9 @@ class Recipe(BaseModel):
     revision: str | None = Field(default=None, description="Commit, tag or branch of a hub repository.")
     # scorer and denoiser are float32, with bfloat16 under autocast
     dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="Type of the frozen backbone.")
+    image_aspect: Literal["pad", "crop"] | None = Field(
+        default=None, description="LLaVA-1.5: pad images to a square, as by default, or crop them to one."
+    )
     variant: Variant = Field(default="diffprune", description="DiffPrune, or a control of its ablations.")
     keep: str = Field(default="64,128,192", description="Budgets: 64, or 64,128,192, or shares as 0.05-0.4.")
     data: str = Field(description="Image-caption pairs: toy, folder, *.parquet, *.tar, hub.")

@@ -94,7 +94,12 @@ def build_setup(recipe: Recipe, accelerator: Accelerator, console: Console) -> S
 
 def _load_frozen_backbone(recipe: Recipe, device: torch.device) -> Backbone:
     backbone = backbones.load(
-        recipe.backbone, weights=recipe.weights, revision=recipe.revision, device=str(device), dtype=recipe.dtype
+        recipe.backbone,
+        weights=recipe.weights,
+        revision=recipe.revision,
+        device=str(device),
+        dtype=recipe.dtype,
+        image_aspect=recipe.image_aspect,
     )
     backbone.model.requires_grad_(False)
     if recipe.gradient_checkpointing:

@@ -46,16 +46,17 @@ def merge(folder: Path, data_root: Path | None) -> Outcome:
     unfinished = []
     with files.explain_disk_errors(folder), sharding.hold_folder(folder):
         planned = plan(manifest, folder.parent, data_root)
-        built_tasks = runner.build_tasks(planned)
-        for cell in planned.pending:
-            task = built_tasks[cell.task]
-            answered = CellAnswers(cell, sharding.join_journals(folder, cell.id), task.requests)
-            num_answers, num_requests = len(answered.answers), len(task.requests)
-            if num_answers < num_requests:
-                unfinished.append((cell.label, num_answers, num_requests))
-            else:
-                record = finish(folder, answered, task, _load_environment(folder))
-                added += [record] if record else []
+        for part in planned.parts():
+            built_tasks = runner.build_tasks(part)
+            for cell in part.pending:
+                task = built_tasks[cell.task]
+                answered = CellAnswers(cell, sharding.join_journals(folder, cell.id), task.requests)
+                num_answers, num_requests = len(answered.answers), len(task.requests)
+                if num_answers < num_requests:
+                    unfinished.append((cell.label, num_answers, num_requests))
+                else:
+                    record = finish(folder, answered, task, _load_environment(folder))
+                    added += [record] if record else []
         if added:
             sort_and_pack_records(folder)
     return Outcome(tuple(added), planned.done, tuple(unfinished))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dpbench.manifest.cell import Cell, cells, with_fingerprints
@@ -29,6 +29,16 @@ class Plan:
     folder: Path
     pending: tuple[Cell, ...]
     done: tuple[Record, ...]
+
+    def parts(self) -> list[Plan]:
+        """Return the pending work as one plan for each backbone that has any, in order."""
+        pending = {part.backbone: tuple(cell for cell in self.pending if cell.entry == part.backbone)
+                   for part in self.manifest.parts()}  # fmt: skip
+        return [
+            replace(self, manifest=part, pending=pending[part.backbone])
+            for part in self.manifest.parts()
+            if pending[part.backbone]
+        ]
 
 
 def plan(manifest: Manifest, out: Path, data_root: Path | None) -> Plan:

@@ -89,15 +89,17 @@ def run(
         if shard == WHOLE:
             for cell in planned.pending:
                 join_journals(folder, cell.id)
-        failed = FailedCells(console)
-        job = _load_job(planned, device, shard, FeatureCache(feature_cache), failed)
+        failed, cache = FailedCells(console), FeatureCache(feature_cache)
         added: list[Record] = []
-        for task in _answer(job, failed):
-            if shard == WHOLE:
-                added += _finish(job, task, failed, environment(device))
+        for part in planned.parts():
+            cache.clear()  # another backbone encodes the same images differently
+            job = _load_job(part, device, shard, cache, failed)
+            for task in _answer(job, failed):
+                if shard == WHOLE:
+                    added += _finish(job, task, failed, environment(device))
         if added:
             sort_and_pack_records(folder)
-        return Outcome(tuple(added), planned.done, failed=failed.all, feature_cache=job.cache.counts)
+        return Outcome(tuple(added), planned.done, failed=failed.all, feature_cache=cache.counts)
 
 
 def _finish(job: _Job, task: str, failed: FailedCells, machine: Mapping[str, Any]) -> list[Record]:
@@ -213,10 +215,18 @@ def build_tasks(planned: Plan) -> dict[str, BuiltTask]:
     """
     from dpbench.tasks import lmms_eval_adapter
 
-    protocol = planned.manifest.protocol
+    protocol = planned.manifest.resolved_protocol()
     names = dict.fromkeys(cell.task for cell in planned.pending)
     return {
-        name: lmms_eval_adapter.build(name, planned.data_root, limit=protocol.limit, ocr=protocol.ocr) for name in names
+        name: lmms_eval_adapter.build(
+            name,
+            planned.data_root,
+            limit=protocol.limit,
+            ocr=bool(protocol.ocr),
+            wording=protocol.wording or "lmms-eval",
+            reading=protocol.reading or "first-word",
+        )
+        for name in names
     }
 
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, Literal
 
-from dpbench import backbones, registry
+from dpbench import registry
 from dpbench.budget import BudgetRequest
-from dpbench.manifest.schema import BackboneEntry, Manifest, Protocol
+from dpbench.manifest.schema import BackboneEntry, Manifest, MethodEntry, Protocol
 
 WEIGHTS_FIELDS = tuple(name for name in BackboneEntry.model_fields if name not in ("name", "device_map"))
 """Fields of a backbone entry that identify a cell; where layers are placed does not."""
-PROTOCOL_FIELDS = tuple(name for name in Protocol.model_fields if name not in ("batch_size", "seeds"))
+PROTOCOL_FIELDS = tuple(name for name in Protocol.model_fields if name not in ("preset", "batch_size", "seeds"))
 """Fields of a protocol that identify a cell; a cell has one seed, and any batch size gives the same answers."""
 
 
@@ -32,7 +32,7 @@ class Cell:
         budget: as requested.
         budget_kind: what the budget counts for methods that cut inside the LLM.
         task: its name.
-        protocol: with the backbone's own conversation in place of "default".
+        protocol: resolved, with a value in every field that applies to the backbone.
         seed: of the method's randomness.
         fingerprints: hashes and versions of everything else that can change the answers.
     """
@@ -82,36 +82,42 @@ class Cell:
 
 
 def cells(manifest: Manifest) -> Iterator[Cell]:
-    """Expand a manifest into cells without fingerprints; the unpruned backbone has one per task and seed.
+    """Expand a manifest into cells without fingerprints, one backbone after the other.
+
+    The unpruned backbone has one cell per task and seed.
 
     Raises:
         ConfigError: a method's parameters are wrong.
     """
-    protocol = resolve_protocol(manifest)
-    for seed in protocol.seeds:
-        for method in manifest.methods:
-            registry.load(method.name, method.params)
-            for budget in manifest.budget_requests(method.name):
-                for task in manifest.tasks:
-                    yield Cell(
-                        entry=manifest.backbone,
-                        method=method.name,
-                        params=method.params,
-                        budget=budget,
-                        budget_kind=manifest.budgets.kind if manifest.budgets else "mean",
-                        task=task,
-                        protocol=protocol,
-                        seed=seed,
-                        fingerprints={},
-                    )
+    for part in manifest.parts():
+        protocol = part.resolved_protocol()
+        for seed in _all_seeds(part):
+            for method in part.methods:
+                if seed in (method.seeds or protocol.seeds):
+                    yield from _cells_of(part, method, protocol, seed)
 
 
-def resolve_protocol(manifest: Manifest) -> Protocol:
-    """Return a manifest's protocol with the backbone's own conversation in place of "default"."""
-    protocol = manifest.protocol
-    if protocol.prompt != "default":
-        return protocol
-    return protocol.model_copy(update={"prompt": backbones.find(manifest.backbone.name).prompt})
+def _all_seeds(manifest: Manifest) -> list[int]:
+    lists = [method.seeds or manifest.protocol.seeds for method in manifest.methods]
+    return list(dict.fromkeys(seed for seeds in (manifest.protocol.seeds, *lists) for seed in seeds))
+
+
+def _cells_of(part: Manifest, method: MethodEntry, protocol: Protocol, seed: int) -> Iterator[Cell]:
+    params = method.params_on(part.backbone.name)
+    registry.load(method.name, params)
+    for budget in part.budget_requests(method.name):
+        for task in part.tasks:
+            yield Cell(
+                entry=part.backbone,
+                method=method.name,
+                params=params,
+                budget=budget,
+                budget_kind=part.budgets.kind if part.budgets else "mean",
+                task=task,
+                protocol=protocol,
+                seed=seed,
+                fingerprints={},
+            )
 
 
 def with_fingerprints(cell: Cell, fingerprints: Mapping[str, str]) -> Cell:

@@ -17,16 +17,18 @@ def load_backbone(manifest: Manifest, device: str) -> Backbone:
     Raises:
         MissingError: the weights are missing.
     """
-    entry, protocol = manifest.backbone, manifest.protocol
+    entry, protocol = manifest.backbone, manifest.resolved_protocol()
     return backbones.load(
         entry.name,
         weights=entry.weights,
         revision=entry.revision,
         device=device,
-        dtype=protocol.dtype,
+        dtype=protocol.dtype or "float32",
         attention=protocol.attention,
         device_map=entry.device_map,
         quantize=entry.quantize,
         prompt=protocol.prompt,
+        image_aspect=protocol.image_aspect,
+        grids=protocol.grids,
         pixels=(protocol.min_pixels, protocol.max_pixels),
     )

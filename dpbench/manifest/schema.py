@@ -13,10 +13,16 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from dpbench import backbones, registry, tasks
 from dpbench.budget import EVERYTHING, BudgetRequest
 from dpbench.errors import ConfigError
+from dpbench.manifest.presets import Preset, preset_values
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _expand_preset(value: object) -> object:
+    """Expand a bare name of a preset to `{preset: name}`."""
+    return {"preset": value} if isinstance(value, str) else value
 
 
 def _expand_name(value: object) -> object:
@@ -40,6 +46,11 @@ def _registered_in(find: Callable[[str], object]) -> AfterValidator:
 _BackboneName = Annotated[str, _registered_in(backbones.find)]
 _MethodName = Annotated[str, _registered_in(registry.find)]
 _TaskName = Annotated[str, _registered_in(tasks.find)]
+
+
+def _default_as_none(value: object) -> object:
+    """Read "default", which earlier versions wrote, as a field that is not given."""
+    return None if value == "default" else value
 
 
 def _batch_size(value: object) -> object:
@@ -77,10 +88,21 @@ class BackboneEntry(_Strict):
 
 
 class MethodEntry(_Strict):
-    """A method and its hyper-parameters."""
+    """A method, its hyper-parameters, and its seeds if not the protocol's.
+
+    `{backbone}` in a parameter that is text stands for the backbone's name, as in `checkpoint: scorers/{backbone}`.
+    """
 
     name: _MethodName
     params: dict[str, Any] = Field(default_factory=dict)
+    seeds: Annotated[list[int], Field(min_length=1)] | None = None
+
+    def params_on(self, backbone: str) -> dict[str, Any]:
+        """Return the hyper-parameters with the backbone's name filled in."""
+        return {
+            name: value.replace("{backbone}", backbone) if isinstance(value, str) else value
+            for name, value in self.params.items()
+        }
 
 
 class Budgets(_Strict):
@@ -106,14 +128,34 @@ class Budgets(_Strict):
 class Protocol(_Strict):
     """Everything between image and score that is not the method, and how many samples are answered at once.
 
-    A field with a description is also a flag of the command line.
+    A field that is None follows the preset, or the backbone's family; `presets.resolve` fills it in. A field with a
+    description is also a flag of the command line.
     """
 
-    prompt: Literal["default", "template", "vicuna_v1"] = Field(
-        default="default", description="Conversation; by default the backbone's own."
+    preset: Preset = Field(
+        default="lmms-eval",
+        description="Values of what is not given: lmms-eval's, LLaVA's own, or those of the paper's table.",
+        json_schema_extra={"flag": "--protocol"},
     )
-    ocr: bool = False
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="Type of the weights.")
+    prompt: Annotated[Literal["template", "vicuna_v1"] | None, BeforeValidator(_default_as_none)] = Field(
+        default=None, description="Conversation; by default the backbone's own."
+    )
+    ocr: bool | None = Field(
+        default=None, description="TextVQA: OCR tokens in the prompt; by default with LLaVA-1.5 only."
+    )
+    wording: Literal["lmms-eval", "llava"] | None = Field(
+        default=None, description="Whose wording of MMBench, and whose letter case of questions."
+    )
+    reading: Literal["first-word", "llava"] | None = Field(
+        default=None, description="POPE: yes or no by the first word, or as LLaVA: no if there is a no or not."
+    )
+    image_aspect: Literal["pad", "crop"] | None = Field(
+        default=None, description="LLaVA-1.5: pad images to a square, or crop them to one."
+    )
+    grids: Literal["transformers", "llava"] | None = Field(
+        default=None, description="LLaVA-NeXT: the wide or the tall grid where both fit an image equally well."
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(default=None, description="Type of the weights.")
     attention: Literal["sdpa", "eager"] = Field(default="sdpa", description="Attention kernel.")
     batch_size: Annotated[Literal["auto"] | int, BeforeValidator(_batch_size)] = Field(
         default="auto", description="Samples answered at once: a number, or auto."
@@ -135,42 +177,84 @@ class Protocol(_Strict):
 
 
 class Manifest(_Strict):
-    """A comparison: one backbone, several methods at several budgets on several tasks."""
+    """A comparison: several methods at several budgets on several tasks, on one backbone or on several in turn.
+
+    A list under `backbone` is read as the first backbone and `more_backbones`.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     backbone: Annotated[BackboneEntry, BeforeValidator(_expand_name)]
+    more_backbones: list[Annotated[BackboneEntry, BeforeValidator(_expand_name)]] = Field(default_factory=list)
     methods: list[Annotated[MethodEntry, BeforeValidator(_expand_name)]] = Field(min_length=1)
     budgets: Budgets | None = None
     tasks: list[_TaskName] = Field(default_factory=lambda: list(tasks.TASKS), min_length=1)
-    protocol: Protocol = Protocol()
+    protocol: Annotated[Protocol, BeforeValidator(_expand_preset)] = Protocol()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_backbones(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(listed := data.get("backbone"), list) and listed:
+            return {**data, "backbone": listed[0], "more_backbones": listed[1:]}
+        return data
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
-        family = backbones.find(self.backbone.name)
-        self._no_setting_without_effect(family)
         if self.budgets is None and any(method.name != "none" for method in self.methods):
             raise ConfigError("budgets: every method but 'none' needs one; give keep: [..] or prune_rate: [..]")
+        names = [entry.name for entry in (self.backbone, *self.more_backbones)]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"backbone: {max(names, key=names.count)} is listed twice; remove one")
+        for name in names:
+            self._consistent_on(name)
+        return self
+
+    def _consistent_on(self, backbone: str) -> None:
+        family = backbones.find(backbone)
+        self._no_setting_without_effect(backbone, family)
+        resolve(self.protocol, backbone)
         most = family.num_visual
         for keep in (self.budgets.keep or []) if self.budgets else []:
             if most is not None and keep > most:
-                raise ConfigError(f"--keep: {keep} is more than the {most} visual tokens of {self.backbone.name}")
-        return self
+                raise ConfigError(f"--keep: {keep} is more than the {most} visual tokens of {backbone}")
+
+    def parts(self) -> list[Manifest]:
+        """Return one manifest for each backbone, in order; they share the name, and so the run folder."""
+        entries = (self.backbone, *self.more_backbones)
+        return [self.model_copy(update={"backbone": entry, "more_backbones": []}) for entry in entries]
+
+    def resolved_protocol(self) -> Protocol:
+        """Return the protocol on the first backbone, with a value in every field that applies to it."""
+        return resolve(self.protocol, self.backbone.name)
 
     def budget_requests(self, method: str) -> list[BudgetRequest]:
         """Return the budgets a method runs at; the unpruned backbone has one, everything."""
         return [EVERYTHING] if method == "none" or self.budgets is None else self.budgets.requests()
 
-    def _no_setting_without_effect(self, family: backbones.Family) -> None:
-        name, protocol = self.backbone.name, self.protocol
+    def _no_setting_without_effect(self, name: str, family: backbones.Family) -> None:
+        protocol = self.protocol
         for setting, usual in (("anyres", "per-view"), ("newline", "drop")):
             if not family.tiles and getattr(protocol, setting) != usual:
                 raise ConfigError(f"protocol.{setting}: {name} has one view and no tiles; remove it")
+        if not family.tiles and protocol.grids is not None:
+            raise ConfigError(f"protocol.grids: {name} has one view and no tiles; remove it")
+        if family.image_aspect is None and protocol.image_aspect is not None:
+            raise ConfigError(f"protocol.image_aspect: {name} reads images of any shape; remove it")
         for setting in ("min_pixels", "max_pixels"):
             if not family.native_resolution and getattr(protocol, setting) is not None:
                 raise ConfigError(f"protocol.{setting}: {name} reads images at a size of its own; remove it")
-        if (protocol.min_pixels or 0) > (protocol.max_pixels or float("inf")):
-            raise ConfigError(
-                f"protocol: min_pixels {protocol.min_pixels} is more than max_pixels {protocol.max_pixels}"
-            )
         if protocol.prompt == "vicuna_v1" and family.prompt != "vicuna_v1":
-            raise ConfigError(f"protocol.prompt: vicuna_v1 is LLaVA-1.5's conversation, {name} has another; remove it")
+            raise ConfigError(f"protocol.prompt: vicuna_v1 is the conversation of LLaVA on Vicuna; {name} has another")
+
+
+def resolve(protocol: Protocol, backbone: str) -> Protocol:
+    """Return a protocol with the values that its preset and the backbone's family give to fields that are None.
+
+    Raises:
+        ConfigError: the preset is "published" and no table of the paper measures the backbone.
+    """
+    values = preset_values(protocol.preset, backbones.find(backbone), backbone)
+    missing = {name: value for name, value in values.items() if getattr(protocol, name) is None}
+    resolved = protocol.model_copy(update=missing)
+    if (resolved.min_pixels or 0) > (resolved.max_pixels or float("inf")):
+        raise ConfigError(f"protocol: min_pixels {resolved.min_pixels} is more than max_pixels {resolved.max_pixels}")
+    return resolved

@@ -125,7 +125,7 @@ def load_shapes(manifest: Manifest) -> Backbone:
     Raises:
         ConfigError: the manifest names other weights, or how to quantize or place them.
     """
-    entry, protocol = manifest.backbone, manifest.protocol
+    entry, protocol = manifest.backbone, manifest.resolved_protocol()
     _refuse_settings(entry)
     on_meta = entry.name in ARCHITECTURES
     backbone = backbones.load(
@@ -133,6 +133,8 @@ def load_shapes(manifest: Manifest) -> Backbone:
         weights=backbones.RANDOM if on_meta else None,
         device="meta" if on_meta else "cpu",
         prompt=protocol.prompt,
+        image_aspect=protocol.image_aspect,
+        grids=protocol.grids,
         pixels=(protocol.min_pixels, protocol.max_pixels),
     )
     if on_meta:

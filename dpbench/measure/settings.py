@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,8 +44,12 @@ class Settings:
 
 def cells_to_measure(manifest: Manifest) -> list[Cell]:
     """Return one cell per method and budget; time and FLOPs do not depend on tasks and seeds."""
-    task, seed = manifest.tasks[0], manifest.protocol.seeds[0]
-    return [cell for cell in cells(manifest) if cell.task == task and cell.seed == seed]
+    first: dict[object, Cell] = {}
+    for cell in cells(manifest):
+        if cell.task == manifest.tasks[0]:
+            key = cell.entry, cell.method, json.dumps(cell.params, sort_keys=True), cell.budget
+            first.setdefault(key, cell)
+    return list(first.values())
 
 
 def ordered_methods() -> list[str]:

@@ -11,7 +11,7 @@ from statistics import mean
 from types import UnionType
 from typing import Any
 
-from dpbench import tasks
+from dpbench import backbones, tasks
 from dpbench.budget import BudgetRequest
 from dpbench.errors import ConfigError, RecordError, format_value
 from dpbench.manifest.cell import PROTOCOL_FIELDS, WEIGHTS_FIELDS
@@ -136,7 +136,7 @@ def load(folder: Path) -> Run:
     """
     if not folder.exists():
         raise ConfigError(f"there is no folder {folder}; name a run folder")
-    records = record.read(folder / "records.jsonl", Record)
+    records = [_with_new_fields(row) for row in record.read(folder / "records.jsonl", Record)]
     profiles = record.read(folder / "profile.jsonl", Profile)
     if not records and not profiles:
         raise ConfigError(f"{folder} has neither records.jsonl nor profile.jsonl; name a run folder")
@@ -144,6 +144,18 @@ def load(folder: Path) -> Run:
         _check_record(row, folder)
     current = record.newest(_without_subset(row) for row in records)
     return Run(folder, tuple(current), tuple(profiles), _read_planned(folder) if records else frozenset())
+
+
+def _with_new_fields(row: Record) -> Record:
+    """Return a record of an earlier version with the protocol fields it lacks, as that version behaved."""
+    family = backbones.FAMILIES.get(str(row.cell.get("backbone")))
+    earlier = {
+        "wording": "lmms-eval",
+        "reading": "first-word",
+        "grids": "transformers" if family and family.tiles else None,
+        "image_aspect": "crop" if family and family.image_aspect else None,
+    }
+    return replace(row, cell={**earlier, **row.cell})
 
 
 def _without_subset(row: Record) -> Record:

@@ -152,7 +152,15 @@ class LookUp(lmms):  # type: ignore[misc]
         raise DpbenchError("dpbench's tasks generate")
 
 
-def build(name: str, data_root: Path | None, *, limit: int | None, ocr: bool = False) -> BuiltTask:
+def build(
+    name: str,
+    data_root: Path | None,
+    *,
+    limit: int | None,
+    ocr: bool = False,
+    wording: str = "lmms-eval",
+    reading: str = "first-word",
+) -> BuiltTask:
     """Load a task's data and list its requests.
 
     Args:

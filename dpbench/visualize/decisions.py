@@ -211,6 +211,7 @@ class Request:
         revision: of a hub repository.
         device: "auto", "cpu" or "cuda".
         dtype: of the weights.
+        image_aspect: "pad" or "crop"; by default the backbone's.
     """
 
     image: Path
@@ -224,6 +225,7 @@ class Request:
     revision: str | None = None
     device: str = "auto"
     dtype: str = "float32"
+    image_aspect: str | None = None
 
 
 def _check(request: Request) -> None:
@@ -257,7 +259,14 @@ def draw(request: Request) -> str:
     name, weights, revision = request.backbone, request.weights, request.revision
     backbones.locate(name, weights, revision)
     device = pick_device(request.device)
-    loaded = backbones.load(name, weights=weights, revision=revision, device=device, dtype=request.dtype)
+    loaded = backbones.load(
+        name,
+        weights=weights,
+        revision=revision,
+        device=device,
+        dtype=request.dtype,
+        image_aspect=request.image_aspect,
+    )
     rule = decision.Rule(request.budget)
     write(decide(loaded, image, request.methods, rule, request.question), rows, request.out)
     return f"{request.out}: {', '.join(request.methods)} on {request.image.name}, {request.backbone}"

@@ -13,9 +13,8 @@ from typing import Any
 import yaml
 from pydantic.fields import FieldInfo
 
-from dpbench import backbones
 from dpbench.manifest.cell import PROTOCOL_FIELDS, WEIGHTS_FIELDS
-from dpbench.manifest.schema import BackboneEntry, Protocol
+from dpbench.manifest.schema import BackboneEntry, Protocol, resolve
 
 _FIELDS: Mapping[str, FieldInfo] = {
     **{name: BackboneEntry.model_fields[name] for name in WEIGHTS_FIELDS},
@@ -41,8 +40,8 @@ def command(cell: Mapping[str, Any], folder: Path) -> str:
 
 def _changed_fields(cell: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of placement and protocol that differ from the defaults of `dpbench run`."""
-    defaults = {name: field.default for name, field in _FIELDS.items()}
-    defaults["prompt"] = backbones.find(cell["backbone"]).prompt
+    usual = resolve(Protocol(), cell["backbone"])
+    defaults = {name: getattr(usual, name, field.default) for name, field in _FIELDS.items()}
     return {name: cell[name] for name, default in defaults.items() if cell[name] != default}
 
 
@@ -67,9 +66,10 @@ def _cell_flags(cell: Mapping[str, Any]) -> Iterator[str]:
 
 def _flag(name: str, value: Any) -> tuple[str, ...]:
     """Return the flag that sets a field, or nothing if there is none."""
-    if name == "ocr" and value is True:
-        return "--protocol", "llava"
-    return (f"--{name.replace('_', '-')}", str(value)) if _FIELDS[name].description else ()
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return (f"--{flag}" if value else f"--no-{flag}",)
+    return (f"--{flag}", str(value)) if _FIELDS[name].description else ()
 
 
 def _yaml(value: Any) -> str:

@@ -28,6 +28,8 @@ from dpbench.storage.journal import Answer
 from dpbench.tasks.data.root import toy_data_root
 
 NO_JOURNALS = "No samples: the run folder has no journals (samples/); copy them from where it ran."
+_CLIP_MEAN = (122, 116, 104)
+"""CLIP's mean colour, with which LLaVA-1.5 pads."""
 THUMBNAIL = 160
 """Longest side of an embedded image in pixels."""
 _TOGETHER = 4
@@ -46,7 +48,7 @@ class Browser:
         images: data URIs.
         samples: one mapping per sample, as the page's script reads it.
         note: how many of the samples are shown, or why none are.
-        fit: how the image was fitted to the tower: centre, stretch (the base view) or whole; see `thumbnail`.
+        fit: how the image was fitted to the tower: centre, pad, stretch (the base view) or whole; see `thumbnail`.
     """
 
     rows: tuple[str, ...]
@@ -71,7 +73,7 @@ def browser(comparison: Comparison, data_root: Path | None, budget: float) -> Br
     rows = [key for key in comparison.rows if any(key in journals for journals in paths.values())]
     if not rows:
         return Browser((), (), (), NO_JOURNALS)
-    shelf, missing = Shelf(rows, comparison.cell["backbone"], budget), []
+    shelf, missing = Shelf(rows, _fit(comparison.cell), budget), []
     answered = {task: journals for task, journals in paths.items() if journals}
     for number, (task, journals) in enumerate(answered.items()):
         try:
@@ -89,6 +91,14 @@ def default_root(backbone: str) -> Path | None:
     if backbone == "toy-llava":
         return toy_data_root()
     return Path(os.environ["DPBENCH_DATA"]) if "DPBENCH_DATA" in os.environ else None
+
+
+def _fit(cell: Mapping[str, Any]) -> str:
+    """Return how a cell's images were fitted to the tower; see `thumbnail`."""
+    family = backbones.find(cell["backbone"])
+    if family.tiles or family.native_resolution:
+        return "stretch" if family.tiles else "whole"
+    return "pad" if cell["image_aspect"] == "pad" else "centre"
 
 
 def row_label(key: RowKey) -> str:
@@ -121,10 +131,8 @@ def _find_journals(comparison: Comparison, task: str) -> dict[RowKey, Path]:
 class Shelf:
     """Samples and their images, within a budget of bytes."""
 
-    def __init__(self, rows: Sequence[RowKey], backbone: str, budget: float) -> None:
-        family = backbones.find(backbone)
-        self.fit = "stretch" if family.tiles else "whole" if family.native_resolution else "centre"
-        self.rows, self.left = rows, budget
+    def __init__(self, rows: Sequence[RowKey], fit: str, budget: float) -> None:
+        self.fit, self.rows, self.left = fit, rows, budget
         self.images: list[str] = []
         self.samples: list[Mapping[str, Any]] = []
         self.num_other = 0
@@ -229,7 +237,8 @@ def thumbnail(data: bytes, fit: str) -> str:
 
     Args:
         data: an image file.
-        fit: "centre" crops to the middle square, "stretch" resizes to a square, "whole" changes nothing.
+        fit: "centre" crops to the middle square, "pad" adds bars of the mean colour, "stretch" resizes to a square,
+            "whole" changes nothing.
     """
     with Image.open(io.BytesIO(data)) as opened:
         image = ImageOps.exif_transpose(opened).convert("RGB")
@@ -237,6 +246,8 @@ def thumbnail(data: bytes, fit: str) -> str:
     if fit == "centre":
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side))
+    elif fit == "pad":
+        image = ImageOps.pad(image, (THUMBNAIL, THUMBNAIL), color=_CLIP_MEAN)
     elif fit == "stretch":
         image = image.resize((THUMBNAIL, THUMBNAIL))
     image.thumbnail((THUMBNAIL, THUMBNAIL))
