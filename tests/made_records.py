@@ -11,8 +11,9 @@ from dpbench.storage.record import Profile, Record
 CELL: Mapping[str, Any] = {
     "backbone": "toy-llava", "weights": None, "revision": None, "quantize": None, "method": "none", "params": {},
     "keep": None, "prune_rate": None, "budget_kind": "mean", "task": "pope", "prompt": "template", "ocr": False,
-    "dtype": "float32", "attention": "sdpa", "anyres": "per-view", "newline": "drop", "min_pixels": None,
-    "max_pixels": None, "seed": 0, "limit": 30, "fingerprints": {},
+    "wording": "lmms-eval", "reading": "first-word", "image_aspect": "pad", "grids": None, "dtype": "float32",
+    "attention": "sdpa", "anyres": "per-view", "newline": "drop", "min_pixels": None, "max_pixels": None, "seed": 0,
+    "limit": 30, "fingerprints": {},
 }  # fmt: skip
 
 
