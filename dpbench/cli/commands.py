@@ -139,7 +139,9 @@ def train(
 
 
 @app.command()
-@with_flags(backbone_fields=BackboneEntry, protocol=Protocol, without=("batch_size", "limit"))
+@with_flags(
+    backbone_fields=BackboneEntry, protocol=Protocol, without=("batch_size", "limit", "ocr", "wording", "reading")
+)
 def profile(
     manifest: Manifest = None,
     method: Several = None,

@@ -242,6 +242,10 @@ class Manifest(_Strict):
         for setting in ("min_pixels", "max_pixels"):
             if not family.native_resolution and getattr(protocol, setting) is not None:
                 raise ConfigError(f"protocol.{setting}: {name} reads images at a size of its own; remove it")
+        if (protocol.min_pixels or 0) > (protocol.max_pixels or float("inf")):
+            raise ConfigError(
+                f"protocol: min_pixels {protocol.min_pixels} is more than max_pixels {protocol.max_pixels}"
+            )
         if protocol.prompt == "vicuna_v1" and family.prompt != "vicuna_v1":
             raise ConfigError(f"protocol.prompt: vicuna_v1 is the conversation of LLaVA on Vicuna; {name} has another")
 
@@ -249,12 +253,15 @@ class Manifest(_Strict):
 def resolve(protocol: Protocol, backbone: str) -> Protocol:
     """Return a protocol with the values that its preset and the backbone's family give to fields that are None.
 
+    A pixel bound that is given moves the other one's default with it, where they would cross.
+
     Raises:
         ConfigError: the preset is "published" and no table of the paper measures the backbone.
     """
     values = preset_values(protocol.preset, backbones.find(backbone), backbone)
-    missing = {name: value for name, value in values.items() if getattr(protocol, name) is None}
-    resolved = protocol.model_copy(update=missing)
-    if (resolved.min_pixels or 0) > (resolved.max_pixels or float("inf")):
-        raise ConfigError(f"protocol: min_pixels {resolved.min_pixels} is more than max_pixels {resolved.max_pixels}")
-    return resolved
+    if values["min_pixels"] is not None:
+        values["min_pixels"] = min(values["min_pixels"], protocol.max_pixels or values["min_pixels"])
+        values["max_pixels"] = max(values["max_pixels"], protocol.min_pixels or values["max_pixels"])
+    return protocol.model_copy(
+        update={name: value for name, value in values.items() if getattr(protocol, name) is None}
+    )

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dpbench import registry
+from dpbench import backbones, registry
 from dpbench.backbones import architectures
 from dpbench.backbones import miniatures as tinies
 from dpbench.backbones.base import Features
@@ -370,3 +370,53 @@ def test_merged_rows_stand_behind_the_token_before_them(newline: Literal["keep",
     wanted = model.project(torch.stack([row for pair in zip(single, means, strict=True) for row in pair]))
     torch.testing.assert_close(prompt.embeds_LD[prompt.visual_L], wanted, rtol=1e-9, atol=1e-9)
     assert prompt.kept[0].indices_K.tolist() == [5, -1, 21, -1, 37, -1, 53, -1]
+
+
+@pytest.mark.parametrize("whose", ["transformers", "llava"])
+@pytest.mark.parametrize("side", [100, 336])
+def test_a_small_square_lies_in_the_tall_grid_of_llava_and_in_the_wide_one_of_transformers(
+    side: int, whose: str
+) -> None:
+    model = backbones.load("llava-next", weights="random", device="meta", grids=whose)
+    assert isinstance(model, LlavaNext)
+    half, first_tile, second_tile = torch.arange(12), 576, 2 * 576
+    tall = first_tile + 12 * 24 + torch.arange(24)
+    wide = torch.cat([first_tile + 12 + half, second_tile + half])
+    first_row = model.layout((side, side))[576 : 576 + 25]
+    assert first_row.tolist() == [*(tall if whose == "llava" else wide).tolist(), -1]
+    (pixels,) = model.preprocess([picture(1, (side, side))])
+    black = [pixels.values[1, 0, :80].std(), pixels.values[1, 0, :, :80].std()]
+    assert black[0 if whose == "llava" else 1] < 1e-4 < black[1 if whose == "llava" else 0]
+
+
+def best_grid_of_llava(width: int, height: int) -> tuple[int, int]:
+    """LLaVA's rule: of the (width, height) listed, most pixels of the image, then fewest wasted, then the first."""
+
+    def rank(size: tuple[int, int]) -> tuple[int, int]:
+        scale = min(size[0] / width, size[1] / height)
+        effective = min(int(width * scale) * int(height * scale), width * height)
+        return effective, -(size[0] * size[1] - effective)
+
+    return max([(first, second) for first, second in architectures.PINPOINTS], key=rank)
+
+
+def test_llavas_grids_are_those_of_its_rule_for_every_size() -> None:
+    from transformers.image_processing_utils import select_best_resolution
+
+    model = backbones.load("llava-next", weights="random", device="meta", grids="llava")
+    assert isinstance(model, LlavaNext)
+    assert (
+        model.model.config.image_grid_pinpoints
+        == model.pinpoints
+        == model.processor.image_processor.image_grid_pinpoints
+    )
+    for width, height in [*np.random.default_rng(0).integers(20, 1500, (400, 2)).tolist(), [50, 50], [336, 336]]:
+        grid_w, grid_h = best_grid_of_llava(width, height)
+        assert tuple(select_best_resolution((height, width), model.pinpoints)) == (grid_h, grid_w)
+
+
+def test_vicuna_v1_is_the_conversation_of_the_vicunas_alone() -> None:
+    for name, is_vicuna in (("llava-next", True), ("llava-next-13b", True), ("llava-next-mistral", False)):
+        model = backbones.load(name, weights="random", device="meta")
+        expected = f"{backbones.VICUNA_V1} USER: <image>\n{QUESTION} ASSISTANT:"
+        assert (model.chat(1, QUESTION) == expected) is is_vicuna

@@ -14,6 +14,8 @@ from PIL import Image
 from places import TOY_DATA
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from dpbench import backbones
 from dpbench.backbones import architectures
@@ -366,7 +368,7 @@ def test_vicuna_v1_is_llava_15s_own_conversation_and_the_image_is_found_in_the_i
 ) -> None:
     folder, _ = hub("llava-1.5")
     starts = []
-    for prompt, system in (("default", True), ("vicuna_v1", True), ("template", False)):
+    for prompt, system in ((None, True), ("vicuna_v1", True), ("template", False)):
         model = backbones.load("llava-1.5", weights=str(folder), prompt=prompt)
         text = (f"{backbones.VICUNA_V1} " if system else "") + f"USER: <image>\n{QUESTION} ASSISTANT:"
         assert model.chat(1, QUESTION).rstrip() == text
@@ -398,7 +400,8 @@ def test_pixel_bounds_replace_those_of_the_hubs_processor(hub: Callable[[str], t
         model = backbones.load("qwen2.5-vl", weights=str(folder), pixels=pixels)
         return len(model.encode(model.prompt([image], QUESTION).pixels)[0].embeds_ND)
 
-    assert [num_tokens(each) for each in ((None, None), (None, 50 * 784), (450 * 784, None))] == [200, 50, 450]
+    bounds = ((None, None), (4 * 784, None), (4 * 784, 50 * 784), (450 * 784, None))
+    assert [num_tokens(pixels) for pixels in bounds] == [276, 200, 50, 450]
 
 
 @pytest.mark.parametrize("name", ["llava-1.5", "qwen2.5-vl"])
@@ -406,7 +409,8 @@ def test_answers_are_greedy_whatever_the_hubs_generation_config_says(
     name: str, hub: Callable[[str], tuple[Path, Any]]
 ) -> None:
     """Qwen's asks for sampling and a repetition penalty."""
-    model = backbones.load(name, weights=str(hub(name)[0]))
+    pixels = (4 * 784, None) if name.startswith("qwen") else (None, None)
+    model = backbones.load(name, weights=str(hub(name)[0]), pixels=pixels)
     texts = [QUESTION, "How many?", "Where is it?", "Describe the image."]
     answers = forward.generate(
         model, Method(), [prune(model, picture(1), text=text) for text in texts], max_new_tokens=6
@@ -537,9 +541,16 @@ def test_random_weights_make_the_published_model_without_files(name: str) -> Non
         backbones.locate(name, "random")
 
 
-def test_the_stand_in_processor_of_qwen_has_the_published_pixel_bounds() -> None:
-    model = backbones.load("qwen2.5-vl-3b", weights="random", device="meta")
-    for size, tokens in (((1400, 1400), 2500), ((28, 28), 4)):
+@pytest.mark.parametrize(
+    ("pixels", "most", "least"),
+    [((None, None), 45 * 45, 16 * 16), ((4 * 28 * 28, 16384 * 28 * 28), 50 * 50, 4)],
+    ids=["lmms-eval's by default", "those of the checkpoint's file"],
+)
+def test_qwens_images_have_between_200704_and_1605632_pixels(
+    pixels: tuple[int | None, int | None], most: int, least: int
+) -> None:
+    model = backbones.load("qwen2.5-vl-3b", weights="random", device="meta", pixels=pixels)
+    for size, tokens in (((1400, 1400), most), ((28, 28), least)):
         (start, stop), *_ = model.prompt([picture(1, size)], QUESTION).spans
         assert stop - start == tokens
 
@@ -596,3 +607,31 @@ def test_every_family_runs_all_ten_tasks(name: str, hub: Callable[[str], tuple[P
         first, last = each.visual_tokens_per_layer[0], each.visual_tokens_per_layer[-1]
         assert first == whole[each.cell["task"]][0] if each.cell["method"] != "random" else first == last
         assert last < first if each.cell["method"] == "fastv" else last == first
+
+
+def sentencepiece(scheme: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of characters, as SentencePiece marks spaces: `legacy: false` in a file gives the scheme "first"."""
+    ids = {"<unk>": 0, "<s>": 1, "</s>": 2, "<image>": 3, "<pad>": 4, "▁": 5, "\n": 6}
+    ids |= {letter: 7 + number for number, letter in enumerate(map(chr, range(33, 127)))}
+    tokenizer = Tokenizer(models.BPE(ids, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    tokenizer.add_special_tokens(["<s>", "</s>", "<image>", "<pad>"])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def test_the_pieces_around_an_image_are_tokenised_apart_whatever_the_tokenizers_file_says() -> None:
+    ids = {}
+    for scheme in ("first", "always"):
+        model = backbones.load("llava-1.5", weights="random", device="meta")
+        model.processor.tokenizer, model.image_id = sentencepiece(scheme), 3
+        ids[scheme] = model.tokenize([2, 2], [(), ()], "Why?").ids_L.tolist()
+    assert ids["first"] == ids["always"]
+    space, newline, image = 5, 6, 3
+    middle = ids["first"].index(image)
+    assert ids["first"][middle - 2 : middle] == [7 + ord(":") - 33, space]
+    assert ids["first"][middle : middle + 8] == [image, image, space, newline, image, image, space, newline]
+    assert ids["first"].count(1) == 1
+    whole = sentencepiece("first")(model.chat(2, "Why?"))["input_ids"]
+    assert len(whole) == len(ids["first"]) - 2 - 2, "the whole loses the space behind each image"

@@ -12,17 +12,17 @@ from dpbench.cli import commands
 CELL_FLAGS = {
     "--method", "--param", "--backbone", "--weights", "--revision", "--quantize", "--device-map", "--keep",
     "--prune-rate", "--budget-kind", "--device", "--dtype", "--attention", "--prompt", "--anyres", "--newline",
-    "--min-pixels", "--max-pixels", "--out",
+    "--min-pixels", "--max-pixels", "--image-aspect", "--grids", "--protocol", "--out",
 }  # fmt: skip
 COMMANDS = {
     "run": CELL_FLAGS | {
-        "--tasks", "--limit", "--protocol", "--batch-size", "--feature-cache", "--num-shards", "--shard",
+        "--tasks", "--limit", "--ocr", "--wording", "--reading", "--batch-size", "--feature-cache", "--num-shards", "--shard",
         "--data-root", "--dry-run", "--no-wait",
     },
     "merge": {"--data-root"},
     "train": {
         "--backbone", "--variant", "--keep", "--data", "--out", "--steps", "--batch-size", "--seed", "--weights",
-        "--revision", "--dtype", "--device", "--param", "--resume",
+        "--revision", "--dtype", "--image-aspect", "--device", "--param", "--resume",
     },
     "profile": CELL_FLAGS | {
         "--batch-size", "--image-size", "--text-tokens", "--repetitions", "--seconds", "--warmups", "--answers",
@@ -34,7 +34,7 @@ COMMANDS = {
     },
     "visualize": {
         "--question", "--backbone", "--weights", "--revision", "--method", "--keep", "--prune-rate", "--device",
-        "--dtype", "--out", "--show",
+        "--dtype", "--image-aspect", "--out", "--show",
     },
     "doctor": {"--data-root"},
     "check": {"--param", "--backbone", "--goldens"},

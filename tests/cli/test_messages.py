@@ -45,10 +45,19 @@ def test_more_than_one_percent_without_an_answer_fails_the_run(
 
 
 @pytest.mark.parametrize(
-    ("protocol", "ocr"), [((), False), (("--protocol", "lmms-eval"), False), (("--protocol", "llava"), True)]
+    ("flags", "wording", "ocr"),
+    [
+        ((), "lmms-eval", False),
+        (("--protocol", "lmms-eval"), "lmms-eval", False),
+        (("--protocol", "llava"), "llava", False),
+        (("--protocol", "llava", "--wording", "lmms-eval", "--ocr"), "lmms-eval", True),
+        (("--backbone", "llava-1.5", "--protocol", "published"), "llava", True),
+        (("--backbone", "llava-1.5", "--protocol", "published", "--no-ocr"), "llava", False),
+        (("--backbone", "llava-next", "--protocol", "published"), "llava", False),
+    ],
 )
-def test_the_protocol_decides_on_ocr_tokens(
-    monkeypatch: pytest.MonkeyPatch, protocol: tuple[str, ...], ocr: bool
+def test_the_flag_protocol_fills_in_what_other_flags_leave_open(
+    monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], wording: str, ocr: bool
 ) -> None:
     manifests: list[Manifest] = []
 
@@ -57,8 +66,10 @@ def test_the_protocol_decides_on_ocr_tokens(
         return Outcome()
 
     monkeypatch.setattr(launch, "run", run)
-    assert CliRunner().invoke(app, [*COMMAND, *protocol]).exit_code == 0
-    assert [manifest.protocol.ocr for manifest in manifests] == [ocr]
+    result = CliRunner().invoke(app, [*COMMAND, *flags])
+    assert result.exit_code == 0, result.output
+    protocols = [manifest.resolved_protocol() for manifest in manifests]
+    assert [(protocol.wording, protocol.ocr) for protocol in protocols] == [(wording, ocr)]
 
 
 def test_one_bad_cell_is_not_hidden_by_many_good_ones() -> None:

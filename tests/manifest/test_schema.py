@@ -107,6 +107,7 @@ def test_the_cell_id_follows_everything_that_can_change_an_answer(tmp_path: Path
         replace(cell, protocol=cell.protocol.model_copy(update=update))
         for update in (
             {"prompt": "vicuna_v1"}, {"ocr": True}, {"dtype": "float16"}, {"attention": "eager"},
+            {"wording": "llava"}, {"reading": "llava"}, {"image_aspect": "crop"}, {"grids": "llava"},
             {"anyres": "global"}, {"newline": "keep"}, {"limit": 5}, {"min_pixels": 7}, {"max_pixels": 7},
         )
     ]  # fmt: skip

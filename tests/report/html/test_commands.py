@@ -44,6 +44,10 @@ CASES: dict[str, dict[str, Any]] = {
     "tiles": {"backbone": "llava-next", "protocol": {"anyres": "global", "newline": "keep"}, **RANDOM},
     "pixels": {"backbone": "qwen2.5-vl", "protocol": {"min_pixels": 3136, "max_pixels": 100352}, **RANDOM},
     "OCR tokens": {"protocol": {"ocr": True}, "tasks": ["textvqa"], **RANDOM},
+    "no OCR tokens": {"backbone": "llava-1.5", "protocol": {"ocr": False}, "tasks": ["textvqa"], **RANDOM},
+    "LLaVA's wording": {"protocol": {"wording": "llava", "reading": "llava", "image_aspect": "crop"}, **RANDOM},
+    "LLaVA's grids": {"backbone": "llava-next", "protocol": {"grids": "llava"}, **RANDOM},
+    "a published protocol": {"backbone": "llava-1.5", "protocol": "published", **RANDOM},
 }
 
 
