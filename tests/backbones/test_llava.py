@@ -119,6 +119,7 @@ def test_a_smaller_picture_is_padded_too(size: tuple[int, int]) -> None:
     border = pixels.values[:, :24] if size[0] > size[1] else pixels.values[:, :, :24]
     assert border.abs().max() < 0.02
     assert pixels.values[:, 84, 84].abs().max() > 0.02
+    assert model.preprocess([noise(size)], [(8, 9)])[0].values.shape == (3, 8 * 14, 9 * 14)
 
 
 @pytest.mark.parametrize("name", ["llava-next", "qwen2.5-vl-3b"])

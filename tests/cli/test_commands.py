@@ -16,8 +16,8 @@ CELL_FLAGS = {
 }  # fmt: skip
 COMMANDS = {
     "run": CELL_FLAGS | {
-        "--tasks", "--limit", "--ocr", "--wording", "--reading", "--batch-size", "--feature-cache", "--num-shards", "--shard",
-        "--data-root", "--dry-run", "--no-wait",
+        "--tasks", "--limit", "--ocr", "--wording", "--reading", "--batch-size", "--feature-cache", "--num-shards",
+        "--shard", "--data-root", "--dry-run", "--no-wait",
     },
     "merge": {"--data-root"},
     "train": {
