@@ -207,17 +207,17 @@ def profile(
     )
     profile_arguments.check_verify(verify=verify, flops_only=flops_only)
     name = "flops" if flops_only else profile_arguments.folder_name(device.value)
-    comparison = profile_arguments.build_comparison(manifest, flags, name)
-    settings = profile_arguments.build_settings(comparison, profile_flags)
-    if flops_only:
-        from dpbench.measure.flops_comparison_table import comparison_table
-        from dpbench.measure.flops_table import flops_table
+    for part in profile_arguments.build_comparison(manifest, flags, name).parts():
+        settings = profile_arguments.build_settings(part, profile_flags)
+        if flops_only:
+            from dpbench.measure.flops_comparison_table import comparison_table
+            from dpbench.measure.flops_table import flops_table
 
-        typer.echo(comparison_table(comparison, settings) if verify else flops_table(comparison, settings))
-        return
-    from dpbench.measure.profile import profile_table
+            typer.echo(comparison_table(part, settings) if verify else flops_table(part, settings))
+            continue
+        from dpbench.measure.profile import profile_table
 
-    typer.echo(profile_table(comparison, out, settings, device=device.value))
+        typer.echo(profile_table(part, out, settings, device=device.value))
 
 
 @app.command()

@@ -25,7 +25,7 @@ from dpbench.engine import decision, forward, pruned_prompt
 from dpbench.engine.pruned_prompt import PrunedPrompt
 from dpbench.errors import ConfigError, MissingError
 from dpbench.evaluation import runner
-from dpbench.manifest.reading import make_manifest
+from dpbench.manifest.reading import load_manifest, make_manifest
 from dpbench.method import Method
 from dpbench.storage import record
 from dpbench.storage.journal import Journal
@@ -635,3 +635,25 @@ def test_the_pieces_around_an_image_are_tokenised_apart_whatever_the_tokenizers_
     assert ids["first"].count(1) == 1
     whole = sentencepiece("first")(model.chat(2, "Why?"))["input_ids"]
     assert len(whole) == len(ids["first"]) - 2 - 2, "the whole loses the space behind each image"
+
+
+def test_backbones_of_one_manifest_answer_as_each_does_alone(
+    hub: Callable[[str], tuple[Path, Any]], tmp_path: Path
+) -> None:
+    entries = [{"name": name, "weights": str(hub(name)[0])} for name in ("qwen2.5-vl-3b", "llava-1.5")]
+    shared = {"methods": ["none", "random"], "budgets": {"prune_rate": [0.75]}, "tasks": ["pope"]}
+    shared |= {"protocol": {"preset": "published", "dtype": "float32", "limit": 2}}
+    console = Console(quiet=True)
+    both = make_manifest({"name": "both", "backbone": entries, **shared}, source="test")
+    outcome = runner.run(both, tmp_path, TOY_DATA, device="cpu", console=console)
+    together = {row.cell_id: row for row in record.read(tmp_path / "both" / "records.jsonl", Record)}
+    assert len(together) == len(outcome.added) == 4
+    for part in both.parts():
+        alone = part.model_copy(update={"name": part.backbone.name})
+        for row in runner.run(alone, tmp_path, TOY_DATA, device="cpu", console=console).added:
+            assert (together[row.cell_id].metrics, row.cell["backbone"]) == (row.metrics, part.backbone.name)
+            paths = [tmp_path / name / "samples" / f"{row.cell_id}.jsonl" for name in ("both", part.backbone.name)]
+            first, second = ([line.answer for line in Journal(path).answers.values()] for path in paths)
+            assert first == second
+    again = runner.run(load_manifest(tmp_path / "both" / "manifest.yaml"), tmp_path, TOY_DATA, console=console)
+    assert (len(again.existing), again.added) == (4, ())
