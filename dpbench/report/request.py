@@ -11,9 +11,11 @@ from dpbench.report import intervals, runs, zip_file
 from dpbench.report.runs import Comparison, Run, runs_under
 from dpbench.report.tables import (
     ablation,
+    costs_beside_published,
     efficiency,
     hard_subset,
     ours_beside_published,
+    paper_tables,
     published,
     scores,
     significance,
@@ -190,11 +192,11 @@ def _efficiency(loaded: Sequence[Run], request: Request) -> Iterable[Section]:
         section = efficiency.section(group, profiles)
         yield section
         if request.compare:
-            yield ours_beside_published.costs(group, section.heading)
+            yield costs_beside_published.costs(group, section.heading)
 
 
 def _paper(request: Request) -> list[Section]:
-    return published.sections((request.table,) if request.table else published.TABLES)
+    return paper_tables.sections((request.table,) if request.table else published.TABLES)
 
 
 def _verdict(request: Request) -> str:

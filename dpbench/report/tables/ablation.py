@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -15,6 +16,7 @@ from dpbench.report.runs import Comparison, largest_first
 from dpbench.report.tables.render import frame_of
 from dpbench.report.tables.scores import heading, retention, scores_of
 from dpbench.report.tables.table import Cell, Row, Section, mark_best, number
+from dpbench.storage.record import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +34,20 @@ class Pooled:
     num_seeds: int
 
 
-def variants(comparison: Comparison) -> dict[str, dict[BudgetRequest, Pooled]]:
-    """Return retention per variant and budget; a variant is the name of a scorer's folder without its seed's number."""
+def variants(
+    comparison: Comparison, scores_by_task: Callable[[Iterable[Record]], dict[str, float]] = scores_of
+) -> dict[str, dict[BudgetRequest, Pooled]]:
+    """Return retention per variant and budget; a variant is the name of a scorer's folder without its seed's number.
+
+    Args:
+        comparison: with scorers trained in several ways.
+        scores_by_task: reads a row's scores out of its records.
+    """
     none = comparison.find("none")
-    full = scores_of(comparison.rows[none]) if none else {}
+    full = scores_by_task(comparison.rows[none]) if none else {}
     retentions: dict[str, dict[BudgetRequest, list[float]]] = defaultdict(lambda: defaultdict(list))
     for key, records in comparison.rows.items():
-        name, value = _variant(key.method, key.params), retention(scores_of(records), full)
+        name, value = _variant(key.method, key.params), retention(scores_by_task(records), full)
         if name and value is not None and {record.cell["task"] for record in records} == set(comparison.tasks):
             retentions[name][key.budget].append(value)
     return {name: {budget: _pool(values) for budget, values in row.items()} for name, row in retentions.items()}

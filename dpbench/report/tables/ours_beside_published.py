@@ -1,78 +1,100 @@
-"""Our records beside the paper's tables: theirs, ours, the difference, and what in the protocol can explain it."""
+"""Our records beside the paper's tables: theirs, ours, and the difference where both are the same quantity."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import mean, median
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dpbench import tasks
-from dpbench.budget import BudgetRequest
+from dpbench import backbones
 from dpbench.report.runs import Comparison, RowKey, unpruned_tokens
 from dpbench.report.tables import ablation, published
 from dpbench.report.tables.published import PaperTable
-from dpbench.report.tables.render import frame_of
-from dpbench.report.tables.scores import RETENTION, heading, retention, scores_of
-from dpbench.report.tables.table import Cell, Footnotes, Row, Section, group_row, number
-from dpbench.storage.record import Profile
+from dpbench.report.tables.same_quantity import (
+    gpu_of,
+    may_explain,
+    points,
+    task_for,
+    why_not,
+    why_not_at_all,
+)
+from dpbench.report.tables.scores import heading, retention, scores_of
+from dpbench.report.tables.side_by_side import Pair, is_near, share_removed, side_by_side
+from dpbench.report.tables.table import Section
+from dpbench.storage.record import Record
 
-NEAR = 0.005
-"""Largest difference of two pruning rates that count as the same budget."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """One row of the paper with ours of the same method and share of tokens.
-
-    Attributes:
-        name: name of the row.
-        group: heading above the row.
-        theirs: by column; None where the paper prints a dash.
-        ours: by column; a column without a value was not measured.
-        reason: why the system is not run here, or None.
-    """
-
-    name: str
-    group: str
-    theirs: Mapping[str, float | None]
-    ours: Mapping[str, float]
-    reason: str | None = None
+PRINTED, SHARED = "Avg.", "Avg. both"
+"""The average that the paper prints, and the one over the benchmarks of a row that both measure the same way."""
 
 
 def table_of(backbone: str) -> int:
-    """Return the number of the paper's table to compare a backbone with; toy-llava is compared with LLaVA-1.5."""
-    return 2 if backbone.startswith("llava-next") else 3 if backbone.startswith("qwen") else 1
+    """Return the number of the paper's table to print beside a backbone; 1 for those that no table measures."""
+    family = backbones.FAMILIES.get(backbone)
+    return (family.paper_table if family else None) or 1
 
 
 def scores(comparison: Comparison) -> Section:
     """Return Table 1, 2 or 3 beside a comparison."""
     table = published.load(table_of(comparison.cell["backbone"]))
-    names = [*table.rows[0]["scores"], RETENTION]
-    pairs = [
-        Pair(
-            row["row"],
-            published.group(table, row),
-            {**row["scores"], RETENTION: row["average"]},
-            _ours(comparison, table, row),
-            published.why_not_run(table, row),
-        )
-        for row in table.rows
-    ]
-    titles = {name: tasks.ALL[name].title if name != RETENTION else "Avg." for name in names}
-    digits = {"mme": 0}
-    shared = "Avg. of ours: over the benchmarks that their row and ours both have."
-    return _section(table, heading(comparison), pairs, titles, (shared, *differences(comparison, table)), digits)
+    refusal = why_not_at_all(table, comparison.cell)
+    titles = {name: column.title for name, column in table.columns.items()} | {PRINTED: PRINTED, SHARED: SHARED}
+    notes = [f"{SHARED}: average retention over those benchmarks of a row that theirs and ours measure the same way."]
+    if comparison.cell["backbone"] == table.backbone:
+        ours = {**comparison.cell, "gpu": gpu_of(comparison.records[0].environment)}
+        here = [column.task for column in table.columns.values() if task_for(column, comparison) in comparison.tasks]
+        notes += may_explain(table, ours, here)
+    return side_by_side(
+        table,
+        heading(comparison),
+        [_pair(comparison, table, row) for row in table.rows],
+        titles,
+        notes,
+        digits={name: published.digits(name) for name in titles},
+        refusal=refusal,
+    )
 
 
-def _ours(comparison: Comparison, table: PaperTable, row: Mapping[str, Any]) -> dict[str, float]:
+def _pair(comparison: Comparison, table: PaperTable, row: Mapping[str, Any]) -> Pair:
     key, none = _match(comparison, row), comparison.find("none")
-    if key is None:
-        return {}
-    points = {name: value for name in row["scores"] if (value := _points(comparison, key, name, table)) is not None}
-    shares = {n: v for n, v in scores_of(comparison.rows[key]).items() if row["scores"].get(n) is not None}
-    average = retention(shares, scores_of(comparison.rows[none])) if none else None
-    return points | ({RETENTION: average} if average is not None else {})
+    ours = _points(comparison, table, key) if key else {}
+    unpruned = _points(comparison, table, none) if none else {}
+    why = _reasons(comparison, table, key, ours) if key else {}
+    both = [name for name, value in row["scores"].items() if value is not None and name in ours and name not in why]
+    average = retention({name: ours[name] for name in both}, unpruned)
+    theirs: dict[str, float | None] = {**row["scores"], PRINTED: row["average"]}
+    if average is not None:
+        ours[SHARED] = average
+        theirs[SHARED] = retention({name: row["scores"][name] for name in both}, table.unpruned)
+        if both == [name for name, value in row["scores"].items() if value is not None]:
+            ours[PRINTED] = average
+    return Pair(
+        row["row"],
+        published.group(table, row),
+        theirs,
+        ours,
+        published.note_on(table, row),
+        published.why_not_run(table, row) is not None,
+        why,
+    )
+
+
+def _points(comparison: Comparison, table: PaperTable, key: RowKey) -> dict[str, float]:
+    """Return a row's scores on the paper's scale, by column."""
+    found = {
+        name: points(comparison.of(key, task_for(column, comparison)), column) for name, column in table.columns.items()
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _reasons(comparison: Comparison, table: PaperTable, key: RowKey, ours: Mapping[str, float]) -> dict[str, str]:
+    """Return by column why our numbers of a row are missing or another quantity."""
+    reasons = {}
+    for name, column in table.columns.items():
+        records = comparison.of(key, task_for(column, comparison))
+        if records and name not in ours:
+            reasons[name] = f"{column.title}: our records have no {column.metric}, which theirs is"
+        elif records and (reason := why_not(column, table, comparison)):
+            reasons[name] = reason
+    return reasons
 
 
 def _match(comparison: Comparison, row: Mapping[str, Any]) -> RowKey | None:
@@ -81,117 +103,19 @@ def _match(comparison: Comparison, row: Mapping[str, Any]) -> RowKey | None:
         return comparison.find("none") if row["method"] == "none" else None
     total = unpruned_tokens(comparison)
     for key in comparison.rows:
-        rate = _share_removed(key.budget, total)
-        if key.method == row["method"] and rate is not None and abs(rate - row["prune_rate"]) < NEAR:
+        rate = share_removed(key.budget, total)
+        if key.method == row["method"] and is_near(rate, row["prune_rate"]):
             return comparison.find(key.method, key.budget)
     return None
 
 
-def _share_removed(budget: BudgetRequest, total: float | None) -> float | None:
-    """Return the share of visual tokens that a budget removes; None if it cannot be computed."""
-    if budget.keep is None:
-        return budget.prune_rate
-    return 1 - budget.keep / total if total else None
-
-
-def _points(comparison: Comparison, key: RowKey, task: str, table: PaperTable) -> float | None:
-    """Return a score on the paper's scale: MME in points of the metric the paper prints."""
-    records = comparison.of(key, task)
-    metric = table.data["metrics"].get(task, {}).get("value")
-    if metric is None:
-        return mean(record.score for record in records) if records else None
-    values = [record.metrics[metric] for record in records if metric in record.metrics]
-    return mean(values) if values and len(values) == len(records) else None
-
-
-def differences(comparison: Comparison, table: PaperTable) -> Iterable[str]:
-    """Yield what differs between the paper's protocol and ours, and may explain a difference."""
-    cell = comparison.cell
-    if cell["backbone"] != table.backbone:
-        yield f"May explain it: model: theirs {table.title}, ours {cell['backbone']}; only shares compare."
-    environment = comparison.records[0].environment
-    ours = {**cell, "gpu": environment.get("gpu", f"none ({environment.get('cpu')})")}
-    yield from _protocol(table, ours)
-    for task in comparison.tasks:
-        yield from _task(table, task, comparison)
-    if cell["limit"] is not None:
-        yield f"May explain it: samples: theirs all, ours {cell['limit']} a benchmark."
-
-
-def _protocol(table: PaperTable, ours: Mapping[str, Any]) -> Iterable[str]:
-    for name, stated in table.protocol.items():
-        theirs, our_value = stated["value"], ours.get(name)
-        if theirs is None and our_value is not None:
-            yield f"May explain it: {name}: theirs {stated['from']}, ours {our_value}."
-        elif theirs != our_value and not (name == "gpu" and theirs.split()[-1] in str(our_value).split()):
-            columns = [tasks.ALL[task].title for task in stated.get("columns", ())]
-            where = f" (column {', '.join(columns)})" if columns else ""
-            yield f"May explain it{where}: {name}: theirs {theirs} ({stated['from']}), ours {our_value}."
-
-
-def _task(table: PaperTable, task: str, comparison: Comparison) -> Iterable[str]:
-    benchmark = tasks.find(task)
-    stated = table.data["splits"].get(task)
-    if stated and stated["value"] != benchmark.split:
-        ours = f"{benchmark.split} ({benchmark.measure})"
-        theirs = f"{stated['value']} ({stated['from']})"
-        yield f"May explain it (column {benchmark.title}): split: theirs {theirs}, ours {ours}."
-    metric = table.data["metrics"].get(task)
-    metrics = {name for record in comparison.records if record.cell["task"] == task for name in record.metrics}
-    if metric and metric["value"] not in metrics:
-        theirs = f"{metric['value']} ({metric['from']})"
-        yield f"Column {benchmark.title}: theirs is {theirs}, which our records do not have."
-
-
-def costs(profiles: Sequence[Profile], heading: str) -> Section:
-    """Return Table 4 beside profiles that were taken under one set of conditions.
-
-    Args:
-        profiles: at least one.
-        heading: of their own table.
-    """
-    table = published.load(4)
-    none = next((profile for profile in profiles if profile.method == "none"), None)
-    total = none.num_visual if none else None
-    pairs = [
-        Pair(row["row"], "", row["values"], _cost(profiles, row, table, total), published.why_not_run(table, row))
-        for row in table.rows
-    ]
-    first = profiles[0]
-    ours = {
-        "dtype": first.environment.get("dtype"),
-        "gpu": first.environment.get("gpu", f"none ({first.environment.get('cpu')})"),
-        "batch_size": first.batch_size,
-        "attention": first.environment.get("attention"),
-    }
-    notes = list(_protocol(table, ours))
-    if first.backbone != table.backbone:
-        notes.insert(0, f"May explain it: model: theirs LLaVA-1.5-7B, ours {first.backbone}.")
-    if first.configuration != "eager":
-        notes.append(f"May explain it: configuration: theirs not stated, ours {first.configuration}.")
-    return _section(table, heading, pairs, table.data["columns"], notes, dict.fromkeys(table.data["columns"], 2))
-
-
-def _cost(
-    profiles: Sequence[Profile], row: Mapping[str, Any], table: PaperTable, total: float | None
-) -> dict[str, float]:
-    rate = 1 - row["budget"] / table.data["num_visual"]
-    for profile in profiles:
-        share = _share_removed(profile.budget_request, total)
-        is_near = profile.method == "none" or (share is not None and abs(share - rate) < NEAR)
-        if profile.method == row["method"] and is_near:
-            times = {
-                name: median(values) for name, values in profile.stages_ms.items() if values and name in row["values"]
-            }
-            return times | ({"tflops": profile.stages_flops["ttft"] / 1e12} if "ttft" in profile.stages_flops else {})
-    return {}
-
-
 def variants(comparison: Comparison) -> Section:
     """Return Table 5 beside our ablation."""
-    table, ours = published.load(5), ablation.variants(comparison)
+    table = published.load(5)
+    refusal = why_not_at_all(table, comparison.cell) or _why_not_ablation(comparison, table)
+    ours = ablation.variants(comparison, scores_of if refusal else _points_of)
     total = unpruned_tokens(comparison)
-    shares = {budget: _share_removed(budget, total) for row in ours.values() for budget in row}
+    shares = {budget: share_removed(budget, total) for row in ours.values() for budget in row}
     budgets = {str(keep): 1 - keep / table.data["num_visual"] for keep in table.data["budgets"]["value"]}
     pairs = []
     for row in table.rows:
@@ -200,66 +124,33 @@ def variants(comparison: Comparison) -> Section:
             name: pooled[b].value
             for name, rate in budgets.items()
             for b, share in shares.items()
-            if b in pooled and share is not None and abs(share - rate) < NEAR
+            if b in pooled and is_near(share, rate)
         }
         pairs.append(Pair(row["row"], "", dict(zip(budgets, row["values"], strict=True)), values))
     titles = {name: f"{name} of {table.data['num_visual']}" for name in budgets}
-    notes = [note for note in differences_of_ablation(comparison, table)]
-    return _section(table, heading(comparison), pairs, titles, notes, {})
-
-
-def differences_of_ablation(comparison: Comparison, table: PaperTable) -> Iterable[str]:
-    """Yield what differs between the paper's ablation and ours."""
-    cell = comparison.cell
     environment = comparison.records[0].environment
-    if cell["backbone"] != table.backbone:
-        yield f"May explain it: model: theirs LLaVA-1.5-7B, ours {cell['backbone']}; budgets are matched by share."
-    yield from _protocol(table, {**cell, "gpu": environment.get("gpu", f"none ({environment.get('cpu')})")})
-    if set(comparison.tasks) != set(table.data["tasks"]):
-        theirs, ours = ", ".join(table.data["tasks"]), ", ".join(comparison.tasks)
-        yield f"May explain it: benchmarks: theirs {theirs}, ours {ours}."
+    notes = list(may_explain(table, {**comparison.cell, "gpu": gpu_of(environment)}))
+    if comparison.cell["backbone"] != table.backbone:
+        notes = ["Budgets are matched by the share of tokens."]
+    return side_by_side(table, heading(comparison), pairs, titles, notes, digits={}, refusal=refusal)
 
 
-def _section(
-    table: PaperTable,
-    ours: str,
-    pairs: Sequence[Pair],
-    titles: Mapping[str, str],
-    notes: Iterable[str],
-    digits: Mapping[str, int],
-) -> Section:
-    """Return three lines per row: theirs, ours, ours minus theirs."""
-    columns = ("Method", "Whose", *titles.values())
-    lines, letters, group = list[Row](), Footnotes(), ""
-    for pair in pairs:
-        if pair.group != group:
-            group = pair.group
-            lines.append(group_row(group, len(columns)))
-        refs = (letters.letter(pair.reason),) if pair.reason else ()
-        lines += _build_rows(pair, list(titles), digits, refs)
-    numbers = [
-        {
-            "Table": table.number, "Row": pair.name, "Group": pair.group or None, "Column": title,
-            "Theirs": pair.theirs.get(name), "Ours": pair.ours.get(name), "Difference": _difference(pair, name),
-        }
-        for pair in pairs
-        for name, title in titles.items()
-    ]  # fmt: skip
-    cited = (f"{published.LEGEND} {'; '.join(letters.notes())}.",) if letters.notes() else ()
-    head = f"Table {table.number} of the paper beside ours: {table.title}; ours: {ours}"
-    return Section(head, frame_of(numbers), (f"Theirs: {table.source}.", *notes, *cited), columns, tuple(lines))
+def _why_not_ablation(comparison: Comparison, table: PaperTable) -> str | None:
+    """Return why our average retention is over other numbers than Table 5's, or None."""
+    theirs = {name: published.load(1).columns[name] for name in table.data["tasks"]}
+    if set(comparison.tasks) != set(theirs):
+        return f"theirs is over {', '.join(theirs)}; ours over {', '.join(comparison.tasks)}"
+    for column in theirs.values():
+        if any(column.metric not in r.metrics for r in comparison.records if r.cell["task"] == column.task):
+            return f"{column.title} of theirs is {column.metric}, which our records do not have"
+    return None
 
 
-def _build_rows(pair: Pair, names: Sequence[str], digits: Mapping[str, int], refs: tuple[str, ...]) -> Iterable[Row]:
-    theirs = [Cell(number(pair.theirs.get(name), digits.get(name, 1))) for name in names]
-    yield Row((Cell(pair.name, refs=refs), Cell("paper"), *theirs), "cited" if pair.reason else "data")
-    if pair.ours:
-        ours = [Cell(number(pair.ours.get(name), digits.get(name, 1))) for name in names]
-        apart = [Cell(number(_difference(pair, name), digits.get(name, 1), sign=True)) for name in names]
-        yield Row((Cell(""), Cell("ours"), *ours))
-        yield Row((Cell(""), Cell("difference"), *apart))
-
-
-def _difference(pair: Pair, name: str) -> float | None:
-    theirs, ours = pair.theirs.get(name), pair.ours.get(name)
-    return None if theirs is None or ours is None else ours - theirs
+def _points_of(records: Iterable[Record]) -> dict[str, float]:
+    """Return a row's scores in the metrics of Table 1, by benchmark."""
+    by_task: dict[str, list[Record]] = {}
+    for record in records:
+        by_task.setdefault(record.cell["task"], []).append(record)
+    columns = published.load(1).columns
+    found = {task: points(rows, columns[task]) for task, rows in by_task.items()}
+    return {task: value for task, value in found.items() if value is not None}

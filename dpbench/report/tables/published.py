@@ -1,12 +1,9 @@
-"""The DiffPrune paper's Tables 1 to 5 as data (`manifests/paper/`), alone and beside our own records.
-
-Published figures stand beside ours, never in place of ours. Rows of systems that are not run here are cited: grey where
-the format has colours, and with the reason.
-"""
+"""The DiffPrune paper's Tables 1 to 5 as data (`manifests/paper/`): numbers, what they are, and how they came about."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -16,15 +13,66 @@ from typing import Any
 import yaml
 
 from dpbench import registry, tasks
-from dpbench.report.tables.render import frame_of
-from dpbench.report.tables.scores import RETENTION, retention
-from dpbench.report.tables.table import DASH, Cell, Footnotes, Row, Section, group_row, mark_best, number
+from dpbench.report.tables.scores import retention
 
 TABLES = (1, 2, 3, 4, 5)
 COMPARISONS = (1, 2, 3)
 WITHIN = 0.1
 """Points by which a printed average may differ from the mean of its row's printed scores."""
-LEGEND = "Cited rows stand as the paper prints them; dpbench does not run these systems:"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """What the numbers of a column in Tables 1 to 3 are.
+
+    Attributes:
+        task: our benchmark, or variant of one, that asks the same questions.
+        metric: lmms-eval's name of it.
+        split: of the data, as the hub names it.
+        description: the quantity in words.
+        source: where that comes from; starts with "inferred" where the paper does not say it.
+    """
+
+    task: str
+    metric: str
+    split: str
+    description: str
+    source: str
+
+    @property
+    def title(self) -> str:
+        """Return the heading that the paper prints: that of the benchmark, whichever variant was asked."""
+        return tasks.ALL[self.benchmark].title
+
+    @property
+    def benchmark(self) -> str:
+        """Return the benchmark of which the task may be a variant."""
+        return tasks.find(self.task).variant_of or self.task
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One field of the protocol behind a table.
+
+    Attributes:
+        value: as in a cell; None where it is not known.
+        source: where the value comes from; starts with "inferred" where the paper does not say it.
+        columns: the tasks that it matters to; empty if all.
+    """
+
+    value: Any
+    source: str
+    columns: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """Return the value as a manifest spells it, or "not stated"."""
+        return "not stated" if self.value is None else spelt(self.value)
+
+    @property
+    def basis(self) -> str:
+        """Return the source in a word or two: inferred, appendix A, not stated."""
+        return re.split("[:,]", self.source)[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +84,7 @@ class PaperTable:
         source: paper, table and section.
         title: what was measured.
         backbone: as dpbench calls it.
-        protocol: what the paper says of how, by cell field; `value` None where it does not say.
+        protocol: how it was measured, by cell field.
         data: everything else in the file.
     """
 
@@ -44,13 +92,21 @@ class PaperTable:
     source: str
     title: str
     backbone: str
-    protocol: Mapping[str, Mapping[str, Any]]
+    protocol: Mapping[str, Setting]
     data: Mapping[str, Any]
 
     @property
     def rows(self) -> Sequence[Mapping[str, Any]]:
         """Return the table's lines, as in its file."""
         return list(self.data["rows"])
+
+    @property
+    def columns(self) -> Mapping[str, Column]:
+        """Return the columns of Tables 1 to 3 by task, in the table's order."""
+        return {
+            task: Column(task, entry["metric"], entry["split"], entry["is"], entry["from"])
+            for task, entry in self.data["columns"].items()
+        }
 
     @property
     def unpruned(self) -> Mapping[str, float]:
@@ -84,20 +140,25 @@ def folder() -> Path:
 def load(table: int) -> PaperTable:
     """Return one of the paper's tables."""
     data = yaml.safe_load((folder() / f"table{table}.yaml").read_text(encoding="utf-8"))
-    return PaperTable(data["table"], data["source"], data["title"], data["backbone"], data["protocol"], data)
+    protocol = {
+        name: Setting(entry["value"], entry["from"], tuple(entry.get("columns", ())))
+        for name, entry in data["protocol"].items()
+    }
+    return PaperTable(data["table"], data["source"], data["title"], data["backbone"], protocol, data)
 
 
 def averages() -> list[Average]:
     """Return every average that Tables 1 to 3 print for a pruned row, recomputed from the row."""
     return [
-        Average(table.number, row["row"], group(table, row), row["average"], _mean(table, row))
+        Average(table.number, row["row"], group(table, row), row["average"], mean_of(table, row))
         for table in map(load, COMPARISONS)
         for row in table.rows
         if row["method"] != "none"
     ]
 
 
-def _mean(table: PaperTable, row: Mapping[str, Any]) -> float:
+def mean_of(table: PaperTable, row: Mapping[str, Any]) -> float:
+    """Return a row's average retention in percent, recomputed from the scores it prints."""
     value = retention({name: score for name, score in row["scores"].items() if score is not None}, table.unpruned)
     assert value is not None
     return value
@@ -120,10 +181,22 @@ def why_not_run(table: PaperTable, row: Mapping[str, Any]) -> str | None:
     return None if row["method"] in registry.methods() else "not among the methods that are installed here"
 
 
-def sections(tables: Iterable[int] = TABLES) -> list[Section]:
-    """Return the paper's tables, with what recomputing their averages gives."""
-    makers = {4: _efficiency, 5: _ablation}
-    return [makers.get(number, _scores)(load(number)) for number in tables]
+def spelt(value: Any) -> str:
+    """Return a value of the protocol as a manifest spells it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def digits(task: str) -> int:
+    """Return how many decimals the paper prints of a benchmark."""
+    return 0 if task == "mme" else 1
+
+
+def note_on(table: PaperTable, row: Mapping[str, Any]) -> str | None:
+    """Return what a reader should know of a row's published numbers, or None."""
+    if reason := why_not_run(table, row):
+        return f"cited as printed, not run here: {reason}"
+    notes = {**table.data.get("row_notes", {}), **table.data.get("not_compared", {})}
+    return notes.get(row["method"])
 
 
 def verdict() -> str:
@@ -137,123 +210,3 @@ def verdict() -> str:
     )
     text = f"{len(good)} of {len(computed)} averages agree within {WITHIN} with the mean of their row's scores"
     return f"{text}. Not: {bad}." if bad else f"{text}."
-
-
-def _scores(table: PaperTable) -> Section:
-    names = list(table.rows[0]["scores"])
-    located = any(row.get("location") for row in table.rows)
-    titles = [tasks.ALL[name].title for name in names]
-    columns = ("Method", *(("Loc.",) if located else ()), *titles, "Avg.", "Recomputed")
-    notes, lines, numbers, heading = Footnotes(), list[Row](), [], ""
-    marks = _marks(table, names)
-    for at, row in enumerate(table.rows):
-        if group(table, row) != heading:
-            heading = group(table, row)
-            lines.append(group_row(heading, len(columns)))
-        reason = why_not_run(table, row)
-        name = Cell(_name(row), refs=(notes.letter(reason),) if reason else ())
-        scores = [Cell(_score(c, row["scores"][c]), marks[c].get(at, "")) for c in names]
-        average = Cell(f"{row['average']:.1f}%", marks[RETENTION].get(at, ""))
-        mean = _mean(table, row)
-        where = (Cell(row.get("location") or DASH),) if located else ()
-        cells = (name, *where, *scores, average, Cell(f"{mean:.2f}%"))
-        lines.append(Row(cells, "cited" if reason else "data"))
-        numbers.append(_numbers(table, row, mean))
-    cited = (f"{LEGEND} {'; '.join(notes.notes())}.",) if notes.notes() else ()
-    agreeing = [computed.agrees for computed in averages() if computed.table == table.number]
-    agree = f"{sum(agreeing)} of {len(agreeing)} averages agree within {WITHIN} with their row."
-    return Section(
-        f"Table {table.number} of the paper: {table.title}",
-        frame_of(numbers),
-        (f"Source: {table.source}.", agree, *cited),
-        columns,
-        tuple(lines),
-    )
-
-
-def _name(row: Mapping[str, Any]) -> str:
-    return f"{row['row']} ({row['venue']})" if row.get("venue") else str(row["row"])
-
-
-def _score(column: str, value: float | None) -> str:
-    return number(value, 0 if column == "mme" else 1)
-
-
-def _marks(table: PaperTable, names: Sequence[str]) -> dict[str, dict[int, Any]]:
-    """Return best and second of each column within each group."""
-    marks: dict[str, dict[int, Any]] = {name: {} for name in (*names, RETENTION)}
-    for heading in dict.fromkeys(group(table, row) for row in table.rows):
-        same = {at: row for at, row in enumerate(table.rows) if group(table, row) == heading}
-        for name in names:
-            marks[name] |= mark_best({at: row["scores"][name] for at, row in same.items()})
-        marks[RETENTION] |= mark_best({at: row["average"] for at, row in same.items()})
-    return marks
-
-
-def _numbers(table: PaperTable, row: Mapping[str, Any], mean: float) -> dict[str, Any]:
-    return {
-        "Table": table.number,
-        "Method": row["row"],
-        "Budget": row.get("budget"),
-        "Prune rate": row["prune_rate"],
-        "Location": row.get("location"),
-        **{tasks.ALL[name].title: value for name, value in row["scores"].items()},
-        "Avg.": row["average"],
-        "Recomputed": mean,
-    }
-
-
-def _efficiency(table: PaperTable) -> Section:
-    heads: Mapping[str, str] = table.data["columns"]
-    columns = ("Method", "Loc.", "Tokens", *heads.values(), "Speed-up")
-    none = table.rows[0]["values"]["ttft"]
-    lines, numbers = [], []
-    for row in table.rows:
-        speedup = none / row["values"]["ttft"]
-        values = [f"{row['values'][name]:.2f}" for name in heads]
-        texts = (row["row"], row["location"] or DASH, str(row["budget"]), *values, f"{speedup:.2f}x")
-        lines.append(Row(tuple(map(Cell, texts))))
-        times = {heads[name]: row["values"][name] for name in heads}
-        numbers.append(
-            {"Table": 4, "Method": row["row"], "Location": row["location"], "Tokens": row["budget"], **times}
-        )
-    unexplained = [
-        row["values"]["ttft"] - sum(row["values"][n] for n in ("encode", "reduce", "prefill")) for row in table.rows
-    ]
-    notes = (
-        f"Source: {table.source}. Speed-up: computed here, TTFT of the first row over the row's.",
-        f"TTFT is {min(unexplained):.2f} to {max(unexplained):.2f} ms more than encoder, pruner and prefill together; "
-        "the paper does not say what that is.",
-    )
-    return Section(f"Table 4 of the paper: {table.title}", frame_of(numbers), notes, columns, tuple(lines))
-
-
-def _ablation(table: PaperTable) -> Section:
-    budgets = table.data["budgets"]["value"]
-    columns = ("Variant", "Replaced design", *(f"{budget} tokens" for budget in budgets))
-    lines = [
-        Row(tuple(map(Cell, (row["row"], row["replaced"] or DASH, *(f"{value:.1f}%" for value in row["values"])))))
-        for row in table.rows
-    ]
-    numbers = [
-        {"Table": 5, "Variant": row["row"], "Replaced": row["replaced"], "Budget": budget, "Retention": value}
-        for row in table.rows
-        for budget, value in zip(budgets, row["values"], strict=True)
-    ]
-    titles = ", ".join(tasks.ALL[name].title for name in table.data["tasks"])
-    notes = (
-        f"Source: {table.source}. Average retention over {titles}.",
-        f"The budgets are {table.data['budgets']['from']}.",
-        _compare_with_table_1(table),
-    )
-    return Section(f"Table 5 of the paper: {table.title}", frame_of(numbers), notes, columns, tuple(lines))
-
-
-def _compare_with_table_1(table: PaperTable) -> str:
-    """Return a sentence that recomputes Table 5's DiffPrune row from its rows in Table 1."""
-    first = load(1)
-    ours = {row["budget"]: row["scores"] for row in first.rows if row["method"] == "diffprune"}
-    names = table.data["tasks"]
-    means = [retention({n: ours[b][n] for n in names}, first.unpruned) for b in table.data["budgets"]["value"]]
-    again, printed = (" / ".join(f"{value:.1f}" for value in values) for values in (means, table.rows[0]["values"]))
-    return f"Full DiffPrune prints {printed}; its rows in Table 1 give {again} over the same benchmarks."
