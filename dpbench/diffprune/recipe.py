@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from dpbench import backbones
 from dpbench.errors import ConfigError, did_you_mean, format_value
 
 Variant = Literal["diffprune", "gumbel-ste", "scale-gate", "global-denoiser"]
@@ -91,7 +92,10 @@ def make_recipe(backbone: str, settings: Mapping[str, Any]) -> Recipe:
     for name in settings:
         if name not in Recipe.model_fields:
             raise ConfigError(f"--param: training has no setting {name!r}; {did_you_mean(name, Recipe.model_fields)}")
-    merged = {**DEFAULTS.get(backbone, {}), **settings, "backbone": backbone}
+    aspect = backbones.find(backbone).image_aspect
+    if aspect is None and "image_aspect" in settings:
+        raise ConfigError(f"--image-aspect: {backbone} reads images of any shape; remove it")
+    merged = {"image_aspect": aspect, **DEFAULTS.get(backbone, {}), **settings, "backbone": backbone}
     if "data" not in merged:
         raise ConfigError(
             f"--data: {backbone} needs image-caption pairs to train on; give a folder, *.parquet, *.tar, or a hub "
