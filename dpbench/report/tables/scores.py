@@ -10,6 +10,7 @@ from typing import Any
 from dpbench import tasks
 from dpbench.budget import BudgetRequest
 from dpbench.report.runs import Comparison, RowKey, unpruned_tokens
+from dpbench.report.tables import seeds
 from dpbench.report.tables.render import frame_of
 from dpbench.report.tables.table import DASH, Cell, Footnotes, Mark, Row, Section, group_row, mark_best, number
 from dpbench.storage.record import Record
@@ -45,6 +46,7 @@ def section(comparison: Comparison, like_random: frozenset[RowKey] = frozenset()
     none = comparison.find("none")
     unpruned = scores[none] if none else {}
     averages = {key: retention(row, unpruned) for key, row in scores.items()}
+    spreads = {key: _retention_spread(records, unpruned) for key, records in comparison.rows.items()}
     values = {
         key: {**{name: scores[key].get(name) for name in comparison.tasks}, RETENTION: averages[key]} for key in scores
     }
@@ -53,15 +55,29 @@ def section(comparison: Comparison, like_random: frozenset[RowKey] = frozenset()
     columns = ("Method", "Loc.", "Tokens", *titles.values(), RETENTION)
     return Section(
         heading(comparison),
-        frame_of([_numbers(comparison, key, values[key], titles) for key in values]),
-        (*notes_of(comparison, unpruned, like_random), *_explain_missing(comparison, values, notes)),
+        frame_of([_numbers(comparison, key, values[key], titles, spreads) for key in values]),
+        (
+            *notes_of(comparison, unpruned, like_random),
+            *seeds.notes(comparison, spreads),
+            *_explain_missing(comparison, values, notes),
+        ),
         columns,
-        tuple(_rows(comparison, values, like_random, notes, len(columns))),
+        tuple(_rows(comparison, values, spreads, like_random, notes, len(columns))),
     )
 
 
+def _retention_spread(records: Iterable[Record], unpruned: Mapping[str, float]) -> float | None:
+    """Return the standard deviation of a row's retention over seeds, None if it has none or is the same for all."""
+    retentions = [retention(scores, unpruned) for scores in seeds.scores_by_seed(records).values()]
+    return seeds.spread([value for value in retentions if value is not None])
+
+
 def _numbers(
-    comparison: Comparison, key: RowKey, values: Mapping[str, float | None], titles: Mapping[str, str]
+    comparison: Comparison,
+    key: RowKey,
+    values: Mapping[str, float | None],
+    titles: Mapping[str, str],
+    spreads: Mapping[RowKey, float | None],
 ) -> dict[str, Any]:
     records = comparison.rows[key]
     return {
@@ -70,6 +86,7 @@ def _numbers(
         "Location": location(records),
         "Tokens": tokens(records),
         **{titles.get(name, name): value for name, value in values.items()},
+        **({f"{RETENTION} deviation": spreads[key]} if any(spreads.values()) else {}),
     }
 
 
@@ -87,6 +104,7 @@ def _explain_missing(
 def _rows(
     comparison: Comparison,
     values: Mapping[RowKey, Mapping[str, float | None]],
+    spreads: Mapping[RowKey, float | None],
     like_random: frozenset[RowKey],
     notes: Footnotes,
     width: int,
@@ -100,13 +118,14 @@ def _rows(
                 {other: values[other] for other in values if other.budget == budget and other.method != "none"}
             )
             yield group_row(budget_heading(comparison, key), width)
-        yield Row(tuple(_cells(comparison, key, row, marks, key in like_random, notes)))
+        yield Row(tuple(_cells(comparison, key, row, spreads[key], marks, key in like_random, notes)))
 
 
 def _cells(
     comparison: Comparison,
     key: RowKey,
     row: Mapping[str, float | None],
+    spread: float | None,
     marks: Mapping[str, Mapping[RowKey, Mark]],
     like_random: bool,
     notes: Footnotes,
@@ -119,7 +138,8 @@ def _cells(
         refs = (LIKE_RANDOM,) if name == RETENTION and like_random else ()
         if value is None and name != RETENTION:
             refs = (notes.letter(why_missing(comparison, key, name)),)
-        yield Cell(number(value), marks.get(name, {}).get(key, ""), refs)
+        text = number(value) + (f" ± {spread:.1f}" if name == RETENTION and spread is not None else "")
+        yield Cell(text, marks.get(name, {}).get(key, ""), refs)
 
 
 def _marks(rows: Mapping[RowKey, Mapping[str, float | None]]) -> dict[str, dict[RowKey, Mark]]:
@@ -208,11 +228,6 @@ def _warnings(comparison: Comparison) -> Iterable[str]:
         yield f"No cell is finished of: {', '.join(idle)}."
     if failed := sum(record.num_failed for record in records):
         yield f"{failed} samples failed and count as wrong; the journals say why."
-    seeds = {key: {row.cell["seed"] for row in rows} for key, rows in comparison.rows.items()}
-    most = max(map(len, seeds.values()))
-    if most > 1:
-        some = "" if all(len(numbers) == most for numbers in seeds.values()) else " where there are as many"
-        yield f"Mean over {most} seeds{some}."
     partial = [key.label for key, rows in comparison.rows.items() if len(scores_of(rows)) < len(comparison.tasks)]
     if partial:
         yield "A retention over fewer benchmarks than other rows' is not comparable and takes no part in the ranking."
