@@ -129,7 +129,7 @@ def variants(comparison: Comparison) -> Section:
         pairs.append(Pair(row["row"], "", dict(zip(budgets, row["values"], strict=True)), values))
     titles = {name: f"{name} of {table.data['num_visual']}" for name in budgets}
     environment = comparison.records[0].environment
-    notes = list(may_explain(table, {**comparison.cell, "gpu": gpu_of(environment)}))
+    notes = list(may_explain(table, {**comparison.cell, "gpu": gpu_of(environment)}, table.columns))
     if comparison.cell["backbone"] != table.backbone:
         notes = ["Budgets are matched by the share of tokens."]
     return side_by_side(table, heading(comparison), pairs, titles, notes, digits={}, refusal=refusal)
@@ -137,20 +137,19 @@ def variants(comparison: Comparison) -> Section:
 
 def _why_not_ablation(comparison: Comparison, table: PaperTable) -> str | None:
     """Return why our average retention is over other numbers than Table 5's, or None."""
-    theirs = {name: published.load(1).columns[name] for name in table.data["tasks"]}
-    if set(comparison.tasks) != set(theirs):
-        return f"theirs is over {', '.join(theirs)}; ours over {', '.join(comparison.tasks)}"
-    for column in theirs.values():
+    if set(comparison.tasks) != set(table.columns):
+        return f"theirs is over {', '.join(table.columns)}; ours over {', '.join(comparison.tasks)}"
+    for column in table.columns.values():
         if any(column.metric not in r.metrics for r in comparison.records if r.cell["task"] == column.task):
             return f"{column.title} of theirs is {column.metric}, which our records do not have"
     return None
 
 
 def _points_of(records: Iterable[Record]) -> dict[str, float]:
-    """Return a row's scores in the metrics of Table 1, by benchmark."""
+    """Return a row's scores in the metrics of Table 5, by benchmark."""
     by_task: dict[str, list[Record]] = {}
     for record in records:
         by_task.setdefault(record.cell["task"], []).append(record)
-    columns = published.load(1).columns
+    columns = published.load(5).columns
     found = {task: points(rows, columns[task]) for task, rows in by_task.items()}
     return {task: value for task, value in found.items() if value is not None}

@@ -65,6 +65,8 @@ def _columns_of(table: PaperTable) -> Iterable[str]:
 
 
 def _protocol_of(table: PaperTable) -> str:
+    if (same := table.data.get("same_as_table")) is not None:
+        return f"Protocol, and what each benchmark's numbers are: as Table {same}."
     parts = (
         f"{name} {setting.source}" if setting.value is None else f"{name} {setting.text} ({setting.source})"
         for name, setting in table.protocol.items()

@@ -102,7 +102,9 @@ class PaperTable:
 
     @property
     def columns(self) -> Mapping[str, Column]:
-        """Return the columns of Tables 1 to 3 by task, in the table's order."""
+        """Return what the numbers of each benchmark are, by task, in the table's order (Table 4 has none)."""
+        if (same := self.data.get("same_as_table")) is not None:
+            return {task: load(same).columns[task] for task in self.data["tasks"]}
         return {
             task: Column(task, entry["metric"], entry["split"], entry["is"], entry["from"])
             for task, entry in self.data["columns"].items()
@@ -140,10 +142,15 @@ def folder() -> Path:
 def load(table: int) -> PaperTable:
     """Return one of the paper's tables."""
     data = yaml.safe_load((folder() / f"table{table}.yaml").read_text(encoding="utf-8"))
-    protocol = {
-        name: Setting(entry["value"], entry["from"], tuple(entry.get("columns", ())))
-        for name, entry in data["protocol"].items()
-    }
+    same = data.get("same_as_table")
+    protocol = (
+        load(same).protocol
+        if same
+        else {
+            name: Setting(entry["value"], entry["from"], tuple(entry.get("columns", ())))
+            for name, entry in data["protocol"].items()
+        }
+    )
     return PaperTable(data["table"], data["source"], data["title"], data["backbone"], protocol, data)
 
 
