@@ -41,7 +41,7 @@ def scores(comparison: Comparison) -> Section:
     if comparison.cell["backbone"] == table.backbone:
         ours = {**comparison.cell, "gpu": gpu_of(comparison.records[0].environment)}
         here = [column.task for column in table.columns.values() if task_for(column, comparison) in comparison.tasks]
-        notes += may_explain(table, ours, here)
+        notes += [*may_explain(table, ours, here), *table.notes]
     return side_by_side(
         table,
         heading(comparison),

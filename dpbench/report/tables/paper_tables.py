@@ -39,7 +39,7 @@ def _scores(table: PaperTable) -> Section:
     return Section(
         f"Table {table.number} of the paper: {table.title}",
         frame_of([_numbers(table, row) for row in table.rows]),
-        (f"Source: {table.source}.", agree, *_columns_of(table), _protocol_of(table), *notes.notes()),
+        (f"Source: {table.source}.", agree, *_columns_of(table), _protocol_of(table), *table.notes, *notes.notes()),
         columns,
         tuple(lines),
     )

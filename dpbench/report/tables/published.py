@@ -111,6 +111,11 @@ class PaperTable:
         }
 
     @property
+    def notes(self) -> Sequence[str]:
+        """Return what else may move the scores and is no field of a protocol."""
+        return list(self.data.get("notes", ()))
+
+    @property
     def unpruned(self) -> Mapping[str, float]:
         """Return the scores of the unpruned model (Tables 1 to 3)."""
         return dict(next(row for row in self.rows if row["method"] == "none")["scores"])

@@ -212,6 +212,7 @@ def test_pixels_that_the_paper_does_not_state_are_said() -> None:
     cell = {"backbone": "qwen2.5-vl", "prompt": "template", "image_aspect": None, "min_pixels": 200_704}
     notes = beside(changed(**cell)).notes
     assert "May explain a difference: min_pixels: theirs not stated, ours 200704." in notes
+    assert any(note.startswith("Repetition penalty: theirs not stated, 1.05 in Qwen2.5-VL's") for note in notes)
 
 
 @pytest.mark.parametrize(
