@@ -15,8 +15,9 @@ import torch
 from PIL.Image import Image
 from PIL.Image import new as new_image
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
-from dpbench.errors import UnsupportedError
+from dpbench.errors import ConfigError, UnsupportedError
 from dpbench.method import ImageTokens
 
 
@@ -100,6 +101,12 @@ class Backbone(ABC):
         self.name = name
         self.model = model.eval()
         self.processor = processor
+        # Beams, penalties and lengths of the checkpoint's file would leak into greedy decoding.
+        ends = model.generation_config.eos_token_id
+        self.model.generation_config = GenerationConfig(
+            eos_token_id=processor.tokenizer.eos_token_id if ends is None else ends,
+            pad_token_id=processor.tokenizer.pad_token_id,
+        )
         self.core = model.model
         self.decoder: Any = self.core.language_model
         """The text model: the module whose forward takes `inputs_embeds`, `attention_mask` and `position_ids`."""
@@ -107,6 +114,37 @@ class Backbone(ABC):
         self.image_id: int = model.config.image_token_id
         self.system = ""
         """A sentence before "USER:", in place of the processor's own chat template; empty for the template."""
+
+    def check_settings(self) -> None:
+        """Refuse a tokenizer or processor that cannot make this model's prompts.
+
+        Raises:
+            ConfigError: names what is wrong and what to do.
+        """
+        if not self.system and self.processor.chat_template is None:
+            raise ConfigError(
+                f"--backbone {self.name}: its processor has no chat template; give --prompt vicuna_v1 if it is a "
+                "Vicuna, or add chat_template.jinja to the folder"
+            )
+        token = self.processor.tokenizer.convert_ids_to_tokens(self.image_id)
+        if token is None or self.chat(1, "").count(token) != 1:
+            raise ConfigError(
+                f"--backbone {self.name}: its configuration marks images with the token {self.image_id}, which its "
+                f"tokenizer calls {token!r} and its conversation does not contain once; give the tokenizer that "
+                "belongs to the weights"
+            )
+
+    def require_equal(self, setting: str, value: Any, expected: Any) -> None:
+        """Refuse a setting of the model or its processor that would make it read images in another way.
+
+        Raises:
+            ConfigError: names the setting, its value and what dpbench reads.
+        """
+        if value != expected:
+            raise ConfigError(
+                f"--backbone {self.name}: its configuration has {setting} = {value!r}, dpbench reads images with "
+                f"{expected!r} only; give other weights"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -266,9 +304,7 @@ class Backbone(ABC):
             position_ids=self.position_ids(positions_PBL, mask_BL),
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            repetition_penalty=1.0,  # Qwen asks for 1.05 in its files, which without ids would spare the prompt
             use_cache=use_cache,
-            pad_token_id=self.processor.tokenizer.pad_token_id,
             **settings,
         )
         return [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]

@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from dpbench.errors import ConfigError
 from dpbench.machine import profiler_ranges
+
+if TYPE_CHECKING:
+    from dpbench.backbones.base import Backbone
 
 PROVIDES = frozenset({"cls_attention", "cls_attention[0]", "cls_hidden_VC", "keys_Nd"})
 
@@ -41,14 +45,28 @@ class CLIPTower:
 
     def __init__(self, tower: Any, feature_layer: int) -> None:
         config = tower.config
+        _check_feature_layer(feature_layer, config.num_hidden_layers)
         self.tower = tower
         self.num_heads: int = config.num_attention_heads
         self.side: int = config.image_size // config.patch_size
         self.image_size: int = config.image_size
         self.patch_size: int = config.patch_size
         self.feature_layer = feature_layer
-        self.select_layer: int = config.num_hidden_layers + feature_layer
+        self.select_layer: int = feature_layer - 1 if feature_layer > 0 else config.num_hidden_layers + feature_layer
         """The encoder layer whose output is read, counted from 0."""
+
+    def check_settings(self, backbone: Backbone) -> None:
+        """Refuse what would make the model read other rows of the tower than `read` returns.
+
+        Raises:
+            ConfigError: names the setting.
+        """
+        config, image_processor = backbone.model.config, backbone.processor.image_processor
+        backbone.require_equal("vision_config.model_type", self.tower.config.model_type, "clip_vision_model")
+        backbone.require_equal("vision_feature_select_strategy", config.vision_feature_select_strategy, "default")
+        backbone.require_equal("size.shortest_edge", image_processor.size["shortest_edge"], self.image_size)
+        for side in ("height", "width"):
+            backbone.require_equal(f"crop_size.{side}", image_processor.crop_size[side], self.image_size)
 
     def read(self, pixels: Tensor, needs: frozenset[str]) -> TowerOutput:
         """Run (V, 3, S, S) pixels; sizes other than the tower's own get interpolated position codes."""
@@ -106,6 +124,19 @@ class CLIPTower:
         queries, keys = self._heads(queries)[:, :, :1].float(), self._heads(keys).float()
         scores = queries @ keys.transpose(-1, -2) / float(keys.shape[-1] ** 0.5)
         return scores.softmax(-1)[:, :, 0, 1:]
+
+
+def _check_feature_layer(layer: Any, num_layers: int) -> None:
+    """Refuse several layers, the patch embeddings, and layers that the tower does not have.
+
+    Raises:
+        ConfigError: names the setting and its value.
+    """
+    if not isinstance(layer, int) or layer == 0 or not -num_layers <= layer <= num_layers:
+        raise ConfigError(
+            f"vision_feature_layer = {layer!r}: dpbench reads the output of one of the tower's {num_layers} layers, "
+            "counted from 1, or from -1 backwards; give other weights"
+        )
 
 
 def _keep(seen: dict[tuple[str, int], Tensor], name: tuple[str, int]) -> Callable[..., None]:

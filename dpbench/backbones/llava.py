@@ -43,6 +43,11 @@ class Llava(Backbone):
         counts = [height * width for height, width in grids or [self.grid(image) for image in images]]
         return [Pixels(*image) for image in zip(values, counts, strict=True)]
 
+    def check_settings(self) -> None:
+        """Refuse settings under which the tower would be read in another way."""
+        super().check_settings()
+        self.tower.check_settings(self)
+
     def set_image_aspect(self, aspect: str) -> None:
         """Set how an image that is not square becomes square.
 

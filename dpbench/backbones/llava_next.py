@@ -30,6 +30,13 @@ class LlavaNext(Backbone):
         self.max_views = 1 + max(height * width for height, width in self.pinpoints) // self.tower.image_size**2
         self.layout = lru_cache(maxsize=256)(self._layout)
 
+    def check_settings(self) -> None:
+        """Refuse settings under which the tower would be read in another way."""
+        super().check_settings()
+        self.tower.check_settings(self)
+        theirs = [list(pair) for pair in self.processor.image_processor.image_grid_pinpoints]
+        self.require_equal("image_grid_pinpoints of the processor", theirs, self.pinpoints)
+
     def set_grids(self, whose: str) -> None:
         """Set who decides between two grids that fit an image equally well.
 

@@ -83,6 +83,16 @@ class Qwen25VL(Backbone):
         positions, _ = self.core.get_rope_index(ids_L[None], mm_token_type_ids=kinds, image_grid_thw=grids)
         return positions[:, 0]  # type: ignore[no-any-return]
 
+    def check_settings(self) -> None:
+        """Refuse a processor that cuts images into other patches than the tower reads."""
+        super().check_settings()
+        theirs, config = self.processor.image_processor, self.tower.config
+        self.require_equal("patch_size of the processor", theirs.patch_size, config.patch_size)
+        self.require_equal("merge_size of the processor", theirs.merge_size, config.spatial_merge_size)
+        self.require_equal(
+            "temporal_patch_size of the processor", theirs.temporal_patch_size, config.temporal_patch_size
+        )
+
     def bound_pixels(self, least: int | None, most: int | None) -> None:
         """Set how few and how many pixels an image is resized to."""
         size = self.processor.image_processor.size

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from dpbench import backbones
-from dpbench.backbones import architectures
+from dpbench.backbones import architectures, loading
 from dpbench.backbones import miniatures as tinies
 from dpbench.backbones.base import Backbone
 from dpbench.engine import decision, forward, pruned_prompt
@@ -566,7 +566,7 @@ def test_the_toy_has_no_random_weights() -> None:
 def test_quantizing_without_bitsandbytes_is_one_sentence(
     own: Path, monkeypatch: pytest.MonkeyPatch, quantize: str
 ) -> None:
-    monkeypatch.setattr(backbones, "find_spec", lambda name: None)
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
     with pytest.raises(ConfigError) as error:
         backbones.load("llava-1.5", weights=str(own), quantize=quantize)
     assert "pip install 'diffprune-bench[quantize]'" in str(error.value)
