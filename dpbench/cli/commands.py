@@ -76,9 +76,8 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and run nothing.")] = False,
 ) -> None:
     """Answer and score every cell that has no record yet; `accelerate launch -m dpbench run ...` uses several GPUs."""
-    from dpbench.cli import arguments
+    from dpbench.cli import arguments, plan_arguments
     from dpbench.evaluation import launch, sharding
-    from dpbench.evaluation.plan import plan
 
     flags = arguments.CellFlags(
         methods=[method] if method is not None else [],
@@ -94,11 +93,41 @@ def run(
     grid, part = arguments.build_manifest(manifest, flags), sharding.requested_shard(num_shards, shard)
     root, cache = arguments.find_data_root(grid, data_root), arguments.parse_bytes("--feature-cache", feature_cache)
     if dry_run:
-        typer.echo(messages.format_plan(plan(grid, out, root)))
+        typer.echo(plan_arguments.format_estimate(grid, out, root, sys.argv[2:], list_cells=True))
         return
     outcome = launch.run(grid, out, root, part, device=device.value, feature_cache=cache, wait=not no_wait)
     typer.echo(messages.format_outcome(outcome, out / grid.name, part), err=True)
     raise typer.Exit(0 if outcome.is_complete else 1)
+
+
+@app.command("plan")
+@with_flags(backbone_fields=BackboneEntry, protocol=Protocol)
+def plan_run(
+    manifest: Annotated[Path, typer.Argument(help="A manifest file, or the name of a shipped one.")],
+    backbone: BackboneName = None,
+    *,
+    backbone_fields: Given,
+    tasks: Tasks = None,
+    protocol: Given,
+    device: Device = Device.auto,
+    data_root: DataRoot = None,
+    out: Out = Path("results"),
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure this machine with random weights, in about two minutes.")
+    ] = False,
+) -> None:
+    """Print what a run would take: answers, downloads, memory, hours, and the missing steps; needs nothing of them."""
+    from dpbench.cli import arguments, plan_arguments
+
+    flags = arguments.CellFlags(
+        backbone=backbone,
+        tasks=arguments.split_names(tasks) if tasks is not None else None,
+        backbone_fields=backbone_fields,
+        protocol=protocol,
+    )
+    grid = arguments.build_manifest(manifest, flags)
+    root, measured_on = arguments.find_data_root(grid, data_root), device.value if measure else None
+    typer.echo(plan_arguments.format_estimate(grid, out, root, sys.argv[2:], measure=measured_on))
 
 
 @app.command()
@@ -264,8 +293,13 @@ def report(
 @with_flags(backbone_fields=BackboneEntry, protocol=Protocol, only=("weights", "revision", "dtype", "image_aspect"))
 def visualize(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
-    method: Annotated[list[str], typer.Option("--method", help="Methods, comma-separated.")],
-    backbone: Annotated[str, typer.Option("--backbone", help="Backbone; see `dpbench list backbones`.")] = "toy-llava",
+    manifest: Annotated[
+        Path | None, typer.Option("--manifest", help="Take backbone, methods and first budget from a manifest.")
+    ] = None,
+    method: Annotated[list[str] | None, typer.Option("--method", help="Methods, comma-separated.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option("--backbone", help="Backbone; see `dpbench list backbones`. [default: toy-llava]")
+    ] = None,
     *,
     backbone_fields: Given,
     keep: Keep = None,
@@ -277,21 +311,24 @@ def visualize(
     out: Annotated[Path, typer.Option(help="Picture to write: .png, .pdf or .svg.")] = Path("kept.png"),
 ) -> None:
     """Draw what methods keep of an image, side by side."""
-    from dpbench.budget import BudgetRequest
-    from dpbench.cli import arguments
+    from dpbench.cli import arguments, picture_arguments
     from dpbench.visualize import decisions
 
+    flags = arguments.CellFlags(
+        methods=arguments.split_names(method or []),
+        backbone=backbone,
+        keep=[keep] if keep is not None else [],
+        prune_rate=[prune_rate] if prune_rate is not None else [],
+        backbone_fields=backbone_fields,
+        protocol=protocol,
+    )
     picture_request = decisions.Request(
         image=image,
-        methods=arguments.split_names(method),
-        backbone=backbone,
         out=out,
-        budget=BudgetRequest(keep, prune_rate),
         question=question,
         show=arguments.split_names(show or []),
         device=device.value,
-        **backbone_fields,
-        **protocol,
+        **picture_arguments.read_fields(manifest, flags),
     )
     typer.echo(decisions.draw(picture_request), err=True)
 

@@ -33,11 +33,11 @@ def format_stop(arguments: Sequence[str], flags: Sequence[str] = ()) -> str:
     return f"stopped; what was finished is kept, go on with: {command}"
 
 
-def format_plan(planned: Plan) -> str:
-    """List a plan's cells: those to run, those that are done, and the folder for the results."""
+def format_cells(planned: Plan) -> str:
+    """List a plan's cells: those to run, and those that are done."""
     lines = [f"run    {cell.id}  {cell.label}" for cell in planned.pending]
     lines += [f"done   {record.cell_id}  {record.cell['method']} on {record.cell['task']}" for record in planned.done]
-    return "\n".join([*lines, f"{len(planned.pending)} cells to run, {len(planned.done)} done, in {planned.folder}"])
+    return "\n".join(lines)
 
 
 def format_outcome(ended: Outcome, folder: Path, shard: Shard = WHOLE) -> str:

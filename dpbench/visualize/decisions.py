@@ -6,8 +6,8 @@ Shape letters: N visual tokens of the image, K kept ones, H and W pixels of the 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,12 @@ def read_image(path: Path) -> Image.Image:
 
 
 def decide(
-    backbone: Backbone, image: Image.Image, names: Sequence[str], rule: decision.Rule, question: str
+    backbone: Backbone,
+    image: Image.Image,
+    names: Sequence[str],
+    rule: decision.Rule,
+    question: str,
+    params: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Kept]:
     """Return what each method keeps: one entry for a decision before the LLM, one for each cut inside it.
 
@@ -65,19 +70,21 @@ def decide(
         names: of registered methods.
         rule: the budget.
         question: prompt for methods that read it.
+        params: hyper-parameters, by method.
 
     Raises:
         ConfigError: a method is unknown or cannot reach the budget.
         UnsupportedError: the backbone lacks what a method reads.
     """
-    return [entry for name in names for entry in _decide_one(backbone, image, name, rule, question)]
+    methods = {name: registry.load(name, (params or {}).get(name)).bind(backbone) for name in names}
+    return [entry for name in names for entry in _decide_one(backbone, image, name, methods[name], rule, question)]
 
 
 @torch.inference_mode()
 def _decide_one(
-    backbone: Backbone, image: Image.Image, name: str, rule: decision.Rule, question: str
+    backbone: Backbone, image: Image.Image, name: str, bound: Method, rule: decision.Rule, question: str
 ) -> Iterator[Kept]:
-    method, selected = record_selections(registry.load(name).bind(backbone))
+    method, selected = record_selections(bound)
     prompt = decision.build_unpruned_prompt(backbone, method, [image], question, rule)
     (features,) = backbone.encode(prompt.pixels, method.needs(backbone.provides))
     generators = [decision.image_generator(0, SAMPLE, 0)]
@@ -202,6 +209,7 @@ class Request:
     Attributes:
         image: a file.
         methods: names.
+        params: their hyper-parameters, by method.
         out: the picture; its suffix gives the format.
         backbone: its name.
         budget: as requested.
@@ -226,6 +234,7 @@ class Request:
     device: str = "auto"
     dtype: str = "float32"
     image_aspect: str | None = None
+    params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def _check(request: Request) -> None:
@@ -268,5 +277,5 @@ def draw(request: Request) -> str:
         image_aspect=request.image_aspect,
     )
     rule = decision.Rule(request.budget)
-    write(decide(loaded, image, request.methods, rule, request.question), rows, request.out)
+    write(decide(loaded, image, request.methods, rule, request.question, request.params), rows, request.out)
     return f"{request.out}: {', '.join(request.methods)} on {request.image.name}, {request.backbone}"

@@ -47,7 +47,7 @@ def test_a_manifest_runs_on_another_backbone_with_the_same_shares() -> None:
     assert (own.backbone.name, own.budgets and own.budgets.keep) == ("llava-1.5", [192, 128, 64])
     assert (toy.backbone.name, toy.budgets and toy.budgets.keep) == ("toy-llava", [48, 32, 16])
     assert [method.params for method in own.methods if method.name == "diffprune"] == [
-        {"checkpoint": "scorers/llava-1.5"}
+        {"checkpoint": "scorers/{backbone}"}
     ]
     assert [method.params for method in toy.methods if method.name == "diffprune"] == [{}]
     assert build_manifest(path, CellFlags(backbone="llava-1.5")) == own
@@ -56,7 +56,7 @@ def test_a_manifest_runs_on_another_backbone_with_the_same_shares() -> None:
 def test_a_method_that_the_other_backbone_cannot_serve_is_named_and_skipped(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    manifest = build_manifest(Path("table1-llava-1.5"), CellFlags(backbone="toy-llava"))
+    manifest = build_manifest(Path("table1-llava-1.5-full"), CellFlags(backbone="toy-llava"))
     names = [method.name for method in manifest.methods]
     assert "visionzip" in names
     assert "cdpruner" not in names

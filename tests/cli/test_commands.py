@@ -19,6 +19,9 @@ COMMANDS = {
         "--tasks", "--limit", "--ocr", "--wording", "--reading", "--batch-size", "--feature-cache", "--num-shards",
         "--shard", "--data-root", "--dry-run", "--no-wait",
     },
+    "plan": (CELL_FLAGS - {"--method", "--param", "--keep", "--prune-rate", "--budget-kind"}) | {
+        "--tasks", "--limit", "--ocr", "--wording", "--reading", "--batch-size", "--data-root", "--measure",
+    },
     "merge": {"--data-root"},
     "train": {
         "--backbone", "--variant", "--keep", "--data", "--out", "--steps", "--batch-size", "--seed", "--weights",
@@ -33,6 +36,7 @@ COMMANDS = {
         "--max-mb", "--data-root",
     },
     "visualize": {
+        "--manifest",
         "--question", "--backbone", "--weights", "--revision", "--method", "--keep", "--prune-rate", "--device",
         "--dtype", "--image-aspect", "--out", "--show",
     },

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from dpbench.cli import commands, messages
-from dpbench.evaluation import plan
+from dpbench.cli import commands, plan_arguments
 from dpbench.manifest.cell import PROTOCOL_FIELDS, WEIGHTS_FIELDS, cells
 from dpbench.manifest.reading import make_manifest
 from dpbench.manifest.schema import BackboneEntry, Manifest, Protocol
@@ -59,8 +58,7 @@ def manifest_of(entries: dict[str, Any]) -> Manifest:
 def parsed(text: str, monkeypatch: pytest.MonkeyPatch) -> Manifest:
     """Return the manifest that `dpbench run` plans for a command."""
     planned: list[Manifest] = []
-    monkeypatch.setattr(plan, "plan", lambda manifest, *_: planned.append(manifest))
-    monkeypatch.setattr(messages, "format_plan", lambda _: "")
+    monkeypatch.setattr(plan_arguments, "format_estimate", lambda manifest, *_, **__: planned.append(manifest) or "")
     program, *words = shlex.split(text)
     result = CliRunner().invoke(commands.app, [*words, "--dry-run"])
     assert (program, result.exit_code) == ("dpbench", 0), result.output

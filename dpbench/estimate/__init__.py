@@ -1,0 +1,1 @@
+"""What a manifest would take, before anything is there: answers, downloads, memory, hours, and the missing steps."""
