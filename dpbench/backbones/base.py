@@ -20,6 +20,9 @@ from transformers import GenerationConfig
 from dpbench.errors import ConfigError, UnsupportedError
 from dpbench.method import ImageTokens
 
+_STAND_IN = "\ue000"
+"""A private-use character in place of a question that contains a special token."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
@@ -193,23 +196,39 @@ class Backbone(ABC):
             sizes: `Pixels.size` of each image.
             text: what is asked.
         """
-        ids = self._tokenize_pieces(self.chat(len(rows), text))
+        ids = self._tokenize_conversation(len(rows), text)
         repeats = torch.ones_like(ids).masked_scatter(ids == self.image_id, torch.tensor(rows, dtype=torch.int64))
         ids = ids.repeat_interleave(repeats)
         return Prompt(ids, find_spans(ids, self.image_id, rows), (), text, self.positions(ids, sizes))
 
-    def _tokenize_pieces(self, conversation: str) -> Tensor:
+    def _tokenize_conversation(self, num_images: int, text: str) -> Tensor:
         """Return the ids of a conversation with one placeholder an image, int64 (L,).
 
         The pieces around the placeholders are tokenised apart, as in LLaVA's code. Given the whole, a SentencePiece
         tokenizer with `legacy: false` in its file loses the space that begins the text behind an image.
         """
         tokenizer = self.processor.tokenizer
-        first, *others = conversation.split(tokenizer.convert_ids_to_tokens(self.image_id))
-        ids = list(tokenizer(first)["input_ids"])
+        placeholder = tokenizer.convert_ids_to_tokens(self.image_id)
+        is_plain = not any(word in text for word in tokenizer.get_added_vocab())
+        # A question may name a special token, such as "<image>"; where it is put in later, it is found to be text.
+        conversation = self.chat(num_images, text if is_plain else _STAND_IN)
+        first, *others = conversation.split(placeholder)
+        ids = self._piece_ids(first, text, add_special_tokens=True)
         for piece in others:
-            ids += [self.image_id, *(tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else ())]
+            ids += [self.image_id, *self._piece_ids(piece, text, add_special_tokens=False)]
         return torch.tensor(ids, dtype=torch.int64)
+
+    def _piece_ids(self, piece: str, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Return the ids of a piece; the text that stands for the stand-in has no special tokens, whatever it says."""
+        tokenizer = self.processor.tokenizer
+        if _STAND_IN not in piece:
+            return list(tokenizer(piece, add_special_tokens=add_special_tokens)["input_ids"]) if piece else []
+        before, after = piece.split(_STAND_IN)
+        if not any(word in before + after for word in tokenizer.get_added_vocab()):
+            before, text, after = "", before + text + after, ""
+        ids = tokenizer(before, add_special_tokens=add_special_tokens)["input_ids"]
+        ids += tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return [*ids, *tokenizer(after, add_special_tokens=False)["input_ids"]]
 
     def positions(self, ids_L: Tensor, sizes: Sequence[tuple[int, ...]]) -> Tensor | None:
         """Return a prompt's position ids, (P, L), where they are not 0..L-1."""

@@ -657,3 +657,28 @@ def test_backbones_of_one_manifest_answer_as_each_does_alone(
             assert first == second
     again = runner.run(load_manifest(tmp_path / "both" / "manifest.yaml"), tmp_path, TOY_DATA, console=console)
     assert (len(again.existing), again.added) == (4, ())
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("llava-1.5", "<image>"),
+        ("llava-next-mistral", "</s>"),
+        ("qwen2.5-vl", "<|image_pad|>"),
+        ("qwen2.5-vl", "<|im_end|>"),
+    ],
+)
+def test_a_special_token_in_a_question_is_read_as_text(
+    name: str, word: str, hub: Callable[[str], tuple[Path, Any]]
+) -> None:
+    model = backbones.load(name, weights=str(hub(name)[0]))
+    tokenizer = model.processor.tokenizer
+    plain, odd = (model.prompt([picture(1)], f"What does {text} mean?") for text in ("~", word))
+    special = tokenizer.convert_tokens_to_ids(word)
+    assert (odd.ids_L == special).sum() == (plain.ids_L == special).sum()
+    (start, stop), (start_of_plain, stop_of_plain) = odd.spans[0], plain.spans[0]
+    assert (start, stop) == (start_of_plain, stop_of_plain)
+    assert f"What does {word} mean?" in tokenizer.decode(odd.ids_L[stop:])
+    letters = tokenizer(word, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert len(letters) > 1
+    assert len(odd.ids_L) - len(plain.ids_L) == len([i for i in letters if tokenizer.decode([i]).strip()]) - 1
