@@ -63,9 +63,11 @@ class Features(ImageTokens):
     """One image through tower and projector, with the optional signals that were requested; `slot_N` is on the CPU.
 
     newline_D: what the LLM reads at the placeholders that no token fills (AnyRes ends each row so), or None.
+    num_newlines: how many such placeholders the image has; rows that unpadding leaves without tokens count too.
     """
 
     newline_D: Tensor | None = None
+    num_newlines: int = 0
 
     @property
     def num_read(self) -> int:

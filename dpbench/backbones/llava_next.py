@@ -122,6 +122,7 @@ class LlavaNext(Backbone):
                     read_N=(slots >= 0).to(self.device),
                     slot_N=slots,
                     newline_D=self.core.image_newline,
+                    num_newlines=image.rows - int((slots >= 0).sum()),
                     cls_hidden_VC=cls_hidden[i],
                     cls_attention={layer: split[i].transpose(0, 1).flatten(1) for layer, split in rows.items()},
                     keys_Nd=None if keys is None else keys[i].flatten(0, 1),

@@ -148,23 +148,13 @@ def _image_rows(
         return rows, slots, flags, indices
     # AnyRes ends every row of tiles with a newline: those are the placeholders that no token fills, whether or not the
     # method keeps a token of their row
-    filled = torch.zeros(features.num_read + _num_newlines(features), dtype=torch.bool)
+    filled = torch.zeros(features.num_read + features.num_newlines, dtype=torch.bool)
     filled[features.slot_N[features.slot_N >= 0]] = True
     newlines = (~filled).nonzero()[:, 0]
     slots, order = torch.cat([slots, newlines]).sort(stable=True)
     rows = torch.cat([rows, features.newline_D.to(rows)[None].expand(len(newlines), -1)])[order.to(rows.device)]
     visual = order < len(flags)
     return rows, slots, visual, indices[order[visual]]
-
-
-def _num_newlines(features: Features) -> int:
-    """Return how many of the image's placeholders no token fills: those after each row of tiles, or the only one."""
-    base = int((features.view_N == 0).sum())
-    tiles = features.slot_N[base:]
-    if not len(tiles):
-        return 1
-    last = int(tiles.max())  # the placeholder after it, the last newline, is one of last + 2
-    return last + 2 - features.num_read
 
 
 def _fill_slots(slots: Tensor) -> Tensor:

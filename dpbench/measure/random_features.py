@@ -54,6 +54,7 @@ def features(backbone: Backbone, pixels: Pixels, needs: frozenset[str], *, seed:
         read_N=slot_N >= 0,
         slot_N=slot_N,
         newline_D=noise(config.text_config.hidden_size) if tiled else None,
+        num_newlines=pixels.rows - int((slot_N >= 0).sum()) if tiled else 0,
         **_signals(config, needs, num_views, num, noise),
     )
 

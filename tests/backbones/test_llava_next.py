@@ -420,3 +420,40 @@ def test_vicuna_v1_is_the_conversation_of_the_vicunas_alone() -> None:
         model = backbones.load(name, weights="random", device="meta")
         expected = f"{backbones.VICUNA_V1} USER: <image>\n{QUESTION} ASSISTANT:"
         assert (model.chat(1, QUESTION) == expected) is is_vicuna
+
+
+THIN = [(3, 50), (50, 3), (1, 300), (200, 1)]
+"""Height and width of images whose tiles hold padding only."""
+
+
+@pytest.mark.parametrize("size", THIN, ids=str)
+def test_an_image_so_thin_that_no_tile_token_is_left_equals_transformers(size: tuple[int, int]) -> None:
+    model, image = tiny(), picture(1, size)
+    inputs = model.processor(images=[image], text=[model.chat(1, QUESTION)], return_tensors="pt")
+    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    with torch.no_grad():
+        expected = model.model(**inputs).logits
+    spliced = prune(model, Method(), image)
+    batch = forward.collate([spliced])
+    assert torch.equal(model.logits(batch.embeds_BLD, None, batch.positions_PBL), expected)
+
+
+@pytest.mark.parametrize("size", THIN[:2], ids=str)
+@pytest.mark.parametrize("newline", ["keep", "drop"])
+@pytest.mark.parametrize("name", sorted(registry.methods()))
+def test_every_method_answers_about_a_thin_image(
+    name: str, newline: Literal["keep", "drop"], size: tuple[int, int]
+) -> None:
+    params = {"relevance": "words"} if name == "cdpruner" else {}
+    model = tiny()
+    method = registry.load(name, params).untrained().bind(model)
+    rule = decision.Rule(BudgetRequest(keep=8), newline=newline)
+    image = picture(1, size)
+    prompt = decision.build_unpruned_prompt(model, method, [image], QUESTION, rule)
+    features = model.encode(prompt.pixels, method.needs(model.provides))
+    generators = [decision.image_generator(0, "test", 0)]
+    spliced = pruned_prompt.splice(model, method, prompt, features, generators, rule)
+    (answer,) = forward.generate(model, method, [spliced], max_new_tokens=2)
+    read = spliced.per_layer(model.num_layers)
+    assert 0 < max(read) <= 16
+    assert isinstance(answer.text, str)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from dpbench import backbones, registry
-from dpbench.backbones import miniatures
+from dpbench.backbones import miniatures, weights
 from dpbench.backbones.base import Backbone
 from dpbench.budget import BudgetRequest
 from dpbench.engine import decision, forward, pruned_prompt
@@ -135,7 +135,7 @@ def test_in_llm_methods_pay_for_their_ranking() -> None:
 
 @pytest.mark.parametrize("name", backbones.FAMILIES)
 def test_every_backbone_is_counted_without_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbones, "_cached", lambda *_: pytest.fail("looked for weights in the hub's cache"))
+    monkeypatch.setattr(weights, "_cached", lambda *_: pytest.fail("looked for weights in the hub's cache"))
     requested = manifest(name, ["none", "grid", "fastv"], budgets={"prune_rate": [0.778]})
     none, grid, fastv = flops_only.count_manifest(requested, text_tokens=66, image_hw=(112, 112))
     assert none.total > grid.total > 0
