@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from dpbench import backbones, tasks
 from dpbench.evaluation.sharding import WHOLE, Shard
+from dpbench.storage.too_long import explain_too_long
 from dpbench.tasks.data.root import is_present
 
 if TYPE_CHECKING:
@@ -41,13 +42,14 @@ def format_cells(planned: Plan) -> str:
 
 
 def format_outcome(ended: Outcome, folder: Path, shard: Shard = WHOLE) -> str:
-    """Return which samples failed, what the feature cache saved, how many records were added, and what to do next."""
+    """Return which samples failed or were left out, what the cache saved, what was added, and what to do next."""
     lines = [
         f"{record.num_failed} of {record.num_samples} samples failed: {record.cell['method']} on {record.cell['task']} "
         f"(reasons in {folder}/samples/{record.cell_id}.jsonl)"
         for record in (*ended.added, *ended.existing)
         if record.num_failed
     ]
+    lines += explain_too_long((*ended.added, *ended.existing))
     lines += [f"not finished: {label}, {done} of {total} answered" for label, done, total in ended.unfinished]
     counts = ended.feature_cache
     if any(counts.values()):

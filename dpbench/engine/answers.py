@@ -79,15 +79,10 @@ def answer_samples(
 
 def _answer_part(backbone: Backbone, method: Method, cell: Cell, samples: Sequence[Sample]) -> list[Reply]:
     prompts = [_splice(backbone, method, cell, sample) for sample in samples]
-    failures = [explain_overflow(backbone, prompt) for prompt in prompts]
-    fits = [number for number, failure in enumerate(failures) if failure is None]
-    limit = samples[0].request.max_new_tokens
-    groups = [samples[number].image_group for number in fits]
-    readable = [prompts[number] for number in fits]
-    answers = iter(shared_prefix.generate(backbone, method, readable, groups, max_new_tokens=limit) if readable else ())
+    groups, limit = [sample.image_group for sample in samples], samples[0].request.max_new_tokens
+    answers = shared_prefix.generate(backbone, method, prompts, groups, max_new_tokens=limit)
     return [
-        Reply(failure=failure) if failure else Reply(prompt, _without_repeats(method, next(answers)))
-        for prompt, failure in zip(prompts, failures, strict=True)
+        Reply(prompt, _without_repeats(method, generated)) for prompt, generated in zip(prompts, answers, strict=True)
     ]
 
 
@@ -99,13 +94,6 @@ def _splice(backbone: Backbone, method: Method, cell: Cell, sample: Sample) -> P
     ]
     rule = decision.build_rule(cell)
     return pruned_prompt.splice(backbone, method, sample.prompt, sample.features, generators, rule)
-
-
-def explain_overflow(backbone: Backbone, prompt: PrunedPrompt) -> str | None:
-    """Return why a prompt leaves no position for an answer within the model's context, or None."""
-    context = backbone.decoder.config.max_position_embeddings
-    length = int(prompt.positions_PL.max()) + 1
-    return None if length < context else f"too long: {length} positions, the model's context is {context}"
 
 
 def _without_repeats(method: Method, generated: Generated) -> Generated:

@@ -16,7 +16,7 @@ import torch
 from PIL.Image import DecompressionBombError
 
 from dpbench.backbones.base import Backbone, Features, Pixels, Prompt
-from dpbench.engine import decision
+from dpbench.engine import context, decision
 from dpbench.engine.feature_cache import EncodedImage, FeatureCache, Key, compact
 from dpbench.errors import ImageError
 from dpbench.machine.device import use_one_thread
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from dpbench.tasks.lmms_eval_adapter import BuiltTask, Request
 
+_Placeholders = tuple[int, tuple[int, ...]]
+"""`Pixels.rows` and `Pixels.size` of an image at its own size."""
 NO_IMAGE = "image could not be decoded"
 THREADS = min(4, os.cpu_count() or 1)
 """Images decoded and preprocessed at once, each by one thread."""
@@ -45,6 +47,7 @@ class Sample:
         cache_hits: how many of its images were encoded before.
         encoded: how many of its images were encoded for it.
         failure: why it has no prompt.
+        too_long: the reason is that it does not fit into the model's context unpruned, so that no method is asked it.
     """
 
     request: Request
@@ -54,15 +57,17 @@ class Sample:
     cache_hits: int = 0
     encoded: int = 0
     failure: str | None = None
+    too_long: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _KeyedRequest:
-    """A request and what its images are kept under, or why they cannot be read."""
+    """A request and what its images are kept under, or why it is not asked."""
 
     request: Request
     keys: tuple[Key, ...]
     failure: str | None = None
+    too_long: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,7 @@ class Encoder:
         self._pool = ThreadPoolExecutor(THREADS, initializer=use_one_thread, initargs=(num_threads,))
         self._batch, self._next = _Batch(), _Batch()
         self._grids: dict[str, tuple[int, int]] = {}
+        self._placeholders: dict[str, _Placeholders] = {}
 
     def start_batch(self, requests: Iterable[Request], following: Iterable[Request]) -> None:
         """Move on to the next batch, and start to decode and preprocess the images of the one after it.
@@ -148,19 +154,51 @@ class Encoder:
         return [self._build_sample(request, images, missing) for request in keyed]
 
     def _find_keys(self, request: Request, method: Method, rule: decision.Rule) -> _KeyedRequest:
+        """Return what a request's images are kept under, unless the request does not fit into the model's context."""
+        placeholders = self._count_placeholders(request)
+        if isinstance(placeholders, str):
+            return _KeyedRequest(request, (), placeholders)
+        prompt = self._tokenize(request, placeholders)
+        if overflow := context.explain_overflow(self.backbone, prompt, request.max_new_tokens):
+            return _KeyedRequest(request, (), overflow, too_long=True)
         hashes = self.built.image_hashes(request)
         if not decision.has_resize(method):
             return _KeyedRequest(request, tuple((image_hash, None) for image_hash in hashes))
-        if any(image_hash not in self._grids for image_hash in hashes):
-            images = self._open(self._batch, request)
-            if isinstance(images, str):
-                return _KeyedRequest(request, (), images)
-            try:
-                grids = [self.backbone.grid(image) for image in images]
-            except ImageError as error:
-                return _KeyedRequest(request, (), str(error))
-            self._grids |= dict(zip(hashes, grids, strict=True))
+        if failure := self._find_grids(request):
+            return _KeyedRequest(request, (), failure)
         return _KeyedRequest(request, tuple((h, decision.target_grid(method, self._grids[h], rule)) for h in hashes))
+
+    def _count_placeholders(self, request: Request) -> list[_Placeholders] | str:
+        """Return how many placeholders each image has at its own size, or why an image cannot be read.
+
+        Costs nothing where every image has the same number; else images are preprocessed, but not encoded.
+        """
+        hashes = self.built.image_hashes(request)
+        if self.backbone.num_visual is not None:
+            return [(self.backbone.num_visual, ())] * len(hashes)
+        for number, image_hash in enumerate(hashes):
+            if image_hash not in self._placeholders:
+                key = image_hash, None
+                image = self.cache.get(key) or self._pixels(key, request, number)
+                if isinstance(image, str):
+                    return image
+                self._placeholders[image_hash] = image.rows, image.size
+        return [self._placeholders[image_hash] for image_hash in hashes]
+
+    def _find_grids(self, request: Request) -> str | None:
+        """Find the grid of visual tokens of each image at its own size; return why an image cannot be read, or None."""
+        hashes = self.built.image_hashes(request)
+        if all(image_hash in self._grids for image_hash in hashes):
+            return None
+        images = self._open(self._batch, request)
+        if isinstance(images, str):
+            return images
+        try:
+            grids = [self.backbone.grid(image) for image in images]
+        except ImageError as error:
+            return str(error)
+        self._grids |= dict(zip(hashes, grids, strict=True))
+        return None
 
     def _open(self, batch: _Batch, request: Request) -> list[Image] | str:
         """Decode a sample's images, once per batch, or return the reason why they cannot be decoded."""
@@ -182,13 +220,20 @@ class Encoder:
             return str(error)
         return pixels
 
+    def _pixels(self, key: Key, request: Request, number: int) -> Pixels | str:
+        """Return one of a sample's images preprocessed, once per batch, or the reason why that fails."""
+        if key not in self._batch.pixels:
+            done: Future[Pixels | str] = Future()
+            done.set_result(self._preprocess(self._batch, request, number, key[1]))
+            self._batch.pixels[key] = done
+        return self._batch.pixels[key].result()
+
     def _encode(self, missing: Mapping[Key, tuple[Request, int]]) -> dict[Key, EncodedImage | str]:
         """Decode, process and encode images that are not in the cache, and put them there."""
         images: dict[Key, EncodedImage | str] = {}
         ready: dict[Key, Pixels] = {}
         for key, (request, number) in missing.items():
-            started = self._batch.pixels.get(key)
-            pixels = started.result() if started else self._preprocess(self._batch, request, number, key[1])
+            pixels = self._pixels(key, request, number)
             if isinstance(pixels, str):
                 images[key] = pixels
             else:
@@ -213,20 +258,20 @@ class Encoder:
         results = [images[key] for key in keyed.keys]
         failure = keyed.failure or next((result for result in results if isinstance(result, str)), None)
         if failure is not None:
-            return Sample(keyed.request, group, None, failure=failure)
+            return Sample(keyed.request, group, None, failure=failure, too_long=keyed.too_long)
         own = [result for result in results if isinstance(result, EncodedImage)]
         num_encoded = sum(missing.get(key) == (keyed.request, number) for number, key in enumerate(keyed.keys))
         self.cache.counts["hits"] += len(own) - num_encoded
         self.cache.counts["encoded"] += num_encoded
-        prompt = self._tokenize(keyed.request, own)
+        prompt = self._tokenize(keyed.request, [(image.rows, image.size) for image in own])
         return Sample(
             keyed.request, group, prompt, tuple(image.features for image in own), len(own) - num_encoded, num_encoded
         )
 
-    def _tokenize(self, request: Request, images: Sequence[EncodedImage]) -> Prompt:
+    def _tokenize(self, request: Request, placeholders: Sequence[_Placeholders]) -> Prompt:
         """Tokenise a request, once per batch and size of its images."""
-        key = (request.doc_id, tuple(image.rows for image in images))
+        rows, sizes = [rows for rows, _ in placeholders], [size for _, size in placeholders]
+        key = request.doc_id, tuple(rows)
         if key not in self._batch.prompts:
-            rows, sizes = [image.rows for image in images], [image.size for image in images]
             self._batch.prompts[key] = self.backbone.tokenize(rows, sizes, request.text)
         return self._batch.prompts[key]

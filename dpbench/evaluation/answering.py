@@ -140,6 +140,7 @@ def _journal_line(
         visual_tokens=reply.prompt.per_layer(backbone.num_layers) if reply.prompt else (),
         kept=_pack_kept(sample, reply),
         failure=reply.failure,
+        too_long=sample.too_long,
         seed=active.cell.seed,
         shard=active.shard.number,
         cache_hits=sample.cache_hits,

@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from dpbench.errors import ConfigError
 from dpbench.evaluation import runner, sharding
+from dpbench.evaluation.failed_cells import FailedCells
 from dpbench.evaluation.outcome import Outcome
 from dpbench.evaluation.plan import plan
 from dpbench.evaluation.scoring import CellAnswers, finish, sort_and_pack_records
@@ -32,6 +35,8 @@ def load_run_manifest(folder: Path) -> Manifest:
 def merge(folder: Path, data_root: Path | None) -> Outcome:
     """Join the journals that shards wrote; score and record every cell whose samples are all answered.
 
+    A cell that cannot be scored, since no sample fits into the model's context, does not stop the others.
+
     Args:
         folder: of the run, `results/<run name>`.
         data_root: folder with the benchmarks' data, or None for the hub's cache.
@@ -43,7 +48,7 @@ def merge(folder: Path, data_root: Path | None) -> Outcome:
     """
     manifest = load_run_manifest(folder)
     added: list[Record] = []
-    unfinished = []
+    unfinished, failed = [], FailedCells(Console(stderr=True))
     with files.explain_disk_errors(folder), sharding.hold_folder(folder):
         planned = plan(manifest, folder.parent, data_root)
         for part in planned.parts():
@@ -54,12 +59,13 @@ def merge(folder: Path, data_root: Path | None) -> Outcome:
                 num_answers, num_requests = len(answered.answers), len(task.requests)
                 if num_answers < num_requests:
                     unfinished.append((cell.label, num_answers, num_requests))
-                else:
+                    continue
+                with failed.catch(cell):
                     record = finish(folder, answered, task, _load_environment(folder))
                     added += [record] if record else []
         if added:
             sort_and_pack_records(folder)
-    return Outcome(tuple(added), planned.done, tuple(unfinished))
+    return Outcome(tuple(added), planned.done, tuple(unfinished), failed.all)
 
 
 def _load_environment(folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpbench import tasks
+from dpbench.errors import UnsupportedError
 from dpbench.evaluation import submission
 from dpbench.machine.environment import versions
 from dpbench.manifest.cell import Cell
@@ -45,6 +46,9 @@ def finish(folder: Path, answered: CellAnswers, built: BuiltTask, environment: M
         answered: the cell.
         built: its task.
         environment: of the processes that answered, as in `environment.json`.
+
+    Raises:
+        UnsupportedError: no sample fits into the model's context.
     """
     answered.journal.sync()
     if tasks.find(answered.cell.task).metric is None:
@@ -72,15 +76,17 @@ def sort_and_pack_records(folder: Path) -> None:
 
 def _build_record(answered: CellAnswers, built: BuiltTask, environment: Mapping[str, Any]) -> Record:
     cell, answers = answered.cell, answered.answers
-    metrics, score = _score(answered, built)
-    counts = [answer.visual_tokens for answer in answers if answer.visual_tokens]
+    scored = _scored(cell, answers)
+    metrics, score = _score(answered, built, scored)
+    counts = [answer.visual_tokens for answer in scored if answer.visual_tokens]
     return Record(
         cell_id=cell.id,
         cell=cell.to_json(),
         metrics=metrics,
         score=score,
-        num_samples=len(answers),
-        num_failed=sum(answer.failure is not None for answer in answers),
+        num_samples=len(scored),
+        num_failed=sum(answer.failure is not None for answer in scored),
+        num_too_long=len(answers) - len(scored),
         visual_tokens_per_layer=tuple(sum(layer) / len(counts) for layer in zip(*counts, strict=True)),
         feature_cache={
             "hits": sum(answer.cache_hits for answer in answers),
@@ -93,11 +99,30 @@ def _build_record(answered: CellAnswers, built: BuiltTask, environment: Mapping[
     )
 
 
-def _score(answered: CellAnswers, built: BuiltTask) -> tuple[Mapping[str, float], float]:
-    """Score all answers of a task with lmms-eval; return its metrics and the score in percent."""
+def _scored(cell: Cell, answers: Sequence[Answer]) -> list[Answer]:
+    """Return the answers that count: without those to samples, or groups with samples, that are too long.
+
+    Raises:
+        UnsupportedError: none is left.
+    """
+    from dpbench.storage import contributions
+
+    scored = contributions.scored(cell.task, answers)
+    if not scored:
+        reason = next((answer.failure for answer in answers if answer.too_long), "no sample was asked")
+        raise UnsupportedError(
+            f"task {cell.task}: no sample fits into the context of {cell.backbone}, for instance: {reason}; "
+            "remove the task"
+        )
+    return scored
+
+
+def _score(answered: CellAnswers, built: BuiltTask, scored: Sequence[Answer]) -> tuple[Mapping[str, float], float]:
+    """Score a task's answers with lmms-eval; return its metrics and the score in percent."""
     from dpbench.tasks import lmms_eval_adapter
 
     pairs = zip(answered.requests, answered.answers, strict=True)
     texts = {(request.doc_id, request.text): answer.answer for request, answer in pairs}
-    scores = lmms_eval_adapter.score(built, answered.cell.id, texts)
+    left_out = {answer.doc_id for answer in answered.answers} - {answer.doc_id for answer in scored}
+    scores = lmms_eval_adapter.score(built, answered.cell.id, texts, left_out)
     return scores.metrics, lmms_eval_adapter.percent(answered.cell.task, scores)

@@ -85,8 +85,8 @@ def from_answers(task: str, answers: Sequence[Answer]) -> Contribution:
     Raises:
         RecordError: a sample has no scores this benchmark's aggregator can use.
     """
-    answers = sorted(answers, key=lambda answer: answer.doc_id)
     try:
+        answers = sorted(scored(task, answers), key=lambda answer: answer.doc_id)
         names = [unit(task, answer) for answer in answers]
         sums = aggregators.sums(task, [answer.scores for answer in answers], names)
     except (KeyError, TypeError, AttributeError) as error:
@@ -102,6 +102,12 @@ def from_answers(task: str, answers: Sequence[Answer]) -> Contribution:
         sha256("\n".join(group).encode()).hexdigest()[:16],
     )
     return Contribution(layout, sums.numerator_CT.astype(np.float32))
+
+
+def scored(task: str, answers: Sequence[Answer]) -> list[Answer]:
+    """Return the answers that the score counts: without units of which some sample is too long for the model."""
+    left_out = {unit(task, answer) for answer in answers if answer.too_long}
+    return [answer for answer in answers if not left_out or unit(task, answer) not in left_out]
 
 
 def unit(task: str, answer: Answer) -> str:

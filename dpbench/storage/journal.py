@@ -44,6 +44,7 @@ class Answer:
         visual_tokens: number read by each decoder layer.
         kept: per image the kept indices, packed; None if rows are not single tokens.
         failure: why there is no answer, else None.
+        too_long: the reason is that the sample does not fit into the model's context unpruned; it is not scored.
         seed: the cell's.
         shard: number of the process that answered.
         cache_hits: how many of its images were already encoded, for another question or cell.
@@ -67,6 +68,7 @@ class Answer:
     cache_hits: int
     encoded: int
     ms: float
+    too_long: bool = False
 
     @property
     def key(self) -> Key:
@@ -193,7 +195,7 @@ def _parse(line: bytes, where: str) -> Answer | None:
     if isinstance(schema, int) and schema != SCHEMA:
         raise RecordError(f"{where}: journal schema {schema}, this dpbench reads {SCHEMA}; move the file away")
     try:
-        return _answer_type().validate_json(line, strict=True) if row.keys() == _FIELDS else None
+        return _answer_type().validate_json(line, strict=True) if _NEEDED <= row.keys() <= _FIELDS else None
     except ValueError:
         return None
 
@@ -204,6 +206,8 @@ def _answer_type() -> TypeAdapter[Answer]:
 
 
 _FIELDS = {field.name for field in fields(Answer)}
+_NEEDED = _FIELDS - {"too_long"}
+"""Answers of before the field was added lack it."""
 _MOST_LISTED = 10
 
 

@@ -29,7 +29,9 @@ class Record:
         metrics: every number that lmms-eval reported for the task, by metric.
         score: the benchmark's score, 0-100 (MME: share of its maximum).
         num_samples: samples scored.
-        num_failed: samples without an answer (broken image, too long, out of memory), scored as an empty answer.
+        num_failed: samples without an answer (broken image, out of memory), scored as an empty answer.
+        num_too_long: samples left out of the score for all methods, because they or samples of their group (MME's
+            pairs, MMBench's circles) do not fit into the model's context unpruned.
         visual_tokens_per_layer: mean over samples, one entry per decoder layer.
         feature_cache: number of images "encoded", and of "hits", encoded before for another question or cell.
         wall_s: seconds spent pruning and generating; without the encoder, which all cells share.
@@ -45,6 +47,7 @@ class Record:
     score: float
     num_samples: int
     num_failed: int
+    num_too_long: int = 0
     visual_tokens_per_layer: tuple[float, ...]
     feature_cache: Mapping[str, int]
     wall_s: float

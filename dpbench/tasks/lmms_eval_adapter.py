@@ -10,7 +10,7 @@ import argparse
 import contextlib
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import escape
 from hashlib import sha256
@@ -37,6 +37,9 @@ from lmms_eval.api.task import ConfigurableTask  # noqa: E402
 from lmms_eval.evaluator import simple_evaluate  # noqa: E402
 from lmms_eval.tasks import TaskManager  # noqa: E402
 from lmms_eval.utils import load_yaml_config  # noqa: E402
+
+LEFT_OUT = "\0left out"
+"""Stands in lmms-eval for the answer to a sample that no metric counts; no model can give it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,14 @@ class BuiltTask:
             return dict(self.task.process_results(doc, [answer]))
 
 
+class PartialTask(ConfigurableTask):  # type: ignore[misc]
+    """A task of which some samples are left out of every metric: those whose answer is `LEFT_OUT`."""
+
+    def process_results(self, doc: Mapping[str, Any], results: Sequence[str], *args: Any, **kwargs: Any) -> Any:
+        """Return the sample's contribution to each metric, none if it is left out."""
+        return {} if results[0] == LEFT_OUT else super().process_results(doc, results, *args, **kwargs)
+
+
 @dataclass(frozen=True, slots=True)
 class Scores:
     """What lmms-eval reports for one cell: its metrics, and the results of each sample that they are made of."""
@@ -182,7 +193,7 @@ def build(
             config["doc_to_visual"] = table.visual
         if ocr and name == "textvqa":
             config["lmms_eval_specific_kwargs"]["default"]["ocr"] = True
-        task = ConfigurableTask(config=config, model_name="dpbench")
+        task = PartialTask(config=config, model_name="dpbench")
         stop = round_up_to_groups(benchmark, task, limit)
         task.build_all_requests(limit=stop)
     requests = tuple(_request(name, instance) for instance in task.instances)
@@ -266,16 +277,19 @@ def round_up_to_groups(benchmark: tasks.Task, task: ConfigurableTask, limit: int
     return stop
 
 
-def score(built: BuiltTask, cell_id: str, answers: Mapping[tuple[int, str], str]) -> Scores:
+def score(
+    built: BuiltTask, cell_id: str, answers: Mapping[tuple[int, str], str], left_out: Collection[int] = ()
+) -> Scores:
     """Let lmms-eval score a cell's answers.
 
     Args:
         built: the task, with the requests that were answered.
         cell_id: names the look-up model.
         answers: by sample number and prompt.
+        left_out: numbers of the samples that no metric counts; whole groups, and not all.
     """
     settings = argparse.Namespace(process_with_media=False, output_path=os.devnull, reasoning_tags=None)
-    model = LookUp(cell_id, lambda doc_id, text: answers[doc_id, text])
+    model = LookUp(cell_id, lambda doc_id, text: LEFT_OUT if doc_id in left_out else answers[doc_id, text])
     with _quiet(), _unwrapped():
         result = simple_evaluate(
             model=model,

@@ -18,7 +18,7 @@ from dpbench.storage.record import Record
 COMMAND = ("run", "--method", "grid", "--keep", "16", "--backbone", "toy-llava", "--tasks", "pope")
 RECORD = Record(
     cell_id="abc",
-    cell={"method": "grid", "task": "pope"},
+    cell={"backbone": "toy-llava", "method": "grid", "task": "pope"},
     metrics={},
     score=50.0,
     num_samples=200,
@@ -70,6 +70,16 @@ def test_the_flag_protocol_fills_in_what_other_flags_leave_open(
     assert result.exit_code == 0, result.output
     protocols = [manifest.resolved_protocol() for manifest in manifests]
     assert [(protocol.wording, protocol.ocr) for protocol in protocols] == [(wording, ocr)]
+
+
+def test_samples_that_no_row_was_asked_are_said_once_a_benchmark() -> None:
+    rows = tuple(replace(RECORD, cell_id=str(at), num_samples=1197, num_too_long=3) for at in range(2))
+    outcome = Outcome(rows, (replace(RECORD, cell={**RECORD.cell, "task": "gqa"}),))
+    lines = messages.format_outcome(outcome, Path("results/a")).splitlines()
+    said = "3 of 1,200 samples of POPE are too long for the unpruned toy-llava and are left out of every row."
+    assert lines.count(said) == 1
+    assert not [line for line in lines if "GQA" in line or "failed" in line]
+    assert outcome.is_complete
 
 
 def test_one_bad_cell_is_not_hidden_by_many_good_ones() -> None:

@@ -17,6 +17,7 @@ from dpbench.backbones import miniatures
 from dpbench.backbones.base import Backbone
 from dpbench.engine import encoding, pruned_prompt
 from dpbench.engine.answers import split_into_batches
+from dpbench.engine.context import count_positions
 from dpbench.engine.encoding import Encoder
 from dpbench.engine.feature_cache import FeatureCache
 from dpbench.evaluation import answering
@@ -293,23 +294,39 @@ def test_a_broken_image_fails_its_questions_only(
             assert bool(answer.visual_tokens) == (answer.failure is None)
 
 
-def test_a_prompt_longer_than_the_models_context_fails_alone(
-    tiny: Backbone, gqa: BuiltTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("family", miniatures.FAMILIES)
+def test_a_prompt_that_does_not_fit_unpruned_is_asked_of_no_method(
+    gqa: BuiltTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
-    longest = max(gqa.requests, key=lambda each: len(each.text))
-    lengths = sorted(
-        len(tiny.prompt(gqa.images(each), each.text).ids_L) for each in (longest, *gqa.requests) if each is not longest
-    )
-    long = replace(longest, text=longest.text * 3)
-    built = replace(gqa, requests=tuple(long if each is longest else each for each in gqa.requests))
-    monkeypatch.setattr(tiny.decoder.config, "max_position_embeddings", lengths[-1] + 1)
-    answers = answered(tiny, built, tmp_path, {"none": None, "grid": 9})
-    failed = [each for each in answers["none"] if each.failure]
-    assert [each.doc_id for each in failed] == [long.doc_id]
-    assert failed[0].failure is not None
-    assert failed[0].failure.startswith("too long: ")
-    assert failed[0].answer == ""
-    assert not [each for each in answers["grid"] if each.failure], "135 fewer visual tokens, and it fits"
+    """Among them methods whose own prompt would fit: they keep few tokens, or read a small image."""
+    backbone = miniatures.backbone(family)
+    methods = {"none": None, "random": 4, "downsample": 9}
+    groups = [gqa.image_group(each) for each in gqa.requests]
+    alone = next(each for each, group in zip(gqa.requests, groups, strict=True) if groups.count(group) == 1)
+    long = replace(alone, text=f"{alone.text} {alone.text}")
+    built = replace(gqa, requests=tuple(long if each is alone else each for each in gqa.requests))
+    lengths = [
+        count_positions(backbone.prompt(gqa.images(each), each.text)) + each.max_new_tokens
+        for each in gqa.requests
+        if each is not alone
+    ]
+    roomy = answered(backbone, built, tmp_path / "roomy", methods)
+    monkeypatch.setattr(backbone.decoder.config, "max_position_embeddings", max(lengths))
+    encoded: list[Any] = []
+    real = backbone.encode
+    monkeypatch.setattr(backbone, "encode", lambda pixels, needs=(): encoded.extend(pixels) or real(pixels, needs))
+    for method, answers in answered(backbone, built, tmp_path / "tight", methods).items():
+        assert [each.doc_id for each in answers if each.too_long] == [long.doc_id]
+        for answer, before in zip(answers, roomy[method], strict=True):
+            assert before.failure is None
+            assert not before.too_long
+            if not answer.too_long:
+                assert (answer.answer, answer.kept) == (before.answer, before.kept)
+                continue
+            assert (answer.answer, answer.visual_tokens) == ("", ())
+            assert answer.failure is not None
+            assert answer.failure.endswith(f"16 for the answer, the model's context is {max(lengths)}")
+    assert len(encoded) == 2 * (images_of(gqa) - 1), "the image that only this question is about is not encoded"
 
 
 def test_what_does_not_fit_even_alone_fails_with_its_reason(

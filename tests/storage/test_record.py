@@ -41,6 +41,19 @@ def test_rewriting_sorts_by_cell(tmp_path: Path) -> None:
     assert [line.cell_id for line in record.read(path, Record)] == ["a", "b"]
 
 
+def test_lines_of_before_samples_were_left_out_are_read(tmp_path: Path) -> None:
+    old = tmp_path / "records.jsonl"
+    record.append(old, RECORD)
+    old.write_text(old.read_text().replace('"num_too_long": 0, ', ""))
+    assert "too_long" not in old.read_text()
+    assert record.read(old, Record) == [RECORD]
+    journal = tmp_path / "cell.jsonl"
+    Journal(journal).append([ANSWER])
+    journal.write_text(journal.read_text().replace(', "too_long": false', ""))
+    assert "too_long" not in journal.read_text()
+    assert list(Journal(journal).answers.values()) == [ANSWER]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [('{"schema": 99}', "schema 99"), ('{"schema": 2}', "missing or unknown"), ('{"schema"', "not JSON")],

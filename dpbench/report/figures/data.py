@@ -10,7 +10,8 @@ from statistics import mean, median
 from dpbench.report import intervals
 from dpbench.report.runs import Comparison, RowKey, format_params, unpruned_tokens
 from dpbench.report.tables import ablation, efficiency
-from dpbench.report.tables.scores import RETENTION, retention, scores_of, tokens
+from dpbench.report.tables.scores import RETENTION, retention, scores_of
+from dpbench.report.tables.visual_tokens import tokens
 from dpbench.storage.record import Profile, Record
 
 RowIntervals = Mapping[RowKey, tuple[float, float]]

@@ -9,11 +9,13 @@ from typing import Any
 
 from dpbench import tasks
 from dpbench.budget import BudgetRequest
-from dpbench.report.runs import Comparison, RowKey, unpruned_tokens
-from dpbench.report.tables import seeds
+from dpbench.report.runs import Comparison, RowKey, metric_of_score, unpruned_tokens
+from dpbench.report.tables import seeds, visual_tokens
 from dpbench.report.tables.render import frame_of
 from dpbench.report.tables.table import DASH, Cell, Footnotes, Mark, Row, Section, group_row, mark_best, number
+from dpbench.report.tables.visual_tokens import tokens
 from dpbench.storage.record import Record
+from dpbench.storage.too_long import explain_too_long
 
 RETENTION = "Retention"
 LIKE_RANDOM = "~"
@@ -50,7 +52,7 @@ def section(comparison: Comparison, like_random: frozenset[RowKey] = frozenset()
     values = {
         key: {**{name: scores[key].get(name) for name in comparison.tasks}, RETENTION: averages[key]} for key in scores
     }
-    notes = Footnotes()
+    notes, unequal = Footnotes(), visual_tokens.unequal(comparison)
     titles = {name: tasks.ALL[name].title for name in comparison.tasks}
     columns = ("Method", "Loc.", "Tokens", *titles.values(), RETENTION)
     return Section(
@@ -59,10 +61,11 @@ def section(comparison: Comparison, like_random: frozenset[RowKey] = frozenset()
         (
             *notes_of(comparison, unpruned, like_random),
             *seeds.notes(comparison, spreads),
-            *_explain_missing(comparison, values, notes),
+            *visual_tokens.notes(comparison, unequal),
+            *_explain_letters(comparison, values, unequal, notes),
         ),
         columns,
-        tuple(_rows(comparison, values, spreads, like_random, notes, len(columns))),
+        tuple(_rows(comparison, values, spreads, unequal, like_random, notes, len(columns))),
     )
 
 
@@ -90,11 +93,16 @@ def _numbers(
     }
 
 
-def _explain_missing(
-    comparison: Comparison, values: Mapping[RowKey, Mapping[str, float | None]], notes: Footnotes
+def _explain_letters(
+    comparison: Comparison,
+    values: Mapping[RowKey, Mapping[str, float | None]],
+    unequal: Mapping[RowKey, str],
+    notes: Footnotes,
 ) -> tuple[str, ...]:
-    """Assign a footnote letter to every missing score, in reading order, and return the footnotes."""
+    """Assign a footnote letter to unequal tokens and missing scores, in reading order, and return the footnotes."""
     for key, row in values.items():
+        if key in unequal:
+            notes.letter(unequal[key])
         for name in comparison.tasks:
             if row[name] is None:
                 notes.letter(why_missing(comparison, key, name))
@@ -105,6 +113,7 @@ def _rows(
     comparison: Comparison,
     values: Mapping[RowKey, Mapping[str, float | None]],
     spreads: Mapping[RowKey, float | None],
+    unequal: Mapping[RowKey, str],
     like_random: frozenset[RowKey],
     notes: Footnotes,
     width: int,
@@ -118,10 +127,12 @@ def _rows(
                 {other: values[other] for other in values if other.budget == budget and other.method != "none"}
             )
             yield group_row(budget_heading(comparison, key), width)
-        yield Row(tuple(_cells(comparison, key, row, spreads[key], marks, key in like_random, notes)))
+        read = Cell(number(tokens(comparison.rows[key])), "", (notes.letter(unequal[key]),) if key in unequal else ())
+        head = Cell(key.label), Cell(location(comparison.rows[key]) or DASH), read
+        yield Row((*head, *_score_cells(comparison, key, row, spreads[key], marks, key in like_random, notes)))
 
 
-def _cells(
+def _score_cells(
     comparison: Comparison,
     key: RowKey,
     row: Mapping[str, float | None],
@@ -130,10 +141,6 @@ def _cells(
     like_random: bool,
     notes: Footnotes,
 ) -> Iterable[Cell]:
-    records = comparison.rows[key]
-    yield Cell(key.label)
-    yield Cell(location(records) or DASH)
-    yield Cell(number(tokens(records)))
     for name, value in row.items():
         refs = (LIKE_RANDOM,) if name == RETENTION and like_random else ()
         if value is None and name != RETENTION:
@@ -155,12 +162,6 @@ def _marks(rows: Mapping[RowKey, Mapping[str, float | None]]) -> dict[str, dict[
 def why_missing(comparison: Comparison, key: RowKey, task: str) -> str:
     """Return why a row has no score on a benchmark: its cell is not finished, or is not in the manifest."""
     return UNFINISHED if (key.method, task) in comparison.planned else ABSENT
-
-
-def tokens(records: Sequence[Record]) -> float | None:
-    """Return the visual tokens a row read, mean over layers, samples and benchmarks."""
-    read = [mean(record.visual_tokens_per_layer) for record in records if record.visual_tokens_per_layer]
-    return mean(read) if read else None
 
 
 def location(records: Sequence[Record]) -> str | None:
@@ -224,10 +225,12 @@ def notes_of(comparison: Comparison, unpruned: Mapping[str, float], like_random:
 
 def _warnings(comparison: Comparison) -> Iterable[str]:
     records = comparison.records
+    yield from _other_metrics(records)
     if idle := sorted({method for method, _ in comparison.planned} - {key.method for key in comparison.rows}):
         yield f"No cell is finished of: {', '.join(idle)}."
     if failed := sum(record.num_failed for record in records):
         yield f"{failed} samples failed and count as wrong; the journals say why."
+    yield from explain_too_long(records)
     partial = [key.label for key, rows in comparison.rows.items() if len(scores_of(rows)) < len(comparison.tasks)]
     if partial:
         yield "A retention over fewer benchmarks than other rows' is not comparable and takes no part in the ranking."
@@ -235,3 +238,16 @@ def _warnings(comparison: Comparison) -> Iterable[str]:
         versions = sorted({record.cell["fingerprints"].get(name, "") for record in records} - {""})
         if len(versions) > 1:
             yield f"Answered with different versions of {name}: {', '.join(versions)}."
+
+
+def _other_metrics(records: Sequence[Record]) -> Iterable[str]:
+    """Yield which columns an earlier version scored by another metric than today's."""
+    found = {(record.cell["task"], metric_of_score(record)) for record in records}
+    for name, metric in sorted(
+        (name, metric) for name, metric in found if metric not in (None, tasks.ALL[name].metric)
+    ):
+        benchmark = tasks.ALL[name]
+        yield (
+            f"{benchmark.title}: scored by {metric}, as earlier versions did; the score is {benchmark.measure} now: "
+            "run it again."
+        )

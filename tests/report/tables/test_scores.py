@@ -226,3 +226,19 @@ def test_a_damaged_manifest_is_one_sentence(tmp_path: Path) -> None:
         (tmp_path / "manifest.yaml").write_text(text)
         with pytest.raises(RecordError, match="is not a manifest that dpbench wrote"):
             runs.load(tmp_path)
+
+
+def test_rows_that_were_asked_other_samples_are_told() -> None:
+    """A record of before too long samples were left out has 0 of them."""
+    rows = [
+        replace(make_record(method, keep, "seedbench_all", 50.0), num_samples=30 - left_out, num_too_long=left_out)
+        for method, keep, left_out in (("none", None, 12), ("grid", 16, 12), ("pool", 16, 0))
+    ]
+    same = [row for row in rows if row.num_too_long]
+    assert (
+        "12 of 30 samples of SEED-all are too long for the unpruned toy-llava and are left out of every row."
+    ) in table(same).notes
+    assert (
+        "The rows of SEED-all were not asked the same samples: from 0 to 12 of 30 are left out as too long for the "
+        "unpruned toy-llava; run all rows again."
+    ) in table(rows).notes
