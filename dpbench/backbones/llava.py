@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -74,7 +75,7 @@ class Llava(Backbone):
         seen = self.tower.read(batch, needs)
         embeds = self.core.multi_modal_projector(seen.hidden_VNC)
         num = embeds.shape[1]
-        shared = {
+        shared: dict[str, Any] = {
             **self.tower.places(batch[:1], embeds.device),
             "read_N": torch.ones(num, dtype=torch.bool, device=embeds.device),
             "slot_N": torch.arange(num),
