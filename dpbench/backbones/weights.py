@@ -147,6 +147,14 @@ def _remedy(wanted: str, revision: str | None) -> str:
     return "give a folder that has them"
 
 
+def _cached_commits(repository: str) -> list[str]:
+    """Return the commits of a repository that the hub's cache holds, whatever its names of branches say."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "snapshots"
+    return sorted(path.name for path in folder.glob("*") if any(path.iterdir()))
+
+
 def _cached(name: str, repository: str, revision: str | None) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -159,6 +167,11 @@ def _cached(name: str, repository: str, revision: str | None) -> Path:
             "give a folder that has the weights"
         ) from None
     except LocalEntryNotFoundError:
+        if commits := _cached_commits(repository):
+            raise MissingError(
+                f"--backbone {name}: the hub's cache has {repository} at {', '.join(commits)}, but not at "
+                f"{revision or 'main'}; give --revision {commits[0]}, or {_remedy(repository, revision)}"
+            ) from None
         raise MissingError(
             f"--backbone {name}: the weights {repository} (config.json, tokenizer.json, *.safetensors, ...) are "
             f"neither a local folder nor in the hub's cache {constants.HF_HUB_CACHE}; {_remedy(repository, revision)}"

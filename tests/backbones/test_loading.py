@@ -515,6 +515,11 @@ def test_the_default_weights_are_found_in_the_hubs_cache(
     assert torch.equal(model.model.lm_head.weight, saved.lm_head.weight)
     with pytest.raises(MissingError, match=r"hf download llava-hf/llava-1\.5-7b-hf --revision other$"):
         backbones.locate("llava-1.5", revision="other")
+    (tmp_path / "models--llava-hf--llava-1.5-7b-hf" / "refs" / "main").unlink()
+    assert backbones.locate("llava-1.5", revision=commit) == snapshot
+    with pytest.raises(MissingError, match=f"at {commit}, but not at main; give --revision {commit}, or fetch them"):
+        backbones.locate("llava-1.5")
+    (tmp_path / "models--llava-hf--llava-1.5-7b-hf" / "refs" / "main").write_text(commit)
     shard = sorted(snapshot.glob("*.safetensors"))[0]
     shard.unlink()
     with pytest.raises(

@@ -53,7 +53,19 @@ def folder(name: str, data_root: Path | None, config: str | None = None) -> Path
         if any(place.glob(glob)):
             return place
     fetch = pull_command(name, data_root)
-    raise MissingError(f"task {name}: no file matches {where}; fetch them with `{fetch}` or give another --data-root")
+    others = _other_commits(task) if data_root is None else ""
+    raise MissingError(
+        f"task {name}: no file matches {where}{others}; fetch them with `{fetch}` or give another --data-root"
+    )
+
+
+def _other_commits(task: Task) -> str:
+    """Return what the hub's cache holds of a benchmark's repository at other commits, as part of a sentence."""
+    from huggingface_hub import constants
+
+    folders = [Path(constants.HF_HUB_CACHE) / f"datasets--{name}--{task.repository}" for name in ORGANISATIONS]
+    commits = sorted(path.name for folder in folders for path in folder.glob("snapshots/*") if any(path.iterdir()))
+    return f", which has commit {', '.join(commits)}, while {task.revision or 'main'} is read" if commits else ""
 
 
 def data_files(name: str, data_root: Path | None, config: str | None = None) -> list[Path]:

@@ -88,3 +88,14 @@ def test_missing_data_is_one_sentence_before_the_backbone_loads(
     assert done.value.code == 2
     assert f"`dpbench data pull mme --to {empty}`" in printed
     assert len(printed.strip().splitlines()) == 1
+
+
+def test_data_at_another_commit_than_the_pinned_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = "c" * 40
+    folder = tmp_path / "datasets--lmms-lab--POPE" / "snapshots" / commit / "data"
+    folder.mkdir(parents=True)
+    (folder / "test-00000-of-00001.parquet").touch()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    pinned = TASKS["pope"].revision
+    with pytest.raises(MissingError, match=f"which has commit {commit}, while {pinned} is read; fetch them with"):
+        data_files("pope", None)
