@@ -12,6 +12,7 @@ from PIL import Image
 
 from dpbench.storage import record
 from dpbench.storage.journal import Answer, pack_indices
+from dpbench.tasks import aggregators
 
 HOSTILE = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
 QUESTIONS = ("Is there a circle?", HOSTILE, "Is there a square?", "Is there a cross?", "Is there a star?")
@@ -46,16 +47,20 @@ def journal(method: str) -> list[Answer]:
     lines = []
     for number, (said, truth) in enumerate(zip(SAID[method], TRUTHS, strict=True)):
         found: dict[str, Any] = {"question_id": str(number), "score": 0, "prediction": said, "ground_truth": truth}
-        line = make_answer("pope", number, sha256(image_of(number)).hexdigest()[:16], {"pope_accuracy": found})
+        line = make_answer("pope", number, sha256(image_of(number)).hexdigest()[:16], {"pope_f1_score": found})
         fields = {name: getattr(line, name) for name in Answer.__dataclass_fields__}
         lines.append(Answer(**{**fields, "answer": said, "kept": (None if method == "holov" else kept,)}))
     return lines
 
 
+def f1(method: str) -> float:
+    """Return POPE's score of a method: all questions are of one split."""
+    return 100 * aggregators.metrics("pope", [answer.scores for answer in journal(method)])["pope_f1_score"]
+
+
 def run(folder: Path) -> Path:
     """Write a run of three methods with journals, and a profile."""
-    right = {name: sum(a == b for a, b in zip(said, TRUTHS, strict=True)) for name, said in SAID.items()}
-    rows = {name: make_record(name, None if name == "none" else 16, "pope", 20.0 * right[name]) for name in SAID}
+    rows = {name: make_record(name, None if name == "none" else 16, "pope", f1(name)) for name in SAID}
     write_run(folder, list(rows.values()), {rows[name].cell_id: journal(name) for name in SAID})
     for each in (make_profile("none", "all", (8,)), make_profile("grid", "16", (3,))):
         record.append(folder / "profile.jsonl", each)

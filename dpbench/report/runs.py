@@ -31,6 +31,9 @@ KINDS: Mapping[str, type | UnionType] = {
 REQUIRED = frozenset((*KINDS, *SHARED, "weights"))
 """Fields that the cell of every record has."""
 
+_ROUNDING = 1e-6
+"""Points by which a score may differ from the metric that it is."""
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -244,6 +247,17 @@ def _check_same_data(records: Sequence[Record], folders: Sequence[Path]) -> None
                     f"{what} than {first.cell['method']} (cell {first.cell_id}) and cannot share its table; "
                     "run the older again"
                 )
+
+
+def metric_of_score(row: Record) -> str | None:
+    """Return which of a record's metrics is its score; None if they do not tell.
+
+    Earlier versions scored POPE by accuracy: such a score must not be read as today's.
+    """
+    benchmark = tasks.ALL[row.cell["task"]]
+    scale = 1 if benchmark.percent == "percent" else 100
+    equal = [name for name, value in row.metrics.items() if abs(scale * value - row.score) < _ROUNDING]
+    return benchmark.metric if benchmark.metric in equal else next(iter(equal), None)
 
 
 def row_key(cell: Mapping[str, Any]) -> RowKey:

@@ -38,7 +38,7 @@ class Layout:
     Attributes:
         unit_U: number of each unit's first sample in its split, int32.
         cluster_U: number of each unit's image group, in order of first appearance, int32.
-        denominator_UT: points that each unit can earn, float32.
+        denominator_UT: points that each unit can earn, float32; ones where that depends on a cell's answers.
         images: hash over the image groups' names in that order.
     """
 
@@ -57,11 +57,36 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
+class Detections:
+    """What the layout of an F1 (POPE's) cannot say of a cell, because it depends on the answers.
+
+    Attributes:
+        denominator_UT: whether a unit was answered yes plus whether that is true, in the column of its split, float32.
+        right_U: whether the answer was right; a no that is right adds nothing to an F1.
+    """
+
+    denominator_UT: NDArray[np.float32]
+    right_U: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
 class Contribution:
-    """One cell's units: their layout, and the points each earned, float32 (U, T)."""
+    """One cell's units: their layout, and the points each earned, float32 (U, T).
+
+    Attributes:
+        layout: shared with other cells.
+        numerator_UT: points earned, float32.
+        detections: of an F1, else None.
+    """
 
     layout: Layout
     numerator_UT: NDArray[np.float32]
+    detections: Detections | None = None
+
+    @property
+    def denominator_UT(self) -> NDArray[np.float32]:
+        """Return what the points earned are divided by."""
+        return self.detections.denominator_UT if self.detections else self.layout.denominator_UT
 
     def sums(self, chosen_U: NDArray[np.bool_] | None = None) -> Sums:
         """Add up units per image group, only the chosen ones if given."""
@@ -70,12 +95,14 @@ class Contribution:
         size = int(row_U.max()) + 1 if len(row_U) else 0
         added = [
             np.stack([np.bincount(row_U, part[keep_U, ratio], size) for ratio in range(part.shape[1])], axis=1)
-            for part in (self.numerator_UT, self.layout.denominator_UT)
+            for part in (self.numerator_UT, self.denominator_UT)
         ]
         return Sums(added[0].astype(np.float64), added[1].astype(np.float64), tuple(map(str, range(size))))
 
     def right_U(self) -> NDArray[np.bool_]:
-        """Return which units earned at least half of their points, as VQA's consensus counts."""
+        """Return which units are right: they earned at least half of their points, as VQA's consensus counts."""
+        if self.detections:
+            return self.detections.right_U
         return np.asarray(2 * self.numerator_UT.sum(1) >= self.layout.denominator_UT.sum(1))
 
 
@@ -93,15 +120,24 @@ def from_answers(task: str, answers: Sequence[Answer]) -> Contribution:
         raise RecordError(
             f"the journal of {task} holds scores of another dpbench ({type(error).__name__}: {error}); run it again"
         ) from None
+    detections = _detections(task, answers, sums)
     first = {name: answer for name, answer in zip(reversed(names), reversed(answers), strict=True)}
     group = {name: at for at, name in enumerate(dict.fromkeys(first[unit].image_group for unit in sums.clusters))}
     layout = Layout(
         np.array([first[unit].doc_id for unit in sums.clusters], dtype=np.int32),
         np.array([group[first[unit].image_group] for unit in sums.clusters], dtype=np.int32),
-        sums.denominator_CT.astype(np.float32),
+        (np.ones_like(sums.denominator_CT) if detections else sums.denominator_CT).astype(np.float32),
         sha256("\n".join(group).encode()).hexdigest()[:16],
     )
-    return Contribution(layout, sums.numerator_CT.astype(np.float32))
+    return Contribution(layout, sums.numerator_CT.astype(np.float32), detections)
+
+
+def _detections(task: str, answers: Sequence[Answer], sums: Sums) -> Detections | None:
+    """Return what an F1 needs of each answer, in the order of the units; None if the score is none."""
+    if tasks.find(task).metric != aggregators.F1:
+        return None
+    right = [aggregators.is_right(answer.scores[aggregators.F1]) for answer in answers]
+    return Detections(sums.denominator_CT.astype(np.float32), np.array(right, dtype=bool))
 
 
 def scored(task: str, answers: Sequence[Answer]) -> list[Answer]:
@@ -142,6 +178,8 @@ def _write(path: Path, cells: Mapping[str, Contribution]) -> None:
         key = cell.layout.id
         index["cells"][name], index["images"][key] = key, cell.layout.images
         arrays[f"cell/{name}"] = cell.numerator_UT
+        if cell.detections:
+            arrays |= {f"detections/{name}/{part}": getattr(cell.detections, part) for part in _OF_DETECTIONS}
         arrays |= {f"layout/{key}/{part}": getattr(cell.layout, part) for part in _PARTS}
     stream = io.BytesIO()
     np.savez_compressed(stream, index=np.array(json.dumps(index, sort_keys=True)), **arrays)  # type: ignore[arg-type]
@@ -149,6 +187,7 @@ def _write(path: Path, cells: Mapping[str, Contribution]) -> None:
 
 
 _PARTS = ("unit_U", "cluster_U", "denominator_UT")
+_OF_DETECTIONS = ("denominator_UT", "right_U")
 
 
 def load(folder: Path, records: Iterable[Record], *, journals: bool = True) -> dict[str, Contribution]:
@@ -180,6 +219,16 @@ def _read(path: Path) -> dict[str, Contribution]:
                 key: Layout(images=images, **{part: arrays[f"layout/{key}/{part}"] for part in _PARTS})
                 for key, images in index["images"].items()
             }
-            return {name: Contribution(layouts[key], arrays[f"cell/{name}"]) for name, key in index["cells"].items()}
+            return {
+                name: Contribution(layouts[key], arrays[f"cell/{name}"], _read_detections(arrays, name))
+                for name, key in index["cells"].items()
+            }
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise RecordError(f"{path} cannot be read ({error}); delete it, a run writes it anew") from None
+
+
+def _read_detections(arrays: Mapping[str, NDArray[Any]], name: str) -> Detections | None:
+    parts = {part: f"detections/{name}/{part}" for part in _OF_DETECTIONS}
+    return (
+        Detections(**{part: arrays[key] for part, key in parts.items()}) if set(parts.values()) <= set(arrays) else None
+    )

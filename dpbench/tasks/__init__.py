@@ -38,6 +38,7 @@ class Task:
         protocol: our choices, and the published figure that the score may be compared to.
         group: the column whose equal values must be scored together (MME's pairs, MMBench's circles).
         images: folder of the images if they are stored apart from the questions (GQA).
+        middle_frame: of a row's several images (a video's frames) only the middle one is shown.
         variant_of: the benchmark that this is a variant of.
     """
 
@@ -57,6 +58,7 @@ class Task:
     protocol: str = ""
     group: Literal["question_id", "circle"] | None = None
     images: str | None = None
+    middle_frame: bool = False
     variant_of: str | None = None
 
     @property
@@ -151,11 +153,11 @@ TASKS: Mapping[str, Task] = {
         config="data",
         split="test",
         num_rows=9000,
-        columns=("question_id", "question", "answer", "image"),
+        columns=("question_id", "question", "answer", "category", "image"),
         num_images=500,
-        metric="pope_accuracy",
-        measure="accuracy",
-        protocol="by the first word; F1 (as LLaVA-1.5's 85.9) and the yes-ratio are in the record",
+        metric="pope_f1_score",
+        measure="F1, mean of 3 splits",
+        protocol="as LLaVA-1.5's 85.9; by the first word, or reading: llava; accuracy is in the record",
     ),
     "scienceqa": Task(
         title="SQA",
@@ -226,6 +228,7 @@ VARIANTS: Mapping[str, Task] = {
         metric="seed_all",
         num_questions=None,
         measure="accuracy, all",
+        middle_frame=True,
         protocol="images and videos, as LLaVA-1.5's 60.5; a video is the frames in its row",
         variant_of="seedbench",
     ),

@@ -2,13 +2,13 @@
 
 Shape letters: C clusters (samples of one image), T ratios, R resamples. Most tasks are one ratio, correct samples over
 samples; MMBench counts circles instead of samples; MME has two ratios per category, correct answers and correct pairs
-(acc and acc+ in its paper).
+(acc and acc+ in its paper). POPE has one ratio per split, its F1: 2 * hits over what was said to be there plus what is.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ PERCEPTION = frozenset(
     ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 )
 """MME's perception categories; every other one is cognition (MME, section 2)."""
+F1 = "pope_f1_score"
+"""The metric whose denominators depend on the answers."""
 ROTATION = 1_000_000
 """MMBench numbers the k-th rotation of question i as i + k * 1,000,000."""
 
@@ -34,8 +36,8 @@ class Sums:
     """Per cluster of samples, the numerators and denominators of the T ratios whose mean is the score.
 
     Attributes:
-        numerator_CT: number of correct units, float64.
-        denominator_CT: number of units asked, float64.
+        numerator_CT: number of correct units, float64; for an F1 twice the hits.
+        denominator_CT: number of units asked, float64; for an F1 the "yes" answers plus the "yes" questions.
         clusters: their names, in order of first appearance.
     """
 
@@ -46,11 +48,19 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class _Unit:
-    """The smallest part that is right or wrong as a whole: a sample, an MME pair, an MMBench circle."""
+    """The smallest part that is right or wrong as a whole: a sample, an MME pair, an MMBench circle.
+
+    Attributes:
+        samples: their numbers.
+        ratio: the name of the ratio it is a part of.
+        value: what it adds to the numerator.
+        weight: what it adds to the denominator.
+    """
 
     samples: tuple[int, ...]
     ratio: str
     value: float
+    weight: float = 1.0
 
 
 def sums(task: str, scores: Sequence[Scores], clusters: Sequence[str]) -> Sums:
@@ -73,7 +83,7 @@ def sums(task: str, scores: Sequence[Scores], clusters: Sequence[str]) -> Sums:
     for unit in units:
         at = row[_cluster(task, unit, clusters)], column[unit.ratio]
         numerator_CT[at] += unit.value
-        denominator_CT[at] += 1
+        denominator_CT[at] += unit.weight
     return Sums(numerator_CT, denominator_CT, tuple(row))
 
 
@@ -105,7 +115,7 @@ def metrics(task: str, scores: Sequence[Scores]) -> dict[str, float]:
     """
     benchmark = tasks.find(task)
     if benchmark.repository == "POPE":
-        return pope([sample["pope_accuracy"] for sample in scores])
+        return pope([sample[F1] for sample in scores])
     ratios = _ratios(task, scores)
     if benchmark.group == "question_id":
         return mme(ratios)
@@ -117,24 +127,26 @@ def metrics(task: str, scores: Sequence[Scores]) -> dict[str, float]:
 
 
 def pope(answers: Sequence[Scores]) -> dict[str, float]:
-    """Return POPE's numbers, 0-1, from predictions and ground truth.
+    """Return POPE's numbers, 0-1, from predictions, ground truth and splits.
 
-    An answer that is neither yes nor no is wrong, and counts as a missed "yes" in the recall. `pope_yes_ratio` is the
-    share of answers that are yes.
+    `pope_f1_score` is the mean of the F1 of the splits present (adversarial, popular, random), as publications state
+    it; `pope_f1_pooled` is that of all questions together. An answer that is neither yes nor no is wrong, and counts as
+    a missed "yes" in the recall. `pope_yes_ratio` is the share of answers that are yes.
 
-    Differs from lmms-eval: it leaves such answers out of the recall, and its yes ratio is that of the ground truth.
+    Differs from lmms-eval: its F1 is the pooled one, it leaves such answers out of the recall, and its yes ratio is
+    that of the ground truth.
     """
-    predicted = np.array([answer["prediction"] for answer in answers])
-    truth = np.array([answer["ground_truth"] for answer in answers])
-    hits = float(((predicted == "yes") & (truth == "yes")).sum())
-    precision = hits / max(1, (predicted == "yes").sum())
-    recall = hits / max(1, (truth == "yes").sum())
+    predicted = np.array([answer["prediction"] == "yes" for answer in answers])
+    truth = np.array([answer["ground_truth"] == "yes" for answer in answers])
+    hits = float((predicted & truth).sum())
+    by_split = list(_mean_ratios(_detections(dict(enumerate(answers)))).values())
     return {
-        "pope_accuracy": float((predicted == truth).mean()),
-        "pope_precision": float(precision),
-        "pope_recall": float(recall),
-        "pope_f1_score": float(2 * precision * recall / (precision + recall)) if hits else 0.0,
-        "pope_yes_ratio": float((predicted == "yes").mean()),
+        "pope_accuracy": float(np.mean([is_right(answer) for answer in answers])),
+        "pope_precision": hits / max(1, int(predicted.sum())),
+        "pope_recall": hits / max(1, int(truth.sum())),
+        F1: float(np.mean(by_split)) if by_split else 0.0,
+        "pope_f1_pooled": 2 * hits / max(1, int(predicted.sum() + truth.sum())),
+        "pope_yes_ratio": float(predicted.mean()),
     }
 
 
@@ -159,10 +171,17 @@ def seedbench(scores: Sequence[Scores], kinds: Sequence[str]) -> dict[str, float
 
 def _ratios(task: str, scores: Sequence[Scores]) -> dict[str, float]:
     """Return the ratios, with every sample counted once."""
-    values: dict[str, list[float]] = defaultdict(list)
-    for unit in _units(task, scores):
-        values[unit.ratio].append(unit.value)
-    return {name: float(np.mean(hits)) for name, hits in values.items()}
+    return _mean_ratios(_units(task, scores))
+
+
+def _mean_ratios(units: Iterable[_Unit]) -> dict[str, float]:
+    """Return the ratios of units, without those that have nothing to divide by."""
+    values: dict[str, float] = defaultdict(float)
+    weights: dict[str, float] = defaultdict(float)
+    for unit in units:
+        values[unit.ratio] += unit.value
+        weights[unit.ratio] += unit.weight
+    return {name: values[name] / weight for name, weight in weights.items() if weight}
 
 
 def _metric(task: str) -> str:
@@ -181,18 +200,35 @@ def _units(task: str, scores: Sequence[Scores]) -> Iterator[_Unit]:
         return _pairs(task, asked)
     if group == "circle":
         return _circles(asked)
+    if metric == F1:
+        return _detections(asked)
     return (_Unit((at,), metric, _value(result)) for at, result in asked.items())
 
 
 def _value(result: Any) -> float:
-    """Return what one sample adds: its number, or 1 if the answer in lmms-eval's dict equals the ground truth."""
+    """Return what one sample adds: its number, or 1 if the letter in lmms-eval's dict is the right one."""
     if not isinstance(result, Mapping):
         return float(result)
-    return float(result["prediction"] == result["ground_truth"]) if "prediction" in result else _letter_hit(result)
+    return _letter_hit(result)
 
 
 def _letter_hit(result: Scores) -> float:
     return float(result["pred"].strip().lower() == result["answer"].strip().lower())
+
+
+def is_right(result: Scores) -> bool:
+    """Return True if an answer of POPE says what is true."""
+    return bool(result["prediction"] == result["ground_truth"])
+
+
+def _detections(asked: Mapping[int, Scores]) -> Iterator[_Unit]:
+    """Yield POPE's answers as parts of their split's F1, 2 * hits / ("yes" answers + "yes" questions).
+
+    Data without splits, and journals of earlier versions, have one F1 over all questions.
+    """
+    for at, result in asked.items():
+        said, true = result["prediction"] == "yes", result["ground_truth"] == "yes"
+        yield _Unit((at,), result.get("category") or "all", 2.0 * (said and true), float(said + true))
 
 
 def _pairs(task: str, asked: Mapping[int, Scores]) -> Iterator[_Unit]:

@@ -25,6 +25,7 @@ from tenacity import RetryError
 
 from dpbench import tasks
 from dpbench.errors import ConfigError, DpbenchError
+from dpbench.tasks import scoring
 from dpbench.tasks.aggregators import ROTATION
 from dpbench.tasks.data.images import refuse_truncated_images
 from dpbench.tasks.data.root import data_files
@@ -179,25 +180,46 @@ def build(
         data_root: folder of the data, or None for the hub's cache.
         limit: number of samples, rounded up to whole groups (MME pairs, MMBench circles); None for all.
         ocr: put TextVQA's OCR tokens into the prompt.
+        wording: whose prompts, "lmms-eval" or "llava"; the task's YAML has a block of each name where they differ.
+        reading: how POPE reads an answer, by its "first-word" or as "llava".
 
     Raises:
         MissingError: the data is missing.
     """
     benchmark = tasks.find(name)
     with _quiet(), _without_download_counts(), _unwrapped():
-        config = load_yaml_config(str(tasks.yaml_path(name)))
-        config |= {"dataset_path": "parquet", "dataset_name": None}
+        config = _load_config(name, ocr=ocr, wording=wording, reading=reading)
         config["dataset_kwargs"] = {"data_files": {benchmark.split: _literal(data_files(name, data_root))}}
         table = ImageTable.load(data_files(name, data_root, benchmark.images)) if benchmark.images else None
         if table:
             config["doc_to_visual"] = table.visual
-        if ocr and name == "textvqa":
-            config["lmms_eval_specific_kwargs"]["default"]["ocr"] = True
-        task = PartialTask(config=config, model_name="dpbench")
+        task = PartialTask(config=config, model_name=wording)
         stop = round_up_to_groups(benchmark, task, limit)
         task.build_all_requests(limit=stop)
     requests = tuple(_request(name, instance) for instance in task.instances)
-    return BuiltTask(name, task, requests, table.files(task) if table else _files(task.test_docs()))
+    files = table.files(task) if table else _files(task.test_docs())
+    if benchmark.middle_frame:
+        return BuiltTask(name, task, requests, lambda doc_id: [scoring.middle(files(doc_id))])
+    return BuiltTask(name, task, requests, files)
+
+
+def _load_config(name: str, *, ocr: bool, wording: str, reading: str) -> dict[str, Any]:
+    """Return a task's YAML with the functions and settings of a protocol, to be read from parquet files.
+
+    lmms-eval takes the block of `lmms_eval_specific_kwargs` that has the name of the model, which is the wording here,
+    else the block "default".
+    """
+    config: dict[str, Any] = load_yaml_config(str(tasks.yaml_path(name)))
+    config |= {"dataset_path": "parquet", "dataset_name": None}
+    blocks = config.get("lmms_eval_specific_kwargs", {})
+    if wording in blocks:
+        config["doc_to_text"] = blocks[wording]["doc_to_text"]
+    for block in blocks.values():
+        if "ocr" in block:
+            block["ocr"] = ocr
+    if reading == "llava" and name == "pope":
+        config["process_results"] = scoring.pope_results_of_llava
+    return config
 
 
 def _literal(paths: Sequence[Path]) -> list[str]:
@@ -326,10 +348,8 @@ def percent(name: str, scores: Scores) -> float:
         return value
     if benchmark.percent == "ratio":
         return 100 * value
-    from dpbench.tasks.scoring import mme_maximum
-
     parts = [sample[benchmark.metric] for sample in scores.samples if sample.get(benchmark.metric)]
-    return 100 * value / mme_maximum(parts)
+    return 100 * value / scoring.mme_maximum(parts)
 
 
 def _task_manager() -> TaskManager:

@@ -8,22 +8,31 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dpbench.tasks import aggregators
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from PIL.Image import Image
 
 Doc = Mapping[str, Any]
 Results = Sequence[Mapping[str, Any]]
+Frame = TypeVar("Frame")
 
 SUBSET_SIZE = 10_000
 SUBSET_SEED = 0
 MMBENCH_LETTERS = "ABCD"
 YES_NO = re.compile(r"\W*(yes|no)\b")
+DENIALS = frozenset(("No", "no", "not"))
+"""The words that LLaVA's reading of a yes-no answer looks for."""
+POPE_METRICS = (
+    "pope_accuracy", "pope_precision", "pope_recall", aggregators.F1, "pope_f1_pooled", "pope_yes_ratio",
+)  # fmt: skip
 LETTER_AS_ANSWER = re.compile(r"\(([A-Za-z])\)|([A-Za-z])\)|([A-Z])[.:]|([A-Za-z])$")
 """ScienceQA: "(B) ...", "B) ...", "B. ...", "B: ..." or the bare letter."""
+STATED_LETTER = re.compile(r"\b[Tt]he answer is \(?([A-Z])\b(?!['-])")
+"""ScienceQA: the letter in "The answer is B." or "Because ..., the answer is (B)"."""
 LEADING_LETTER = re.compile(r"\(?([A-Za-z])(?![A-Za-z])")
 """SEED-Bench: a letter that does not begin a word."""
 
@@ -39,6 +48,16 @@ def with_frames(dataset: Dataset) -> Dataset:
 
     num_frames = list_value_length(dataset.data.column("image")).to_pylist()
     return dataset.select([at for at, num in enumerate(num_frames) if num])
+
+
+def middle(frames: Sequence[Frame]) -> Frame:
+    """Return the middle one of a video's frames, the later of two; an image is its own middle."""
+    return frames[len(frames) // 2]
+
+
+def middle_frame(doc: Doc) -> list[Image]:
+    """Return what SEED-Bench shows of an image or a video: one frame, as LLaVA does (its paper: the middle one)."""
+    return [middle(doc["image"]).convert("RGB")]
 
 
 def ten_thousand(dataset: Dataset) -> Dataset:
@@ -61,6 +80,23 @@ def mmbench_cn_text(doc: Doc, lmms_eval_specific_kwargs: Mapping[str, str]) -> s
     hint = f"{doc['hint']} " if has_text(doc["hint"]) else ""
     options = "\n".join(f"{letter}. {text}" for letter, text in _options(doc).items())
     return f"{hint}{doc['question']}\n{options}\n{lmms_eval_specific_kwargs['post_prompt']}"
+
+
+def mmbench_text_of_llava(doc: Doc, lmms_eval_specific_kwargs: Mapping[str, str]) -> str:
+    """Return MMBench's prompt as LLaVA words it: hint, question, options and instruction, each on a line of its own."""
+    hint = [doc["hint"]] if has_text(doc["hint"]) else []
+    options = [f"{letter}. {text}" for letter, text in _options(doc).items()]
+    return "\n".join([*hint, doc["question"], *options, lmms_eval_specific_kwargs["post_prompt"]])
+
+
+def question_text_of_llava(doc: Doc, lmms_eval_specific_kwargs: Mapping[str, Any]) -> str:
+    """Return TextVQA's or VizWiz's prompt with the letters of the question as the data has them.
+
+    Differs from lmms-eval: it makes the first letter a capital and all others small.
+    """
+    ocr = lmms_eval_specific_kwargs.get("ocr")
+    tokens = f"\nReference OCR token: {', '.join(doc['ocr_tokens'])}" if ocr else ""
+    return f"{doc['question']}{tokens}{lmms_eval_specific_kwargs['post_prompt']}"
 
 
 def _options(doc: Doc) -> dict[str, str]:
@@ -112,8 +148,22 @@ def pope_results(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
     Differs from lmms-eval: it accepts only the bare word.
     """
     match = YES_NO.match(results[0].lower())
-    result = {"prediction": match[1] if match else "other", "ground_truth": doc["answer"].lower().strip()}
-    return dict.fromkeys(("pope_accuracy", "pope_precision", "pope_recall", "pope_f1_score", "pope_yes_ratio"), result)
+    return _pope_result(doc, match[1] if match else "other")
+
+
+def pope_results_of_llava(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
+    """Return POPE's results as LLaVA's evaluation reads an answer: no if its first sentence denies, else yes.
+
+    An empty answer is a yes, and so is one that mumbles; only the words "No", "no" and "not" deny.
+    """
+    sentence = results[0].split(".", 1)[0].replace(",", "")
+    return _pope_result(doc, "no" if DENIALS & set(sentence.split(" ")) else "yes")
+
+
+def _pope_result(doc: Doc, prediction: str) -> dict[str, Any]:
+    truth, split = doc["answer"].lower().strip(), doc.get("category") or ""
+    result = {"prediction": prediction, "ground_truth": truth, "category": split}
+    return dict.fromkeys(POPE_METRICS, result)
 
 
 def pope_accuracy(results: Results) -> float:
@@ -132,8 +182,13 @@ def pope_recall(results: Results) -> float:
 
 
 def pope_f1_score(results: Results) -> float:
-    """Return the harmonic mean of precision and recall."""
-    return aggregators.pope(results)["pope_f1_score"]
+    """Return the harmonic mean of precision and recall of each split, averaged over the splits."""
+    return aggregators.pope(results)[aggregators.F1]
+
+
+def pope_f1_pooled(results: Results) -> float:
+    """Return the harmonic mean of precision and recall of all questions together."""
+    return aggregators.pope(results)["pope_f1_pooled"]
 
 
 def pope_yes_ratio(results: Results) -> float:
@@ -144,11 +199,18 @@ def pope_yes_ratio(results: Results) -> float:
 def scienceqa_results(doc: Doc, results: Sequence[str]) -> dict[str, float]:
     """Return 1.0 if an answer names the letter of the correct choice, else 0.0.
 
-    Differs from lmms-eval: it counts "(B)", "B)" and "B:" as wrong.
+    Differs from lmms-eval, which counts "(B)", "B)", "B:" and "The answer is B." as wrong, and from LLaVA, which counts
+    the first three as wrong and the last as right.
     """
-    match = LETTER_AS_ANSWER.match(results[0].strip())
-    letter = next(filter(None, match.groups())).upper() if match else None
-    return {"exact_match": float(letter == chr(ord("A") + doc["answer"]))}
+    return {"exact_match": float(choice_letter(results[0].strip()) == chr(ord("A") + doc["answer"]))}
+
+
+def choice_letter(answer: str) -> str | None:
+    """Return the letter that an answer begins with, or else the one letter that it says the answer is."""
+    if match := LETTER_AS_ANSWER.match(answer):
+        return str(next(filter(None, match.groups()))).upper()
+    stated = set(STATED_LETTER.findall(answer))
+    return stated.pop() if len(stated) == 1 else None
 
 
 def seedbench_results(doc: Doc, results: Sequence[str]) -> dict[str, Any]:

@@ -34,9 +34,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ]
     records = [replace(each, cell_id=f"cell {at}") for at, each in enumerate(records)]
     records[0] = replace(records[0], environment={"cpu": "a processor", "note": f"cache in {home}/.cache/x, {TOKEN}"})
-    scores = {"pope_accuracy": {"prediction": "yes", "ground_truth": "yes"}}
+    scores = {"pope_f1_score": {"prediction": "yes", "ground_truth": "yes"}}
     answers = [make_answer("pope", at, "a", {**scores}) for at in range(2)]
-    answers[0].scores["pope_accuracy"]["prediction"] = "no"  # type: ignore[index]
+    answers[0].scores["pope_f1_score"]["prediction"] = "no"  # type: ignore[index]
     folder = write_run(tmp_path / "table1", records, {each.cell_id: answers for each in records})
     contributions.pack(folder)
     manifest = {"methods": [{"name": "diffprune", "params": params}], "tasks": ["pope"], "hf_token": "abc def"}

@@ -17,9 +17,15 @@ SAID = {"1": "yes", "0": "no"}
 def pope(rights: str, images: str) -> list[Answer]:
     """Return answers to yes-no questions, one per letter: 1 right, 0 wrong, each on the image of its letter."""
     return [
-        make_answer("pope", at, image, {"pope_accuracy": {"prediction": SAID[right], "ground_truth": "yes"}})
+        make_answer("pope", at, image, {"pope_f1_score": {"prediction": SAID[right], "ground_truth": "yes"}})
         for at, (right, image) in enumerate(zip(rights, images, strict=True))
     ]
+
+
+def vqa(*values: float, images: str = "") -> list[Answer]:
+    """Return answers with their accuracy, all on one image unless each has a letter for its own."""
+    names = images or "a" * len(values)
+    return [make_answer("vqav2", at, names[at], {"exact_match": value}) for at, value in enumerate(values)]
 
 
 def circles(rights: str) -> list[Answer]:
@@ -35,8 +41,28 @@ def circles(rights: str) -> list[Answer]:
     ]
 
 
+def detections(said: str, truths: str, splits: str) -> list[Answer]:
+    """Return POPE's answers, one per letter: y, n, or another for neither; two of each image."""
+    words = {"y": "yes", "n": "no"}
+    return [
+        make_answer(
+            "pope",
+            at,
+            f"image {at // 2}",
+            {
+                "pope_f1_score": {
+                    "prediction": words.get(each, "other"),
+                    "ground_truth": words[truth],
+                    "category": split,
+                }
+            },
+        )
+        for at, (each, truth, split) in enumerate(zip(said, truths, splits, strict=True))
+    ]
+
+
 def test_samples_of_one_image_add_up() -> None:
-    sums = contributions.from_answers("pope", pope("1101", "aaab")).sums()
+    sums = contributions.from_answers("vqav2", vqa(1.0, 1.0, 0.0, 1.0, images="aaab")).sums()
     assert sums.numerator_CT.tolist() == [[2.0], [1.0]]
     assert sums.denominator_CT.tolist() == [[3.0], [1.0]]
     assert contributions.from_answers("pope", pope("1101", "abab")).layout.cluster_U.tolist() == [0, 1, 0, 1]
@@ -57,8 +83,39 @@ def test_a_unit_is_right_as_a_whole() -> None:
 
 
 def test_consensus_counts_from_one_half() -> None:
-    answers = [make_answer("vqav2", at, "a", {"exact_match": value}) for at, value in enumerate((0.3, 0.6, 1.0))]
-    assert contributions.from_answers("vqav2", answers).right_U().tolist() == [False, True, True]
+    assert contributions.from_answers("vqav2", vqa(0.3, 0.6, 1.0)).right_U().tolist() == [False, True, True]
+
+
+def test_an_f1_divides_by_what_the_cell_answered_and_is_paired_all_the_same() -> None:
+    """Per image: twice the hits, over the yes answers plus the yes questions; the splits are two columns."""
+    truths, splits = "ynynyn", "aabbab"
+    first = contributions.from_answers("pope", detections("yynnyn", truths, splits))
+    second = contributions.from_answers("pope", detections("nnyyny", truths, splits))
+    assert first.layout.id == second.layout.id
+    assert first.sums().numerator_CT.tolist() == [[2, 0], [0, 0], [2, 0]]
+    assert first.sums().denominator_CT.tolist() == [[3, 0], [0, 1], [2, 0]]
+    assert second.sums().denominator_CT.tolist() == [[1, 0], [0, 3], [1, 1]]
+    assert aggregators.score(first.sums())[0] == pytest.approx(100 * (4 / 5 + 0) / 2)
+    assert aggregators.score(second.sums())[0] == pytest.approx(100 * (0 + 2 / 4) / 2)
+
+
+def test_an_answer_of_an_f1_is_right_if_it_is_true_even_where_it_adds_nothing() -> None:
+    cell = contributions.from_answers("pope", detections("yynn?", "ynynn", "aaaaa"))
+    assert cell.right_U().tolist() == [True, False, False, True, False]
+    assert cell.numerator_UT[:, 0].tolist() == [2, 0, 0, 0, 0]
+
+
+def test_the_packed_file_keeps_the_denominators_of_each_cell(tmp_path: Path) -> None:
+    records = [make_record("grid", keep, "pope", 50.0) for keep in (16, 32)]
+    said = {records[0].cell_id: "yynnyn", records[1].cell_id: "nnyyn?"}
+    folder = write_run(tmp_path, records, {name: detections(each, "ynynyn", "aabbab") for name, each in said.items()})
+    unpacked = contributions.load(folder, records)
+    contributions.pack(folder)
+    packed = contributions.load(folder, records, journals=False)
+    for name, cell in packed.items():
+        assert aggregators.score(cell.sums())[0] == aggregators.score(unpacked[name].sums())[0]
+        assert (cell.right_U() == unpacked[name].right_U()).all()
+    assert len({cell.layout.id for cell in packed.values()}) == 1
 
 
 def test_the_order_of_a_journal_does_not_matter() -> None:
@@ -70,7 +127,7 @@ def test_the_order_of_a_journal_does_not_matter() -> None:
 
 def test_chosen_units_alone_can_be_added() -> None:
     chosen = np.array([False, True, True, False])
-    assert contributions.from_answers("pope", pope("1101", "aabb")).sums(chosen).numerator_CT.tolist() == [[1.0], [0.0]]
+    assert contributions.from_answers("pope", pope("1101", "aabb")).sums(chosen).numerator_CT.tolist() == [[2.0], [0.0]]
 
 
 def test_what_is_packed_is_what_the_journals_say(tmp_path: Path) -> None:

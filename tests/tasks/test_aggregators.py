@@ -1,6 +1,7 @@
 """The aggregators: equal to lmms-eval's on random answers and on resamples of them, and to sums made by hand."""
 
 import random
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cache
 from hashlib import sha256
@@ -72,12 +73,24 @@ def journalled(name: str, answers: Sequence[str]) -> list[dict[str, Any]]:
 def upstream_percent(name: str, read: Sequence[Mapping[str, Any]]) -> float:
     """Return upstream's score on 0-100; MME's is the sum of its two scores, as share of 200 a category."""
     base, task = tasks.find(name).variant_of or name, tasks.find(name)
+    if base == "pope":
+        return upstream_f1_of_splits(read)
     if base != "mme":
         assert task.metric is not None
         return float(upstream.percent(base, read, task.metric))
     parts = ["mme_perception_score", "mme_cognition_score"]
     points = sum(upstream.percent(base, read, part) for part in parts if any(part in each for each in read))
     return 100 * points / (200 * len({each["category"] for row in read for each in row.values()}))
+
+
+def upstream_f1_of_splits(read: Sequence[Mapping[str, Any]]) -> float:
+    """Return the mean of upstream's F1 over the splits, which upstream scores by a task each."""
+    category = {doc["question_id"]: doc["category"] for doc in docs("pope")}
+    splits: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for each in read:
+        splits[category[each["pope_f1_score"]["question_id"]]].append(each)
+    assert set(splits) == {"adversarial", "popular", "random"}
+    return float(np.mean([upstream.percent("pope", part, "pope_f1_score") for part in splits.values()]))
 
 
 def upstream_read(name: str, answers: Sequence[str]) -> list[dict[str, Any]]:
@@ -180,16 +193,64 @@ def test_clusters_add_up_in_the_order_they_are_first_seen() -> None:
     assert aggregators.score(added) == pytest.approx([47.5])
 
 
+def pope_answer(prediction: str, truth: str, split: str = "adversarial") -> dict[str, Any]:
+    return {"prediction": prediction, "ground_truth": truth, "category": split}
+
+
 def test_pope_by_hand_counts_what_is_neither_yes_nor_no_as_a_miss() -> None:
     told = [("yes", "yes"), ("yes", "no"), ("no", "no"), ("other", "yes"), ("no", "yes")]
-    read = [{"prediction": prediction, "ground_truth": truth} for prediction, truth in told]
-    found = aggregators.pope(read)
+    found = aggregators.pope([pope_answer(prediction, truth) for prediction, truth in told])
     assert found["pope_accuracy"] == pytest.approx(2 / 5)
     assert found["pope_precision"] == pytest.approx(1 / 2)
     assert found["pope_recall"] == pytest.approx(1 / 3)
     assert found["pope_f1_score"] == pytest.approx(2 / 5)
     assert found["pope_yes_ratio"] == pytest.approx(2 / 5)
-    assert aggregators.pope([{"prediction": "no", "ground_truth": "yes"}])["pope_f1_score"] == 0
+    assert aggregators.pope([pope_answer("no", "yes")])["pope_f1_score"] == 0
+
+
+def published_split(split: str, recall: int, false_positives: int) -> list[dict[str, Any]]:
+    """Return 50 yes and 50 no questions with so many hits and false positives."""
+    told = [("yes" if at < recall else "no", "yes") for at in range(50)]
+    told += [("yes" if at < false_positives else "no", "no") for at in range(50)]
+    return [{aggregators.F1: pope_answer(prediction, truth, split)} for prediction, truth in told]
+
+
+def test_popes_score_is_the_mean_of_the_f1_of_the_three_splits() -> None:
+    """By precision and recall: adversarial 0.75 and 0.9, popular 0.9 and 0.9, random 1 and 0.9."""
+    parts = [
+        published_split("adversarial", 45, 15),
+        published_split("popular", 45, 5),
+        published_split("random", 45, 0),
+    ]
+    f1s = [2 * 0.75 * 0.9 / 1.65, 0.9, 2 * 0.9 / 1.9]
+    scores = [sample for part in parts for sample in part]
+    found = aggregators.metrics("pope", scores)
+    assert found["pope_f1_score"] == pytest.approx(sum(f1s) / 3)
+    assert found["pope_f1_pooled"] == pytest.approx(2 * 135 / (155 + 150))
+    assert found["pope_accuracy"] == pytest.approx(1 - 35 / 300)
+    assert found["pope_yes_ratio"] == pytest.approx(155 / 300)
+    added = aggregators.sums("pope", scores, [f"image {at % 50}" for at in range(300)])
+    assert aggregators.score(added)[0] == pytest.approx(100 * found["pope_f1_score"])
+
+
+@pytest.mark.parametrize(("recall", "false_positives", "accuracy", "f1"), [(104, 4, 75.0, 67.5), (70, 4, 66.5, 51.1)])
+def test_f1_falls_below_accuracy_when_little_is_said_to_be_there(
+    recall: int, false_positives: int, accuracy: float, f1: float
+) -> None:
+    """Of 200 objects that are there and 200 that are not; recall .52 and .35, false positives .02."""
+    told = [("yes", "yes")] * recall + [("no", "yes")] * (200 - recall)
+    told += [("yes", "no")] * false_positives + [("no", "no")] * (200 - false_positives)
+    found = aggregators.pope([pope_answer(prediction, truth) for prediction, truth in told])
+    assert 100 * found["pope_accuracy"] == pytest.approx(accuracy)
+    assert 100 * found["pope_f1_score"] == pytest.approx(f1, abs=0.05)
+
+
+def test_splits_that_are_absent_are_left_out_and_without_splits_there_is_one_f1() -> None:
+    adversarial, plain = published_split("adversarial", 45, 15), published_split("", 45, 15)
+    assert aggregators.metrics("pope", adversarial)["pope_f1_score"] == pytest.approx(90 / 110)
+    assert aggregators.metrics("pope", plain)["pope_f1_score"] == pytest.approx(90 / 110)
+    both = aggregators.sums("pope", adversarial + published_split("random", 45, 0), ["a"] * 100 + ["b"] * 100)
+    assert aggregators.score(both, np.array([[1, 0]]))[0] == pytest.approx(100 * 90 / 110)
 
 
 def test_a_journal_without_the_tasks_scores_is_an_error() -> None:

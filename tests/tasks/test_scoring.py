@@ -1,11 +1,17 @@
 """What an answer counts for, computed by hand, and where dpbench reads it otherwise than lmms-eval does."""
 
+import io
 from functools import cache
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import upstream
-from datasets import Dataset
+from datasets import Dataset, List
+from datasets import Image as ImageColumn
+from PIL import Image
 from places import TOY_DATA
 
 from dpbench import tasks
@@ -48,6 +54,31 @@ def test_pope_takes_the_first_word(answer: str, here: float, there: float) -> No
     assert both("pope", POPE, answer) == (here, there)
 
 
+@pytest.mark.parametrize(
+    ("answer", "prediction"),
+    [("yes", "yes"), ("No", "no"), ("no, there is none", "no"), ("There is not.", "no"), ("There is no dog.", "no"),
+     ("", "yes"), ("There is a dog", "yes"), ("hm", "yes"), ("Yes. There is no doubt.", "yes"), ("nothing", "yes"),
+     ("NO", "yes"), ("Not really", "yes"), ("No, yes.", "no")],
+)  # fmt: skip
+def test_llavas_reading_is_yes_unless_the_first_sentence_denies(answer: str, prediction: str) -> None:
+    """The words "No", "no" and "not" deny, without commas, up to the first full stop."""
+    built = lmms_eval_adapter.build("pope", TOY_DATA, limit=2, reading="llava")
+    for truth in ("yes", "no"):
+        found = built.task.process_results(POPE | {"answer": truth, "category": "random"}, [answer])
+        wanted = {"prediction": prediction, "ground_truth": truth, "category": "random"}
+        assert dict(found) == dict.fromkeys(scoring.POPE_METRICS, wanted)
+
+
+def test_an_answer_that_says_nothing_is_wrong_by_its_first_word_and_a_yes_with_llava() -> None:
+    scores = []
+    for reading in ("first-word", "llava"):
+        built = lmms_eval_adapter.build("pope", TOY_DATA, limit=None, reading=reading)
+        known = {(request.doc_id, request.text): "" for request in built.requests}
+        scores.append(lmms_eval_adapter.score(built, reading, known).metrics)
+    assert [each["pope_f1_score"] for each in scores] == pytest.approx([0, 2 / 3], abs=0.02)
+    assert [each["pope_yes_ratio"] for each in scores] == [0, 1]
+
+
 def test_popes_f1_and_yes_ratio_here_and_upstream() -> None:
     """Of three objects the model finds one, denies one and mumbles on one; upstream forgets the last."""
     asked = [("yes", "yes"), ("no", "yes"), ("hm", "yes"), ("no", "no")]
@@ -63,7 +94,9 @@ def test_popes_f1_and_yes_ratio_here_and_upstream() -> None:
 @pytest.mark.parametrize(
     ("answer", "here", "there"),
     [("B", 1, 1), ("b", 1, 1), ("B. blue", 1, 1), ("(B)", 1, 0), ("B)", 1, 0), ("(B) blue", 1, 0), ("B: blue", 1, 0),
-     ("A", 0, 0), ("Blue", 0, 0), ("blue", 0, 0), ("", 0, 0), ("A. not B", 0, 0)],
+     ("A", 0, 0), ("Blue", 0, 0), ("blue", 0, 0), ("", 0, 0), ("A. not B", 0, 0), ("The answer is B.", 1, 0),
+     ("It is the sky, so the answer is (B).", 1, 0), ("the answer is B", 1, 0), ("The answer is A.", 0, 0),
+     ("The answer is Blue.", 0, 0), ("The answer is A. The answer is B.", 0, 0), ("The answer is B-flat", 0, 0)],
 )  # fmt: skip
 def test_scienceqa_takes_the_letter_however_it_is_written(answer: str, here: float, there: float) -> None:
     assert both("scienceqa", SQA, answer) == (here, there)
@@ -188,6 +221,83 @@ def test_seedbench_all_keeps_videos_that_have_frames() -> None:
     built = lmms_eval_adapter.build("seedbench_all", TOY_DATA, limit=None)
     kinds = list(built.task.test_docs_no_media()["data_type"])
     assert (kinds.count("image"), kinds.count("video")) == (200, 4)
-    assert len(built.images(built.requests[-1])) == 2
     rows = Dataset.from_dict({"image": [["a"], [], ["b", "c"], None], "n": [0, 1, 2, 3]})
     assert list(scoring.with_frames(rows)["n"]) == [0, 2]
+
+
+def jpeg(grey: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (24, 24), (grey, grey, grey)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def seed_root(folder: Path, rows: list[list[int]]) -> Path:
+    """Write SEED-Bench with a question per list of frames, which are grey; one frame is an image, several a video."""
+    texts = {"question": "Which?", "choice_a": "a", "choice_b": "b", "choice_c": "c", "choice_d": "d", "answer": "A"}
+    table = Dataset.from_list(
+        [
+            texts
+            | {"question_id": str(n), "data_type": "video" if len(frames) > 1 else "image"}
+            | {"image": [{"bytes": jpeg(grey), "path": None} for grey in frames]}
+            for n, frames in enumerate(rows)
+        ]
+    ).cast_column("image", List(ImageColumn()))
+    (folder / "SEED-Bench" / "data").mkdir(parents=True)
+    table.to_parquet(folder / "SEED-Bench" / "data" / "test-00000-of-00001.parquet")
+    return folder
+
+
+def test_a_video_is_its_middle_frame_in_image_hash_and_group(tmp_path: Path) -> None:
+    """Of eight frames the fifth, of three the second; a question on the same picture shares its group."""
+    root = seed_root(tmp_path, [[90], list(range(50, 130, 10)), [10, 20, 30], [90]])
+    built = lmms_eval_adapter.build("seedbench_all", root, limit=None)
+    shown = [built.images(request) for request in built.requests]
+    assert [len(images) for images in shown] == [1] * 4
+    greys = [round(float(np.asarray(image).mean())) for (image,) in shown]
+    assert greys == [90, 90, 20, 90]
+    hashes = [built.image_hashes(request) for request in built.requests]
+    assert hashes == [(sha256(jpeg(grey)).hexdigest()[:16],) for grey in greys]
+    groups = [built.image_group(request) for request in built.requests]
+    assert groups[0] == groups[1] == groups[3] != groups[2]
+    images_alone = lmms_eval_adapter.build("seedbench", root, limit=None)
+    assert len(images_alone.requests) == 2
+
+
+def test_textvqa_and_vizwiz_keep_the_letters_of_a_question_in_llavas_wording() -> None:
+    doc = {"question": "what does the STOP sign say?", "ocr_tokens": ["STOP", "5th"], "answers": []}
+    for name in ("textvqa", "vizwiz"):
+        for ocr in (False, True):
+            theirs, llavas = (
+                lmms_eval_adapter.build(name, TOY_DATA, limit=1, ocr=ocr, wording=wording).task.doc_to_text(doc)
+                for wording in ("lmms-eval", "llava")
+            )
+            assert theirs.startswith("What does the stop sign say?")
+            assert llavas == "what does the STOP sign say?" + theirs.removeprefix("What does the stop sign say?")
+            assert ("\nReference OCR token: STOP, 5th\nAnswer the question" in llavas) == (ocr and name == "textvqa")
+
+
+MMBENCH_LLAVA = {
+    "mmbench_en": "Answer with the option's letter from the given choices directly.",
+    "mmbench_cn": "\u8bf7\u76f4\u63a5\u56de\u7b54\u9009\u9879\u5b57\u6bcd\u3002",
+}
+
+
+@pytest.mark.parametrize("name", list(MMBENCH_LLAVA))
+def test_mmbench_in_llavas_wording(name: str) -> None:
+    """The hint on a line of its own, the options, and LLaVA's sentence; nothing between them."""
+    built = lmms_eval_adapter.build(name, TOY_DATA, limit=4, wording="llava")
+    for hint, first in (("nan", ""), ("Look.", "Look.\n")):
+        text = built.task.doc_to_text(MMBENCH | {"hint": hint})
+        assert text == f"{first}What is it?\nA. apple\nB. banana\n{MMBENCH_LLAVA[name]}"
+
+
+@pytest.mark.parametrize("name", ["gqa", "mme", "pope", "scienceqa", "vqav2", "seedbench"])
+def test_the_other_tasks_are_worded_alike(name: str) -> None:
+    theirs, llavas = (lmms_eval_adapter.build(name, TOY_DATA, limit=20, wording=w) for w in ("lmms-eval", "llava"))
+    assert [request.text for request in theirs.requests] == [request.text for request in llavas.requests]
+
+
+def test_a_task_in_llavas_wording_is_scored_by_its_own_prompts() -> None:
+    built = lmms_eval_adapter.build("mmbench_en", TOY_DATA, limit=8, wording="llava")
+    answers = {(r.doc_id, r.text): built.task.test_docs_no_media()[r.doc_id]["answer"] for r in built.requests}
+    assert lmms_eval_adapter.score(built, "cell", answers).metrics == {"gpt_eval_score": 100}

@@ -114,7 +114,8 @@ class Documents:
             return None
         row = self.rows[doc_id]
         image = self._image(row)
-        texts = {name: self.table.value(row, name) for name in self.task.columns if name not in ("image", "ocr_tokens")}
+        names = [name for name in self.task.columns if name in self.table.names and name not in ("image", "ocr_tokens")]
+        texts = {name: self.table.value(row, name) for name in names}
         return Document(question(self.task, texts), truth(self.task, texts), image) if image else None
 
     def _image(self, row: int) -> bytes | None:

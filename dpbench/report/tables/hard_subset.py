@@ -59,6 +59,7 @@ def section(comparison: Comparison) -> Section:
             f"Hard: questions that {EASY} to the same budget gets wrong and the unpruned model right; MME by pairs, "
             "MMBench by circles. The choice favours methods that err on other questions than a smaller image does, and "
             f"{EASY} itself would score 0.",
+            *_notes(names),
         ),
         columns,
         tuple(lines),
@@ -107,10 +108,24 @@ def _score(
 ) -> Hard | None:
     if chosen_U is None or not chosen_U.any():
         return None
-    values = [
-        aggregators.score(cells[record.cell_id].sums(chosen_U))[0] for record in records if record.cell_id in cells
-    ]
+    values = [_hard_score(cells[record.cell_id], chosen_U) for record in records if record.cell_id in cells]
     return Hard(float(np.mean(values)), int(chosen_U.sum())) if values else None
+
+
+def _hard_score(cell: Contribution, chosen_U: NDArray[np.bool_]) -> float:
+    """Return a cell's score on the chosen units; instead of an F1 the share that is right.
+
+    An F1 needs yes and no questions in the benchmark's proportion, which a choice by answers does not keep.
+    """
+    if cell.detections:
+        return 100 * float(cell.right_U()[chosen_U].mean())
+    return float(aggregators.score(cell.sums(chosen_U))[0])
+
+
+def _notes(names: Iterable[str]) -> Iterable[str]:
+    titles = [tasks.ALL[name].title for name in names if tasks.ALL[name].metric == aggregators.F1]
+    if titles:
+        yield f"{', '.join(titles)}: the hard score is the share of right answers, the full score F1."
 
 
 def _count_row(row: Mapping[str, Hard], names: Iterable[str]) -> Row:

@@ -12,7 +12,7 @@ from dpbench import tasks
 from dpbench.errors import ConfigError
 from dpbench.report import statistics
 from dpbench.report.intervals import SIGNIFICANT, TOLERANCE
-from dpbench.report.runs import RowKey, Run, load, row_key
+from dpbench.report.runs import RowKey, Run, load, metric_of_score, row_key
 from dpbench.report.statistics import Difference, difference, holm
 from dpbench.report.tables.render import frame_of
 from dpbench.report.tables.table import DASH, Cell, Row, Section, number, plain_section
@@ -24,6 +24,7 @@ from dpbench.tasks import aggregators
 Key = tuple[RowKey, str, int]
 """A row, a benchmark and a seed: what both runs may have."""
 NOISE, CHANGED, SAME, UNKNOWN = "noise", "more than noise", "identical", "unknown: no samples"
+OTHER = "other quantities"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +36,14 @@ class Change:
         second: score in the second.
         difference: second minus first with its interval, or None where a run's samples are not there.
         paired: both answered the same samples.
+        metrics: the two metrics that the scores are, where they differ; then there is no difference.
     """
 
     first: float
     second: float
     difference: Difference | None
     paired: bool
+    metrics: tuple[str, str] | None = None
 
 
 def sections(first: Path, second: Path, resamples: int = statistics.RESAMPLES) -> list[Section]:
@@ -75,11 +78,20 @@ def compare(
     changes = {}
     for key in common:
         scores = cells[0][key].score, cells[1][key].score
+        if metrics := _other_metrics(cells[0][key], cells[1][key]):
+            changes[key] = Change(*scores, None, paired=False, metrics=metrics)
+            continue
         pair = samples[0].get(key), samples[1].get(key)
         paired = pair[0] is not None and pair[1] is not None and pair[0].layout.id == pair[1].layout.id
         change = _difference(pair[0], pair[1], resamples) if pair[0] and pair[1] else None
         changes[key] = Change(*scores, change, paired)
     return changes
+
+
+def _other_metrics(first: Record, second: Record) -> tuple[str, str] | None:
+    """Return the metrics of two scores if they are not the same: POPE's was accuracy in earlier versions."""
+    metrics = metric_of_score(first), metric_of_score(second)
+    return (metrics[0], metrics[1]) if metrics[0] and metrics[1] and metrics[0] != metrics[1] else None
 
 
 def _load_samples(run: Run, records: Mapping[Key, Record], common: list[Key]) -> dict[Key, Contribution]:
@@ -112,7 +124,9 @@ def _scores(
     ]
     numbers = [_numbers(key, change, corrected.get(key), verdicts[key]) for key, change in changes.items()]
     counts = ", ".join(
-        f"{list(verdicts.values()).count(v)} {v}" for v in (CHANGED, NOISE, SAME, UNKNOWN) if v in verdicts.values()
+        f"{list(verdicts.values()).count(v)} {v}"
+        for v in (CHANGED, NOISE, SAME, OTHER, UNKNOWN)
+        if v in verdicts.values()
     )
     notes = [
         f"{counts}, of {len(changes)} cells in both runs; {len(cells[0]) - len(changes)} in the first alone, "
@@ -128,12 +142,18 @@ def _scores(
         notes.append(
             f"Unknown: a run folder has neither {contributions.NAME} nor samples/ that give its recorded score."
         )
+    for task, metrics in sorted({(key[1], change.metrics) for key, change in changes.items() if change.metrics}):
+        notes.append(
+            f"{tasks.ALL[task].title}: the first is {metrics[0]}, the second {metrics[1]}; run the older again."
+        )
     heading = f"Scores of {runs[0].folder.name} (first) and {runs[1].folder.name} (second)"
     return Section(heading, frame_of(numbers), tuple(notes), columns, tuple(lines))
 
 
 def verdict(change: Change, p: float | None) -> str:
     """Return whether a change is more than noise."""
+    if change.metrics:
+        return OTHER
     if change.difference is None or p is None:
         return UNKNOWN
     if change.paired and change.difference.low == change.difference.high == change.difference.value == 0:
@@ -161,7 +181,7 @@ def _numbers(key: Key, change: Change, p: float | None, outcome: str) -> dict[st
         "Seed": seed,
         "First": change.first,
         "Second": change.second,
-        "Difference": change.second - change.first,
+        "Difference": None if change.metrics else change.second - change.first,
     }
     if change.difference:
         numbers |= {"Low": change.difference.low, "High": change.difference.high}

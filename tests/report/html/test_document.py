@@ -140,7 +140,7 @@ def test_an_image_that_is_not_the_one_answered_is_not_shown(made_run: tuple[Path
     [
         ("gqa", {"exact_match": 1.0}, 1),
         ("vqav2", {"exact_match": 0.3}, 0.3),
-        ("pope", {"pope_accuracy": {"prediction": "no", "ground_truth": "no", "score": 0}}, 1),
+        ("pope", {"pope_f1_score": {"prediction": "no", "ground_truth": "no", "score": 0}}, 1),
         ("seedbench", {"seed_image": {"pred": "A", "answer": "a"}}, 1),
         ("mmbench_en", {"gpt_eval_score": {"hit": 0, "prediction": "A", "answer": "A"}}, 0),
         ("mme", {"mme_total_score": {"score": 1.0, "category": "count"}}, 1),
@@ -182,7 +182,7 @@ def test_three_sentences_from_the_numbers(made_run: tuple[Path, Path]) -> None:
     assert summary.sentences(comparison, Intervals({})) == (
         "3 methods at 1 budget answered 30 questions of 1 benchmark on toy-llava, "
         "which unpruned scores 100.0 of 100 on average.",
-        "At 16 of 144 visual tokens, holov retains most: 60.0 % of the unpruned scores.",
+        "At 16 of 144 visual tokens, grid retains most: 66.7 % of the unpruned scores.",
         "No retention has an interval here, so small differences may be noise.",
     )
 

@@ -11,6 +11,7 @@ from dpbench.report import runs
 from dpbench.report.runs import Comparison, RowKey
 from dpbench.report.tables import hard_subset
 from dpbench.storage.journal import Answer
+from dpbench.tasks import aggregators
 
 
 def journal(rights: str) -> list[Answer]:
@@ -66,3 +67,22 @@ def test_where_nothing_is_hard_there_is_a_sentence(tmp_path: Path) -> None:
     one = compared(tmp_path, {"none": "11", "downsample": "11", "grid": "10"})
     with pytest.raises(ConfigError, match="downsample gets no question wrong"):
         hard_subset.section(one)
+
+
+def test_of_an_f1_the_hard_score_is_the_share_of_right_answers(tmp_path: Path) -> None:
+    """A right no adds nothing to an F1: of the two hard questions, a yes and a no, grid has the no."""
+    truths = ("yes", "no", "yes", "no")
+    said = {"none": truths, "downsample": ("no", "yes", "yes", "no"), "grid": ("no", "no", "no", "yes")}
+    records, journals = [], {}
+    for method, words in said.items():
+        found = [
+            {"pope_f1_score": {"prediction": word, "ground_truth": truth}}
+            for word, truth in zip(words, truths, strict=True)
+        ]
+        score = 100 * aggregators.metrics("pope", found)["pope_f1_score"]
+        records.append(make_record(method, None if method == "none" else 16, "pope", score))
+        journals[records[-1].cell_id] = [make_answer("pope", at, f"image {at}", each) for at, each in enumerate(found)]
+    (one,) = runs.comparisons([runs.load(write_run(tmp_path, records, journals))])
+    scores = hard_subset.scores(one)[RowKey(BudgetRequest(keep=16), "grid", "{}")]
+    assert scores == {"pope": hard_subset.Hard(50.0, 2)}
+    assert "POPE: the hard score is the share of right answers, the full score F1." in hard_subset.section(one).notes

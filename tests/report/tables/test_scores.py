@@ -242,3 +242,13 @@ def test_rows_that_were_asked_other_samples_are_told() -> None:
         "The rows of SEED-all were not asked the same samples: from 0 to 12 of 30 are left out as too long for the "
         "unpruned toy-llava; run all rows again."
     ) in table(rows).notes
+
+
+def test_a_column_of_an_earlier_metric_says_so() -> None:
+    metrics = {"pope_accuracy": 0.8, "pope_f1_score": 0.7}
+    old, new = (replace(make_record("none", None, "pope", score), metrics=metrics) for score in (80.0, 70.0))
+    note = (
+        "POPE: scored by pope_accuracy, as earlier versions did; the score is F1, mean of 3 splits now: run it again."
+    )
+    assert note in table([old]).notes
+    assert not [each for each in table([new]).notes if "scored by" in each]

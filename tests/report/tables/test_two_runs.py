@@ -78,3 +78,17 @@ def test_nothing_in_common_is_one_sentence(tmp_path: Path) -> None:
     second = write_run(tmp_path / "b", [make_record("grid", 32, "gqa", 50.0)])
     with pytest.raises(ConfigError, match="have no method, budget and benchmark in common"):
         two_runs.sections(first, second)
+
+
+def test_accuracy_is_not_subtracted_from_f1(tmp_path: Path) -> None:
+    """POPE's score was accuracy in earlier versions; both are in the record, so that the score tells which it is."""
+    metrics = {"pope_accuracy": 0.8, "pope_f1_score": 0.7}
+    folders = [
+        write_run(tmp_path / name, [replace(make_record("grid", 16, "pope", score), metrics=metrics)])
+        for name, score in (("old", 80.0), ("new", 70.0))
+    ]
+    scores = two_runs.sections(*folders, 50)[1]
+    assert verdicts(*folders) == ["other quantities"]
+    assert scores.frame["Difference"].isna().all()
+    assert "POPE: the first is pope_accuracy, the second pope_f1_score; run the older again." in scores.notes
+    assert verdicts(folders[1], folders[1]) == ["unknown: no samples"]
