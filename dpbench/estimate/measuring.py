@@ -66,7 +66,7 @@ def measure_rate(part: Manifest, shapes: Shapes, device: str) -> Rate:
     with torch.inference_mode(), console.status(f"measuring {part.backbone.name}, two minutes"):
         backbone = load_backbone(_without_files(part), device)
         deadline = time.monotonic() + SECONDS
-        for cell in {cell.method: cell for cell in reversed(cells_to_measure(part))}.values():
+        for cell in _first_budgets(part):
             if timings and time.monotonic() > deadline:
                 break
             try:
@@ -76,6 +76,14 @@ def measure_rate(part: Manifest, shapes: Shapes, device: str) -> Rate:
     if not timings and refusal is not None:
         raise refusal
     return _summarize(part, timings, str(environment(device).get("gpu", "this CPU")))
+
+
+def _first_budgets(part: Manifest) -> list[Cell]:
+    """Return one cell of each method, in order."""
+    first: dict[str, Cell] = {}
+    for cell in cells_to_measure(part):
+        first.setdefault(cell.method, cell)
+    return list(first.values())
 
 
 def _without_files(part: Manifest) -> Manifest:
@@ -119,7 +127,8 @@ def _summarize(part: Manifest, timings: Sequence[Timing], device: str) -> Rate:
     sizes = sorted({timing.size for timing in timings})
     names = {timing.method for timing in timings}
     left_out = [entry.name for entry in part.methods if entry.name not in names]
-    source = f"measured in batches of {' and '.join(map(str, sizes))}, random weights where none are inside the package"
+    own = backbones.find(part.backbone.name).weights.startswith("package:")
+    source = f"measured in batches of {' and '.join(map(str, sizes))}, {'its own' if own else 'random'} weights"
     committed = committed_rate(part.backbone)
     return Rate(
         device=device,

@@ -1,7 +1,7 @@
 """The shapes of a backbone on one usual prompt, from its configuration: no weights are read.
 
 An image is of the size that fills the backbone (`synthetic_prompts.usual_size`), and a prompt has as many text tokens
-as in the published FLOPs tables. Benchmarks have smaller images and longer questions too; an estimate says what it took.
+as in the published FLOPs tables. Benchmarks have smaller images and longer questions too; the text says what it took.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from dpbench.diffprune.recipe import Variant
 from dpbench.errors import ConfigError, DpbenchError, MissingError
 from dpbench.estimate.shapes import count_parameters
 from dpbench.manifest.schema import BackboneEntry, Manifest
-from dpbench.tasks.data.root import configs, is_present, pull_command
+from dpbench.tasks.data.root import configs, is_present
 
 CHECKPOINT = "checkpoint"
 """The parameter that names a trained scorer's folder."""
@@ -90,8 +90,8 @@ def _data(name: str, data_root: Path | None) -> Item:
     task = tasks.find(name)
     keys = [f"{task.repository}/{config}/{task.split}" for config in configs(task)]
     known = [float(_sizes()[key]["megabytes"]) for key in keys if key in _sizes()]
-    is_there = is_present(name, data_root)
-    return Item(name, sum(known) if known else None, is_there, pull_command(name, data_root))
+    command = shlex.join([*PULL.split(), name, *(["--to", str(data_root)] if data_root else [])])
+    return Item(name, sum(known) if known else None, is_present(name, data_root), command)
 
 
 @cache
