@@ -85,7 +85,7 @@ def test_what_can_change_an_answer_is_hashed() -> None:
     "name",
     [
         "engine/feature_cache", "engine/forward", "engine/dropping", "machine/out_of_memory", "machine/device",
-        "machine/cuda_graph", "tasks/data/images", "tasks/lmms_eval_adapter", "tasks/scoring", "backbones/llava",
+        "machine/cuda_graph", "tasks/data/image_file", "tasks/lmms_eval_adapter", "tasks/scoring", "backbones/llava",
         "method", "schedule", "budget", "diffprune/scorer",
     ],
 )  # fmt: skip

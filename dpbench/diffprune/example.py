@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Protocol
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+
+from dpbench.tasks.data.image_file import open_image
 
 
 class BrokenError(Exception):
@@ -42,15 +43,11 @@ def decode(data: bytes, text: object) -> Example:
     """Decode the bytes of an image file.
 
     Raises:
-        ValueError: the caption is missing, or PIL does not know the format; PIL's own errors if the image is broken.
+        ValueError: the caption is missing; as `open_image`, if the image is broken.
     """
     if not isinstance(text, str) or not text.strip():
         raise ValueError("there is no caption")
-    try:
-        with Image.open(BytesIO(data)) as image:
-            return Example(image.convert("RGB"), text.strip())
-    except UnidentifiedImageError:  # its own message holds a memory address
-        raise ValueError(f"PIL does not know the format of its {len(data)} bytes") from None
+    return Example(open_image(data), text.strip())
 
 
 def first_line(error: BaseException) -> str:

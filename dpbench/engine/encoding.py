@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from PIL.Image import DecompressionBombError
 
 from dpbench.backbones.base import Backbone, Features, Pixels, Prompt
 from dpbench.engine import context, decision
@@ -22,6 +21,7 @@ from dpbench.errors import ImageError
 from dpbench.machine.device import use_one_thread
 from dpbench.machine.out_of_memory import OUT_OF_MEMORY, BatchLimiter
 from dpbench.method import Method
+from dpbench.tasks.data.image_file import UNREADABLE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -205,7 +205,7 @@ class Encoder:
         if request.doc_id not in batch.images:
             try:
                 batch.images[request.doc_id] = self.built.images(request)
-            except (OSError, SyntaxError, DecompressionBombError) as error:  # PIL calls a broken PNG a SyntaxError
+            except UNREADABLE as error:
                 batch.images[request.doc_id] = f"{NO_IMAGE}: {error}"
         return batch.images[request.doc_id]
 

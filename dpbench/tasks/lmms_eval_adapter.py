@@ -27,7 +27,7 @@ from dpbench import tasks
 from dpbench.errors import ConfigError, DpbenchError
 from dpbench.tasks import scoring
 from dpbench.tasks.aggregators import ROTATION
-from dpbench.tasks.data.images import refuse_truncated_images
+from dpbench.tasks.data.image_file import open_image
 from dpbench.tasks.data.root import data_files
 
 eval_logger.disable("lmms_eval")  # before the imports below, which log
@@ -98,17 +98,11 @@ class BuiltTask:
         return hashes[0] if len(hashes) == 1 else sha256("".join(hashes).encode()).hexdigest()[:16]
 
     def images(self, request: Request) -> list[Image]:
-        """Decode a sample's images. As in lmms-eval, `datasets` rotates them according to their EXIF data.
+        """Open a sample's images, RGB; raises as `open_image`.
 
-        Raises:
-            OSError: one is broken or cut off.
-            DecompressionBombError: one has more pixels than Pillow allows.
+        Differs from lmms-eval: images of more than eight bits are scaled, not clipped.
         """
-        with refuse_truncated_images():
-            images = list(self.task.doc_to_visual(self.task.test_docs()[request.doc_id]))
-            for image in images:
-                image.load()
-        return images
+        return [open_image(file) for file in self.files(request.doc_id)]
 
     def scores(self, request: Request, answer: str) -> dict[str, Any]:
         """Return what lmms-eval's `process_results` returns for one answer."""
@@ -191,8 +185,6 @@ def build(
         config = _load_config(name, ocr=ocr, wording=wording, reading=reading)
         config["dataset_kwargs"] = {"data_files": {benchmark.split: _literal(data_files(name, data_root))}}
         table = ImageTable.load(data_files(name, data_root, benchmark.images)) if benchmark.images else None
-        if table:
-            config["doc_to_visual"] = table.visual
         task = PartialTask(config=config, model_name=wording)
         stop = round_up_to_groups(benchmark, task, limit)
         task.build_all_requests(limit=stop)
@@ -242,10 +234,6 @@ class ImageTable:
         """Open a split of images with their ids."""
         images = datasets.load_dataset("parquet", data_files=_literal(paths), split="train")
         return cls(images, {image_id: row for row, image_id in enumerate(images["id"])})
-
-    def visual(self, doc: Mapping[str, Any]) -> list[Image]:
-        """Decode a sample's image; takes the place of lmms-eval's `doc_to_visual`."""
-        return [self.images[self.row_of[doc["imageId"]]]["image"].convert("RGB")]
 
     def files(self, task: ConfigurableTask) -> Callable[[int], list[bytes]]:
         """Return a function that reads the image file of a sample, by its number."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dpbench import backbones, registry
@@ -24,7 +24,7 @@ from dpbench.engine import decision, forward, pruned_prompt
 from dpbench.errors import ConfigError
 from dpbench.machine.device import pick_device
 from dpbench.method import Method, Reduction
-from dpbench.tasks.data.images import refuse_truncated_images
+from dpbench.tasks.data.image_file import UNREADABLE, open_image
 from dpbench.visualize.picture import Kept, Sheet, check_out, parse_rows, write
 
 SAMPLE = "picture"
@@ -44,13 +44,12 @@ def read_image(path: Path) -> Image.Image:
     try:
         if path.stat().st_size == 0:
             raise ConfigError(f"IMAGE: {path} is empty (0 bytes); give a complete image file")
-        with refuse_truncated_images(), Image.open(path) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
+        return open_image(path)
     except UnidentifiedImageError:
         raise ConfigError(
             f"IMAGE: {path} is not an image that Pillow can read; give a PNG, JPEG or WebP file"
         ) from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise ConfigError(f"IMAGE: {path} cannot be read ({error}); give a complete image file") from None
 
 

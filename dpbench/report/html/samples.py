@@ -17,7 +17,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from dpbench import backbones, tasks
 from dpbench.errors import MissingError
@@ -25,6 +25,7 @@ from dpbench.report.html.questions import Document, Documents
 from dpbench.report.runs import Comparison, RowKey
 from dpbench.storage import journal
 from dpbench.storage.journal import Answer
+from dpbench.tasks.data.image_file import UNREADABLE, open_image
 from dpbench.tasks.data.root import toy_data_root
 
 NO_JOURNALS = "No samples: the run folder has no journals (samples/); copy them from where it ran."
@@ -135,7 +136,7 @@ class Shelf:
         self.fit, self.rows, self.left = fit, rows, budget
         self.images: list[str] = []
         self.samples: list[Mapping[str, Any]] = []
-        self.num_other = 0
+        self.num_other = self.num_broken = 0
         self._places: dict[str, int] = {}
 
     def add(self, task: str, journals: Mapping[RowKey, Path], data: Documents, *, part: float) -> None:
@@ -147,7 +148,11 @@ class Shelf:
                 self.num_other += 1
                 continue
             earlier = self._places.get(document.image_hash)
-            uri = "" if earlier is not None else thumbnail(document.image, self.fit)
+            try:
+                uri = "" if earlier is not None else thumbnail(document.image, self.fit)
+            except UNREADABLE:
+                self.num_broken += 1
+                continue
             place = len(self.images) if earlier is None else earlier
             sample = self._sample(task, doc_id, answers, document, place)
             cost = len(uri) + len(json.dumps(sample, ensure_ascii=False).encode()) + 4
@@ -195,6 +200,8 @@ class Shelf:
         """Yield notes on the selection of samples."""
         if self.num_other:
             yield f"{self.num_other:,} were skipped: the data root has other images than those that were answered."
+        if self.num_broken:
+            yield f"{self.num_broken:,} were skipped: their image cannot be opened."
         if self.fit == "stretch":
             yield "Kept patches are drawn on the base view; tiles are not shown."
 
@@ -240,8 +247,7 @@ def thumbnail(data: bytes, fit: str) -> str:
         fit: "centre" crops to the middle square, "pad" adds bars of the mean colour, "stretch" resizes to a square,
             "whole" changes nothing.
     """
-    with Image.open(io.BytesIO(data)) as opened:
-        image = ImageOps.exif_transpose(opened).convert("RGB")
+    image = open_image(data)
     side = min(image.size)
     if fit == "centre":
         left, top = (image.width - side) // 2, (image.height - side) // 2

@@ -1,17 +1,16 @@
-"""Decode the images of a parquet file in batches: all of them, or a few from a few row groups."""
+"""Open the images of a parquet file in batches: all of them, or a few from a few row groups."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import islice
-from threading import Lock
 from typing import Any
 
 import pyarrow.parquet as pq
-from PIL import Image, ImageFile
+
+from dpbench.tasks.data.image_file import UNREADABLE, open_image
 
 BATCH = 64
 QUICK_GROUPS, QUICK_ROWS = 4, 4
@@ -33,7 +32,7 @@ class Batch:
         """Return the rows with an image that cannot be decoded, and why."""
         # An empty list is not a failure: SEED-Bench's video rows need not have frames.
         images = [(self.first + n, image) for n, value in enumerate(self.values) for image in _as_list(value)]
-        with refuse_truncated_images(), ThreadPoolExecutor() as pool:  # Pillow releases the GIL while it decodes
+        with ThreadPoolExecutor() as pool:  # Pillow releases the GIL while it decodes
             causes = list(pool.map(_cause, (image for _, image in images)))
         return [f"row {row} {cause}" for (row, _), cause in zip(images, causes, strict=True) if cause]
 
@@ -58,34 +57,6 @@ def batches(table: pq.ParquetFile, column: str | None, *, quick: bool) -> Iterat
             at += piece.num_rows
 
 
-class _TruncatedImagesRefused:
-    """Pillow's setting for truncated images, a global: the first thread in sets it, the last one out restores it."""
-
-    def __init__(self) -> None:
-        self.lock, self.inside, self.lenient = Lock(), 0, False
-
-    def __enter__(self) -> None:
-        with self.lock:
-            if not self.inside:
-                self.lenient = ImageFile.LOAD_TRUNCATED_IMAGES
-                ImageFile.LOAD_TRUNCATED_IMAGES = False  # Pillow has no other switch, and lmms-eval sets it to True
-            self.inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self.lock:
-            self.inside -= 1
-            if not self.inside:
-                ImageFile.LOAD_TRUNCATED_IMAGES = self.lenient  # as it was before
-
-
-_TRUNCATED_IMAGES_REFUSED = _TruncatedImagesRefused()
-
-
-def refuse_truncated_images() -> _TruncatedImagesRefused:
-    """Make Pillow refuse truncated images; importing lmms-eval makes it fill the missing part with grey."""
-    return _TRUNCATED_IMAGES_REFUSED
-
-
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
@@ -95,8 +66,7 @@ def _cause(image: Any) -> str | None:
     if not image or not image["bytes"]:
         return "is empty"
     try:
-        with Image.open(BytesIO(image["bytes"])) as opened:
-            opened.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        open_image(image["bytes"])
+    except UNREADABLE as error:
         return f"cannot be decoded ({' '.join(str(error).split())[:120]})"
     return None

@@ -86,7 +86,7 @@ POPE = "data/test-00000-of-00001.parquet"
         ),
         (
             rewritten(with_image(7, {"bytes": b"no image", "path": None})),
-            "{path}: image of row 7 cannot be decoded (cannot identify",
+            "{path}: image of row 7 cannot be decoded (PIL does not know",
         ),
         (
             rewritten(with_image(200, {"bytes": half_a_jpeg(), "path": None})),
