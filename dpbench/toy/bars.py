@@ -25,6 +25,7 @@ from dpbench.errors import ConfigError
 from dpbench.report.request import retention
 from dpbench.storage import record
 from dpbench.storage.record import Record
+from dpbench.tasks import aggregators
 from dpbench.tasks.data.root import data_files
 from dpbench.toy.scenes import COLOURS, Scene, draw, random_scene
 
@@ -58,9 +59,12 @@ def chance(name: str, data_root: Path) -> float:
     A guesser answers the same text the same way every time, so at best it is right on the most frequent answer. MMBench
     counts a question only if all four rotations are right: a guesser that picks the same content in all of them is
     right once in four. In MME it gets both questions right on one image of two and none on the other: half the maximum.
+    In POPE, where each question is asked as often with a yes as with a no, always saying yes has the highest F1.
     """
     if name in BLIND:
         return BLIND[name]
+    if tasks.find(name).metric == aggregators.F1:
+        return _always_yes(name, data_root)
     questions: dict[str, Counter[str]] = {}
     for path in data_files(name, data_root):
         for row in pq.read_table(path).drop_columns(["image"] if name != "gqa" else []).to_pylist():
@@ -68,6 +72,12 @@ def chance(name: str, data_root: Path) -> float:
                 questions.setdefault(_prompt_of(row), Counter())[_answer_of(row)] += 1
     best = sum(max(answers.values()) for answers in questions.values())
     return 100 * best / sum(map(Counter.total, questions.values()))
+
+
+def _always_yes(name: str, data_root: Path) -> float:
+    tables = [pq.read_table(path, columns=["answer", "category"]) for path in data_files(name, data_root)]
+    rows = pa.concat_tables(tables).rename_columns(["ground_truth", "category"]).to_pylist()
+    return 100 * aggregators.pope([{"prediction": "yes", **row} for row in rows])[aggregators.F1]
 
 
 def _prompt_of(row: dict[str, object]) -> str:

@@ -20,6 +20,8 @@ from dpbench.toy.scenes import Scene, draw
 
 Row = dict[str, Any]
 JPEG_QUALITY = 92
+NUM_VIDEOS, NUM_FRAMES = 4, 8
+"""Video questions of SEED-Bench, and images of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,10 +265,18 @@ def textvqa(rng: np.random.Generator) -> list[Row]:
 
 
 def seedbench(rng: np.random.Generator) -> list[Row]:
-    """Return SEED-Bench: four choices; a few questions on videos, which image tasks must skip."""
+    """Return SEED-Bench: four choices; a few questions on videos, which image tasks must skip.
+
+    A video has eight frames, as on the hub. Only its middle one shows what the question asks about.
+    """
     items = draw_items(_choice_sets(rng, 200, WIDE_KINDS, (4,)), rng, (4, 4))
     rows = [_seed_row(n, i, "image", [i.image]) for n, i in enumerate(items)]
-    return rows + [_seed_row(len(rows) + n, i, "video", [i.image] * 2) for n, i in enumerate(items[:4])]
+    images = list(dict.fromkeys(i.image for i in items))
+    for i in items[:NUM_VIDEOS]:
+        start = images.index(i.image) - NUM_FRAMES // 2
+        frames = [images[at % len(images)] for at in range(start, start + NUM_FRAMES)]
+        rows.append(_seed_row(len(rows), i, "video", frames))
+    return rows
 
 
 def _seed_row(number: int, item: Item, data_type: str, frames: list[bytes]) -> Row:

@@ -221,6 +221,8 @@ def test_seedbench_all_keeps_videos_that_have_frames() -> None:
     built = lmms_eval_adapter.build("seedbench_all", TOY_DATA, limit=None)
     kinds = list(built.task.test_docs_no_media()["data_type"])
     assert (kinds.count("image"), kinds.count("video")) == (200, 4)
+    groups = [built.image_group(request) for request in built.requests]
+    assert groups[200:] == groups[:4]  # of the mirror's eight frames the middle one is the image of the question
     rows = Dataset.from_dict({"image": [["a"], [], ["b", "c"], None], "n": [0, 1, 2, 3]})
     assert list(scoring.with_frames(rows)["n"]) == [0, 2]
 
