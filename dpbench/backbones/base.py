@@ -17,7 +17,8 @@ from PIL.Image import new as new_image
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from dpbench.errors import ConfigError, UnsupportedError
+from dpbench.errors import ConfigError, ImageError, UnsupportedError
+from dpbench.machine.image_memory import explain_too_large
 from dpbench.method import ImageTokens
 
 _STAND_IN = "\ue000"
@@ -165,6 +166,19 @@ class Backbone(ABC):
     def grid(self, image: Image) -> tuple[int, int]:
         """Return how many rows and columns of visual tokens the tower makes of an image (AnyRes: of its base view)."""
 
+    def check_image(self, image: Image) -> None:
+        """Refuse an image by its size alone, before anything is allocated for it.
+
+        Raises:
+            ImageError: it is too large, or has a shape that the processor cannot read or would enlarge beyond bounds.
+        """
+        if reason := explain_too_large(image.size, self.enlarged_size(image)):
+            raise ImageError(reason)
+
+    def enlarged_size(self, image: Image) -> tuple[int, int]:
+        """Return the width and height of the largest picture that preprocessing makes of an image on the way."""
+        return image.size
+
     @abstractmethod
     def preprocess(self, images: Sequence[Image], grids: Sequence[tuple[int, int]] | None = None) -> list[Pixels]:
         """Make images ready for the tower: CPU work without weights, in any thread.
@@ -175,7 +189,7 @@ class Backbone(ABC):
                 AnyRes is off and an image is its base view alone.
 
         Raises:
-            ImageError: the processor cannot read an image of this shape.
+            ImageError: as `check_image`.
         """
 
     def prompt(self, images: Sequence[Image], text: str, grids: Sequence[tuple[int, int]] | None = None) -> Prompt:

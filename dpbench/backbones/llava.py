@@ -35,6 +35,8 @@ class Llava(Backbone):
 
     def preprocess(self, images: Sequence[Image], grids: Sequence[tuple[int, int]] | None = None) -> list[Pixels]:
         """Resize images to the tower's square, padded or cropped as `set_image_aspect` says; by default cropped."""
+        for image in images:
+            self.check_image(image)
         settings = {}
         if grids is not None:
             sizes = map(self.tower.pixel_size, grids)
@@ -43,6 +45,14 @@ class Llava(Backbone):
         values = self.processor.image_processor(list(images), return_tensors="pt", **settings)["pixel_values"]
         counts = [height * width for height, width in grids or [self.grid(image) for image in images]]
         return [Pixels(*image) for image in zip(values, counts, strict=True)]
+
+    def enlarged_size(self, image: Image) -> tuple[int, int]:
+        """Return the padded square, or what the processor crops: the image with its shorter side as long as it asks."""
+        edge = self.processor.image_processor.size.shortest_edge
+        if self.pads:
+            return max(image.size), max(image.size)
+        scale = edge / min(image.size) if edge else 0
+        return round(image.width * scale), round(image.height * scale)
 
     def check_settings(self) -> None:
         """Refuse settings under which the tower would be read in another way."""

@@ -57,6 +57,8 @@ class LlavaNext(Backbone):
 
     def preprocess(self, images: Sequence[Image], grids: Sequence[tuple[int, int]] | None = None) -> list[Pixels]:
         """Cut images into views, with one placeholder a row that the LLM reads."""
+        for image in images:
+            self.check_image(image)
         if grids is not None:
             return self._base_views(images, grids)
         inputs = self.processor.image_processor(list(images), return_tensors="pt")

@@ -25,14 +25,6 @@ _QUERY_BLOCK = 1024
 """Queries whose attention rows exist at one time, so that a large image does not need a full attention matrix."""
 
 
-def _check_shape(image: Image) -> None:
-    if max(image.size) > LONGEST * min(image.size):
-        raise ImageError(
-            f"an image of {image.width} x {image.height} pixels is too long for Qwen2.5-VL, which reads sides of up to "
-            f"{LONGEST} : 1; crop it"
-        )
-
-
 class Qwen25VL(Backbone):
     """A `Qwen2_5_VLForConditionalGeneration` with its processor; one position per merged token."""
 
@@ -44,10 +36,19 @@ class Qwen25VL(Backbone):
         self.tower = self.core.visual
         self.merge: int = model.config.vision_config.spatial_merge_size
 
+    def check_image(self, image: Image) -> None:
+        """Refuse an image that is too large, or longer than the processor reads."""
+        super().check_image(image)
+        if max(image.size) > LONGEST * min(image.size):
+            raise ImageError(
+                f"an image of {image.width} x {image.height} pixels is too long for Qwen2.5-VL, which reads sides of "
+                f"up to {LONGEST} : 1; crop it"
+            )
+
     def grid(self, image: Image) -> tuple[int, int]:
         """Return the rows and columns of tokens at the image's own resolution, within the pixel bounds."""
         step, bounds = self.tower.patch_size * self.merge, self.processor.image_processor.size
-        _check_shape(image)
+        self.check_image(image)
         height, width = smart_resize(
             image.height, image.width, step, min_pixels=bounds["shortest_edge"], max_pixels=bounds["longest_edge"]
         )
@@ -57,10 +58,10 @@ class Qwen25VL(Backbone):
         """Cut images into patches at their own resolution, within the pixel bounds.
 
         Raises:
-            ImageError: an image is longer than its processor allows.
+            ImageError: as `check_image`.
         """
         for image in images:
-            _check_shape(image)
+            self.check_image(image)
         settings, step = {}, self.tower.patch_size * self.merge
         if grids is not None:
             images = [

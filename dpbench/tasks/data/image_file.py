@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
 
+from dpbench.machine.image_memory import explain_too_large
+
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What `open_image` raises for a file that is not a complete image; Pillow calls a broken PNG a SyntaxError."""
 _RANGES = {"I": (255, 2**16 - 1, 2**31 - 1, 2**32 - 1), "F": (1, 255, 2**16 - 1)}
@@ -35,9 +37,11 @@ def open_image(file: bytes | Path) -> Image.Image:
         OSError: it is empty, truncated, or not an image that Pillow can read.
         SyntaxError: it is a broken PNG.
         ValueError: a value is negative, not a number, or beyond the usual ranges.
-        DecompressionBombError: it has more pixels than Pillow allows.
+        DecompressionBombError: it has more pixels than are read.
     """
     with refuse_truncated_images(), _open(file) as opened:
+        if reason := explain_too_large(opened.size):
+            raise Image.DecompressionBombError(reason)
         opened.load()
         shallow = _eight_bits(opened)
         if shallow is not opened:
