@@ -84,7 +84,7 @@ _MMBENCH = Task(
     metric="gpt_eval_score",
     measure="CircularEval accuracy",
     percent="percent",
-    protocol="letter or option text, read without GPT; else wrong",
+    protocol="as LLaVA-1.5's 64.7, with wording: llava; letter or option text, read without GPT",
     group="circle",
 )  # fmt: skip
 _VQAV2 = Task(
@@ -111,7 +111,7 @@ _SEED = Task(
     num_questions=14_232,
     metric="seed_image",
     measure="accuracy, images",
-    protocol="images only, as LLaVA-1.5's 66; its 60.5 is with videos",
+    protocol="images only, as LLaVA-1.5's 66; its 60.5 is seedbench_all",
 )
 TASKS: Mapping[str, Task] = {
     "gqa": Task(
@@ -125,11 +125,13 @@ TASKS: Mapping[str, Task] = {
         num_images=398,
         metric="exact_match",
         measure="exact match",
-        protocol="test-dev balanced",
+        protocol="test-dev balanced, as LLaVA-1.5's 61.9",
         images="testdev_balanced_images",
     ),
     "mmbench_en": _MMBENCH,
-    "mmbench_cn": replace(_MMBENCH, title="MMB-CN", config="cn", protocol=f"{_MMBENCH.protocol}; all-Chinese prompt"),
+    "mmbench_cn": replace(
+        _MMBENCH, title="MMB-CN", config="cn", protocol=_MMBENCH.protocol.replace("64.7", "58.1") + "; all in Chinese"
+    ),
     "mme": Task(
         title="MME",
         repository="MME",
@@ -143,7 +145,7 @@ TASKS: Mapping[str, Task] = {
         measure="sum, % of maximum",
         percent="mme",
         scale="0-2800",
-        protocol="perception + cognition, as LLaVA-1.5's 1862; both are in the record",
+        protocol="perception + cognition, as LLaVA-1.5's 1862; each is in the record",
         group="question_id",
     ),
     "pope": Task(
@@ -169,7 +171,7 @@ TASKS: Mapping[str, Task] = {
         columns=("question", "choices", "hint", "answer", "image"),
         metric="exact_match",
         measure="accuracy",
-        protocol="questions with an image; the letter, also as (B) or B)",
+        protocol="with an image, as LLaVA-1.5's 69.5; B, (B) and The answer is B. all count",
     ),
     "vqav2": _VQAV2,
     "textvqa": Task(
@@ -183,7 +185,7 @@ TASKS: Mapping[str, Task] = {
         num_images=3166,
         metric="exact_match",
         measure="VQA accuracy",
-        protocol="ocr: true with OCR tokens, as LLaVA-1.5's 58.2; ocr: false without, as its 46",
+        protocol="with OCR tokens as LLaVA-1.5's 58.2; with ocr: false as its 46 and LLaVA-NeXT's 64.9",
     ),
     "seedbench": _SEED,
     "vizwiz": Task(
@@ -196,7 +198,7 @@ TASKS: Mapping[str, Task] = {
         num_images=4319,
         metric="exact_match",
         measure="VQA accuracy",
-        protocol="validation; 'Unanswerable' is an answer",
+        protocol="validation, as LLaVA-1.5's 54.3; 'Unanswerable' is an answer",
     ),
 }
 """The ten benchmarks of the tables, in their order."""
@@ -207,7 +209,7 @@ VARIANTS: Mapping[str, Task] = {
         title="VQAv2-10k",
         num_questions=10_000,
         num_images=None,
-        protocol="a part of validation, chosen by question id",
+        protocol="a part of validation, chosen by question id; no published figure",
         variant_of="vqav2",
     ),
     "vqav2_testdev": replace(
@@ -229,7 +231,7 @@ VARIANTS: Mapping[str, Task] = {
         num_questions=None,
         measure="accuracy, all",
         middle_frame=True,
-        protocol="images and videos, as LLaVA-1.5's 60.5; a video is the frames in its row",
+        protocol="images and videos, as LLaVA-1.5's 60.5; a video is its middle frame (58.6 in its paper)",
         variant_of="seedbench",
     ),
 }

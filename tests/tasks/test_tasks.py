@@ -13,6 +13,7 @@ from places import TOY_DATA
 from dpbench import tasks
 from dpbench.cli import messages
 from dpbench.errors import ConfigError
+from dpbench.report.tables import published
 from dpbench.tasks.data.root import data_files
 
 
@@ -58,6 +59,14 @@ def test_the_list_says_what_is_printed_and_what_is_there(tmp_path: Path) -> None
     missing = messages.format_task_table(tmp_path)
     assert " yes " not in missing
     assert "dpbench data pull TASK" in missing
+
+
+def test_every_benchmark_names_the_published_figure_that_it_may_be_compared_to() -> None:
+    """LLaVA-1.5's, which is the unpruned row of the paper's Table 1."""
+    for name, figure in published.load(1).unpruned.items():
+        assert f"LLaVA-1.5's {figure:g}" in tasks.find(name).protocol, name
+    assert "LLaVA-1.5's 66;" in tasks.find("seedbench").protocol
+    assert "no published figure" in tasks.find("vqav2_val_10k").protocol
 
 
 def test_the_aggregators_load_no_torch_and_no_lmms_eval() -> None:
