@@ -10,7 +10,7 @@ from pathlib import Path
 
 import page_runs
 import pytest
-from made_records import make_profile, make_record, write_run
+from made_records import make_answer, make_profile, make_record, write_run
 
 from dpbench.cli import commands
 from dpbench.errors import ConfigError, RecordError
@@ -248,8 +248,15 @@ def test_a_read_only_disk_is_one_sentence(
 
 
 def test_intervals_that_cannot_be_cached_are_a_warning(
-    page_run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(page_run / "records.jsonl"))
-    request.report(Request(folders=(page_run,)))
+    rows = [make_record("none", None, "gqa", 100.0), make_record("grid", 16, "gqa", 50.0)]
+    hits = {rows[0].cell_id: (1.0, 1.0), rows[1].cell_id: (1.0, 0.0)}
+    journals = {
+        name: [make_answer("gqa", at, f"image {at}", {"exact_match": hit}) for at, hit in enumerate(row)]
+        for name, row in hits.items()
+    }
+    write_run(tmp_path, rows, journals)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "records.jsonl"))
+    request.report(Request(folders=(tmp_path,)))
     assert "intervals are not cached" in caplog.text
