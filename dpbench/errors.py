@@ -50,6 +50,12 @@ class StorageError(DpbenchError):
     exit_code: ClassVar[int] = 1
 
 
+def explain(error: Exception) -> str:
+    """Return an error in one line of at most 200 characters; an unexpected one begins with its type."""
+    text = " ".join(str(error if isinstance(error, DpbenchError) else f"{type(error).__name__}: {error}").split())
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def format_value(value: object) -> str:
     """Return a value as an error sentence shows it: the beginning of a long one."""
     text = reprlib.repr(value)

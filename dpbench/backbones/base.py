@@ -15,8 +15,9 @@ import torch
 from PIL.Image import Image
 from PIL.Image import new as new_image
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 
+from dpbench.backbones.finite_logits import FiniteLogits
 from dpbench.errors import ConfigError, ImageError, UnsupportedError
 from dpbench.machine.image_memory import explain_too_large
 from dpbench.method import ImageTokens
@@ -331,8 +332,12 @@ class Backbone(ABC):
         max_new_tokens: int,
         use_cache: bool = True,
         **settings: Any,
-    ) -> list[str]:
-        """Decode greedily and return the answers, stripped; further settings go to transformers' `generate`."""
+    ) -> list[str | None]:
+        """Decode greedily and return the answers, stripped; None where logits were NaN or infinite.
+
+        Further settings go to transformers' `generate`.
+        """
+        watch = FiniteLogits()
         ids = self.model.generate(
             inputs_embeds=embeds_BLD,
             attention_mask=mask_BL,
@@ -340,9 +345,13 @@ class Backbone(ABC):
             max_new_tokens=max_new_tokens,
             do_sample=False,
             use_cache=use_cache,
+            logits_processor=LogitsProcessorList([watch]),
             **settings,
         )
-        return [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
+        texts = self.processor.batch_decode(ids, skip_special_tokens=True)
+        return [
+            text.strip() if is_finite else None for text, is_finite in zip(texts, watch.rows(len(texts)), strict=True)
+        ]
 
     def caption_losses(
         self,

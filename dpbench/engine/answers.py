@@ -6,11 +6,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from dpbench.backbones.base import Backbone
 from dpbench.engine import decision, pruned_prompt, shared_prefix
 from dpbench.engine.encoding import Sample
 from dpbench.engine.forward import Generated
 from dpbench.engine.pruned_prompt import PrunedPrompt
+from dpbench.errors import explain
+from dpbench.machine.device import is_gpu_lost
 from dpbench.machine.out_of_memory import OUT_OF_MEMORY, BatchLimiter
 from dpbench.manifest.cell import Cell
 from dpbench.method import Method
@@ -22,13 +26,17 @@ AUTO_BATCH = {"cuda": 32, "cpu": 16}
 """Samples answered at once under `batch_size: auto`; a CPU's caches hold fewer."""
 
 
+NOT_FINITE = "the logits are NaN or infinite, float16 overflows in this model; give --dtype bfloat16 or float32"
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The model's answer to one sample and the prompt it read, or why there is none."""
+    """The model's answer to one sample and the prompt it read, or why there is none and what was raised."""
 
     prompt: PrunedPrompt | None = None
     generated: Generated | None = None
     failure: str | None = None
+    error: Exception | None = None
 
 
 def batch_size(requested: int | str, device_type: str) -> int:
@@ -66,8 +74,6 @@ def answer_samples(
         samples: with one limit on the answer's length.
         limiter: of the cell; halves the parts when memory runs out.
 
-    Raises:
-        ValueError: the method breaks the contract.
     """
     encoded = [sample for sample in samples if sample.failure is None]
     replies = iter(limiter.map(encoded, lambda part: _answer_part(backbone, method, cell, part)))
@@ -78,11 +84,26 @@ def answer_samples(
 
 
 def _answer_part(backbone: Backbone, method: Method, cell: Cell, samples: Sequence[Sample]) -> list[Reply]:
+    """Answer samples together; if that raises, one by one, so that the odd one fails alone."""
+    try:
+        return _answer_together(backbone, method, cell, samples)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        if is_gpu_lost(error):
+            raise
+        if len(samples) == 1:
+            return [Reply(failure=explain(error), error=error)]
+    return [reply for sample in samples for reply in _answer_part(backbone, method, cell, [sample])]
+
+
+def _answer_together(backbone: Backbone, method: Method, cell: Cell, samples: Sequence[Sample]) -> list[Reply]:
     prompts = [_splice(backbone, method, cell, sample) for sample in samples]
     groups, limit = [sample.image_group for sample in samples], samples[0].request.max_new_tokens
     answers = shared_prefix.generate(backbone, method, prompts, groups, max_new_tokens=limit)
     return [
-        Reply(prompt, _without_repeats(method, generated)) for prompt, generated in zip(prompts, answers, strict=True)
+        Reply(failure=NOT_FINITE) if generated.text is None else Reply(prompt, _without_repeats(method, generated))
+        for prompt, generated in zip(prompts, answers, strict=True)
     ]
 
 

@@ -17,8 +17,8 @@ import torch
 from dpbench.backbones.base import Backbone, Features, Pixels, Prompt
 from dpbench.engine import context, decision
 from dpbench.engine.feature_cache import EncodedImage, FeatureCache, Key, compact
-from dpbench.errors import ImageError
-from dpbench.machine.device import use_one_thread
+from dpbench.errors import explain
+from dpbench.machine.device import is_gpu_lost, use_one_thread
 from dpbench.machine.out_of_memory import OUT_OF_MEMORY, BatchLimiter
 from dpbench.method import Method
 from dpbench.tasks.data.image_file import UNREADABLE
@@ -158,7 +158,10 @@ class Encoder:
         placeholders = self._count_placeholders(request)
         if isinstance(placeholders, str):
             return _KeyedRequest(request, (), placeholders)
-        prompt = self._tokenize(request, placeholders)
+        try:
+            prompt = self._tokenize(request, placeholders)
+        except Exception as error:  # whatever is odd about a sample fails it alone
+            return _KeyedRequest(request, (), explain(error))
         if overflow := context.explain_overflow(self.backbone, prompt, request.max_new_tokens):
             return _KeyedRequest(request, (), overflow, too_long=True)
         hashes = self.built.image_hashes(request)
@@ -195,8 +198,8 @@ class Encoder:
             return images
         try:
             grids = [self.backbone.grid(image) for image in images]
-        except ImageError as error:
-            return str(error)
+        except Exception as error:
+            return explain(error)
         self._grids |= dict(zip(hashes, grids, strict=True))
         return None
 
@@ -216,8 +219,8 @@ class Encoder:
             return images
         try:
             (pixels,) = self.backbone.preprocess([images[number]], None if grid is None else [grid])
-        except ImageError as error:
-            return str(error)
+        except Exception as error:  # whatever is odd about an image fails its samples alone
+            return explain(error)
         return pixels
 
     def _pixels(self, key: Key, request: Request, number: int) -> Pixels | str:
@@ -238,10 +241,10 @@ class Encoder:
                 images[key] = pixels
             else:
                 ready[key] = pixels
-        encoded = self.limiter.map(list(ready.values()), lambda part: self.backbone.encode(part, self.needs))
+        encoded = self.limiter.map(list(ready.values()), self._encode_part)
         for (key, pixels), features in zip(ready.items(), encoded, strict=True):
-            if features is None:
-                images[key] = OUT_OF_MEMORY
+            if not isinstance(features, Features):
+                images[key] = features or OUT_OF_MEMORY
             else:
                 images[key] = EncodedImage(compact(features), pixels.rows, pixels.size)
         for key, image in images.items():
@@ -250,6 +253,19 @@ class Encoder:
             if self.cache.get(key) is not None:
                 self._batch.pixels.pop(key, None)  # other pixels may be needed again: their features are not cached
         return images
+
+    def _encode_part(self, part: Sequence[Pixels]) -> list[Features | str]:
+        """Encode images together; if that raises, one by one, with the reason in place of those that raise."""
+        try:
+            return list(self.backbone.encode(part, self.needs))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if is_gpu_lost(error):
+                raise
+            if len(part) == 1:
+                return [explain(error)]
+        return [features for pixels in part for features in self._encode_part([pixels])]
 
     def _build_sample(
         self, keyed: _KeyedRequest, images: Mapping[Key, EncodedImage | str], missing: Mapping[Key, tuple[Request, int]]

@@ -118,9 +118,12 @@ def prefill(backbone: Backbone, method: Method, prompts: Sequence[PrunedPrompt])
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """One prompt's answer, and per cut which of its visual rows survived (-1 for merged ones), on the CPU."""
+    """One prompt's answer, and per cut which of its visual rows survived (-1 for merged ones), on the CPU.
 
-    text: str
+    The text is None where the model's logits were NaN or infinite.
+    """
+
+    text: str | None
     kept_rows: tuple[Tensor, ...]
 
 

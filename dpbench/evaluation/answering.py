@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from dpbench.engine.answers import Reply
 from dpbench.engine.encoding import Encoder, Sample
 from dpbench.engine.feature_cache import FeatureCache
 from dpbench.evaluation.failed_cells import FailedCells
+from dpbench.evaluation.outcome import MAX_FAILED_RATIO
 from dpbench.evaluation.sharding import WHOLE, Shard
 from dpbench.machine.out_of_memory import BatchLimiter
 from dpbench.manifest.cell import Cell
@@ -29,13 +30,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ActiveCell:
-    """A pending cell with its method bound, its journal open, and a limit on how many samples fit into memory."""
+    """A pending cell with its method bound, its journal open, and a limit on how many samples fit into memory.
+
+    `raised` holds what samples of this run raised.
+    """
 
     cell: Cell
     method: Method
     journal: Journal
     limiter: BatchLimiter
     shard: Shard = WHOLE
+    raised: list[Exception] = field(default_factory=list)
 
     @property
     def rule(self) -> decision.Rule:
@@ -100,7 +105,7 @@ def answer(
             if todo:
                 with failed.catch(active.cell) if failed else nullcontext():
                     samples = encoder.samples(todo, active.method, active.rule)
-                    _answer_cell(backbone, active, built, samples)
+                    _answer_cell(backbone, active, built, samples, max(1, int(MAX_FAILED_RATIO * len(requests))))
                 yield len(todo), active.cell.label
 
 
@@ -113,10 +118,20 @@ def _to_encode(group: Sequence[ActiveCell], requests: Sequence[Request], failed:
     return [request for request in requests if id(request) in pending]
 
 
-def _answer_cell(backbone: Backbone, active: ActiveCell, built: BuiltTask, samples: Sequence[Sample]) -> None:
-    """Prune and answer a batch under one cell, and journal it."""
+def _answer_cell(
+    backbone: Backbone, active: ActiveCell, built: BuiltTask, samples: Sequence[Sample], most_raised: int
+) -> None:
+    """Prune and answer a batch under one cell, and journal it.
+
+    Raises:
+        Exception: the first that the cell's samples raised, if more than `most_raised` of them did: then it is not a
+            sample that is odd.
+    """
     start = time.perf_counter()
     replies = answers.answer_samples(backbone, active.method, active.cell, samples, active.limiter)
+    active.raised.extend(reply.error for reply in replies if reply.error)
+    if len(active.raised) > most_raised:
+        raise active.raised[0]
     ms = 1000 * (time.perf_counter() - start) / len(samples)
     active.journal.append(
         _journal_line(backbone, active, built, sample, reply, ms)
@@ -128,7 +143,8 @@ def _journal_line(
     backbone: Backbone, active: ActiveCell, built: BuiltTask, sample: Sample, reply: Reply, ms: float
 ) -> Answer:
     request = sample.request
-    text = answers.truncate_at_stops(reply.generated.text if reply.generated else "", request.until)
+    generated = reply.generated.text if reply.generated else None
+    text = answers.truncate_at_stops(generated or "", request.until)
     return Answer(
         task=active.cell.task,
         doc_id=request.doc_id,

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from dpbench.errors import DpbenchError, StorageError
+from dpbench.errors import DpbenchError, StorageError, explain
+from dpbench.machine.device import is_gpu_lost
 from dpbench.manifest.cell import Cell
 from dpbench.storage import files
-
-_MAX_REASON = 200
-"""Characters of a reason that are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +57,7 @@ class FailedCells:
         except Exception as error:
             if isinstance(error, reraise) or files.is_disk_error(error):
                 raise
-            if _gpu_lost(error):
+            if is_gpu_lost(error):
                 error.add_note(f"The GPU is unusable after an error in {cell.label}; run the same command again.")
                 raise
             self._add(cell, error)
@@ -68,15 +66,7 @@ class FailedCells:
         expected = isinstance(error, DpbenchError)
         if not self._by_id and not expected:
             self.console.print(traceback.format_exc(), markup=False, highlight=False, soft_wrap=True)
-        reason = " ".join(str(error if expected else f"{type(error).__name__}: {error}").split())
-        reason = reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON]}..."
+        reason = explain(error)
         self._by_id[cell.id] = FailedCell(cell, reason)
         message = f"{cell.label} failed, the other cells go on: {reason}"
         self.console.print(message, markup=False, highlight=False, soft_wrap=True)
-
-
-def _gpu_lost(error: Exception) -> bool:
-    """Return True if CUDA itself failed, as after an index out of range: every later call of the process fails too."""
-    import torch
-
-    return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -33,7 +32,7 @@ from dpbench.machine.environment import environment, versions
 from dpbench.machine.progress_bar import Bar
 from dpbench.manifest.loading import load_backbone
 from dpbench.manifest.schema import Manifest
-from dpbench.storage import files
+from dpbench.storage import files, plain_yaml
 from dpbench.storage.record import Record
 
 if TYPE_CHECKING:
@@ -119,7 +118,7 @@ def _build_printer(console: Console) -> Callable[[str], None]:
 
 def write_header(manifest: Manifest, folder: Path, device: str) -> None:
     """Write `manifest.yaml` and `environment.json` next to the records."""
-    text = yaml.safe_dump(manifest.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    text = plain_yaml.dump(manifest.model_dump(mode="json"))
     machine = json.dumps({"versions": versions(), **environment(device)}, indent=2) + "\n"
     files.replace(folder / "manifest.yaml", text.encode())
     files.replace(folder / "environment.json", machine.encode())

@@ -48,7 +48,7 @@ def finish(folder: Path, answered: CellAnswers, built: BuiltTask, environment: M
         environment: of the processes that answered, as in `environment.json`.
 
     Raises:
-        UnsupportedError: no sample fits into the model's context.
+        UnsupportedError: no sample fits into the model's context, or all failed.
     """
     answered.journal.sync()
     if tasks.find(answered.cell.task).metric is None:
@@ -103,7 +103,7 @@ def _scored(cell: Cell, answers: Sequence[Answer]) -> list[Answer]:
     """Return the answers that count: without those to samples, or groups with samples, that are too long.
 
     Raises:
-        UnsupportedError: none is left.
+        UnsupportedError: none is left, or all failed: a score of 0 would look like a score.
     """
     from dpbench.storage import contributions
 
@@ -113,6 +113,10 @@ def _scored(cell: Cell, answers: Sequence[Answer]) -> list[Answer]:
         raise UnsupportedError(
             f"task {cell.task}: no sample fits into the context of {cell.backbone}, for instance: {reason}; "
             "remove the task"
+        )
+    if all(answer.failure for answer in scored):
+        raise UnsupportedError(
+            f"task {cell.task}: none of the {len(scored)} samples could be answered, for instance: {scored[0].failure}"
         )
     return scored
 

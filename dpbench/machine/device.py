@@ -66,3 +66,10 @@ def use_one_thread(others: int) -> None:
     restoring = Thread(target=torch.set_num_threads, args=(others,))
     restoring.start()
     restoring.join()
+
+
+def is_gpu_lost(error: Exception) -> bool:
+    """Return True if CUDA itself failed, as after an index out of range: every later call of the process fails too."""
+    import torch
+
+    return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)

@@ -1,8 +1,9 @@
 """Answering: an image is read once for all cells, batched answers equal those of batch 1, failures are recorded."""
 
+import shutil
 import threading
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from places import TOY_DATA
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from dpbench import backbones
 from dpbench.backbones import miniatures
@@ -20,10 +22,11 @@ from dpbench.engine.answers import split_into_batches
 from dpbench.engine.context import count_positions
 from dpbench.engine.encoding import Encoder
 from dpbench.engine.feature_cache import FeatureCache
-from dpbench.evaluation import answering
+from dpbench.evaluation import answering, runner
 from dpbench.evaluation.failed_cells import FailedCells
 from dpbench.manifest.cell import Cell, cells
 from dpbench.manifest.reading import make_manifest
+from dpbench.method import Method, Reduction, VisualTokens
 from dpbench.storage.journal import Answer
 from dpbench.tasks import lmms_eval_adapter
 from dpbench.tasks.lmms_eval_adapter import BuiltTask
@@ -73,6 +76,12 @@ def asked() -> BuiltTask:
 @pytest.fixture
 def gqa() -> BuiltTask:
     return lmms_eval_adapter.build("gqa", TOY_DATA, limit=10)
+
+
+@pytest.fixture
+def vizwiz() -> BuiltTask:
+    """One question an image."""
+    return lmms_eval_adapter.build("vizwiz", TOY_DATA, limit=8)
 
 
 def images_of(built: BuiltTask) -> int:
@@ -226,7 +235,7 @@ def test_images_of_the_next_batch_are_preprocessed_before_this_one_is_answered(
     assert threading.main_thread() not in preprocessing.threads
 
 
-def test_an_error_in_another_thread_fails_the_cells_that_read_the_image(
+def test_an_error_in_another_thread_fails_the_samples_that_read_the_image(
     tiny: Backbone, gqa: BuiltTask, tmp_path: Path, preprocessing: Preprocessing
 ) -> None:
     preprocessing.failure = ZeroDivisionError("in a processor")
@@ -237,12 +246,95 @@ def test_an_error_in_another_thread_fails_the_cells_that_read_the_image(
     ]
     with closing(Encoder(tiny, gqa, kept, frozenset())) as encoder:
         assert list(answering.answer(tiny, active, gqa, gqa.requests, 3, encoder, failed))
-    assert [(failure.cell.method, failure.reason) for failure in failed.all] == [
-        ("none", "ZeroDivisionError: in a processor")
-    ]
-    assert [len(run.journal.answers) for run in active] == [0, len(gqa.requests)]
+    assert not failed.all
+    failures = [{answer.failure for answer in run.journal.answers.values()} for run in active]
+    assert failures == [{"ZeroDivisionError: in a processor"}, {None}]
     assert preprocessing.threads
     assert threading.main_thread() not in preprocessing.threads
+
+
+class Odd:
+    """A backbone of which one call raises for one image, or one prompt, and works for all others."""
+
+    def __init__(self, backbone: Backbone, call: str, at: int) -> None:
+        self.backbone, self.call, self.at, self.images = backbone, call, at, []  # type: ignore[var-annotated]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backbone, name)
+
+    def preprocess(self, images: Any, grids: Any = None) -> Any:
+        made = self.backbone.preprocess(images, grids)
+        self.images += [pixels.values for pixels in made]
+        return made
+
+    def encode(self, pixels: Any, needs: Any = frozenset()) -> Any:
+        if self.call == "encode" and any(torch.equal(image.values, self.images[self.at]) for image in pixels):
+            raise RuntimeError("one image is odd")
+        return self.backbone.encode(pixels, needs)
+
+    def tokenize(self, rows: Any, sizes: Any, text: str) -> Any:
+        if self.call == "tokenize" and text == self.at:
+            raise RuntimeError("one question is odd")
+        return self.backbone.tokenize(rows, sizes, text)
+
+
+def failures_of(run: answering.ActiveCell, built: BuiltTask) -> list[str | None]:
+    order = [(request.task, request.doc_id, request.prompt_hash) for request in built.requests]
+    return [run.journal.answers[key].failure for key in order]
+
+
+def test_a_question_that_cannot_be_tokenised_costs_one_sample(tiny: Backbone, gqa: BuiltTask, tmp_path: Path) -> None:
+    odd: Any = Odd(tiny, "tokenize", gqa.requests[1].text)  # type: ignore[arg-type]
+    kept = FeatureCache(1 << 30)
+    active = answering.open_cell(cell("none", None, "gqa"), tiny, tmp_path, kept)
+    with closing(Encoder(odd, gqa, kept, frozenset())) as encoder:
+        assert list(answering.answer(odd, [active], gqa, gqa.requests, 8, encoder))
+    same = [request.text == gqa.requests[1].text for request in gqa.requests]
+    assert failures_of(active, gqa) == ["RuntimeError: one question is odd" if is_odd else None for is_odd in same]
+
+
+def test_an_image_that_cannot_be_encoded_costs_its_own_samples(tiny: Backbone, gqa: BuiltTask, tmp_path: Path) -> None:
+    odd: Any = Odd(tiny, "encode", 0)
+    kept = FeatureCache(1 << 30)
+    active = answering.open_cell(cell("none", None, "gqa"), tiny, tmp_path, kept)
+    with closing(Encoder(odd, gqa, kept, frozenset())) as encoder:
+        assert list(answering.answer(odd, [active], gqa, gqa.requests, 8, encoder))
+    failures = failures_of(active, gqa)
+    odd_groups = {gqa.image_group(r) for r, failure in zip(gqa.requests, failures, strict=True) if failure}
+    assert len(odd_groups) == 1
+    assert [failure is not None for failure in failures] == [
+        gqa.image_group(request) in odd_groups for request in gqa.requests
+    ]
+    assert None in failures
+
+
+@dataclass(frozen=True, kw_only=True)
+class OddOnce(Method):
+    """Raises for some images, known by their embeddings."""
+
+    odd: Any = ()
+
+    def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
+        if any(torch.allclose(visual.embeds_ND, image) for image in self.odd):
+            raise ZeroDivisionError("this image is odd")
+        return Reduction(torch.arange(keep))
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_a_sample_that_a_method_cannot_decide_costs_itself_and_many_cost_the_cell(
+    batch_size: int, tiny: Backbone, vizwiz: BuiltTask, tmp_path: Path
+) -> None:
+    reason = "ZeroDivisionError: this image is odd"
+    for odd, is_cell_failed in (([2], False), ([2, 5], True)):
+        images = [tiny.encode(tiny.preprocess(vizwiz.images(vizwiz.requests[at])))[0].embeds_ND for at in odd]
+        kept, failed = FeatureCache(1 << 30), FailedCells(Console(quiet=True))
+        opened = answering.open_cell(cell("random", 5, "vizwiz"), tiny, tmp_path / str(len(odd)), kept)
+        active = replace(opened, method=OddOnce(odd=images))
+        with closing(Encoder(tiny, vizwiz, kept, frozenset())) as encoder:
+            assert list(answering.answer(tiny, [active], vizwiz, vizwiz.requests, batch_size, encoder, failed))
+        assert [failure.reason for failure in failed.all] == ([reason] if is_cell_failed else [])
+        if not is_cell_failed:
+            assert failures_of(active, vizwiz) == [reason if at in odd else None for at in range(8)]
 
 
 @pytest.mark.parametrize("capacity", [0, 1 << 30])
@@ -350,3 +442,19 @@ def test_every_reading_of_nothing_is_wrong() -> None:
         built = lmms_eval_adapter.build(name, TOY_DATA, limit=12)
         nothing = {(each.doc_id, each.text): "" for each in built.requests}
         assert lmms_eval_adapter.percent(name, lmms_eval_adapter.score(built, "nothing", nothing)) == 0, name
+
+
+def test_a_cell_without_a_single_answer_has_no_score(tmp_path: Path) -> None:
+    """Logits of NaN, as after an overflow of float16: no record with a score of 0."""
+    folder = shutil.copytree(TOY_DATA.parent / "weights", tmp_path / "toy")
+    weights = load_file(folder / "model.safetensors")
+    name = next(key for key in weights if key.endswith("language_model.norm.weight"))
+    save_file({**weights, name: weights[name] * float("nan")}, folder / "model.safetensors", {"format": "pt"})
+    data = {"name": "x", "backbone": {"name": "toy-llava", "weights": str(folder)}, "methods": ["none"]}
+    manifest = make_manifest(data | {"tasks": ["pope"], "protocol": {"limit": 4}}, source="test")
+    outcome = runner.run(manifest, tmp_path, TOY_DATA, device="cpu", console=Console(quiet=True))
+    assert (outcome.added, outcome.is_complete) == ((), False)
+    (failed,) = outcome.failed
+    assert failed.reason.startswith("task pope: none of the 4 samples could be answered, for instance: the logits are")
+    assert "--dtype bfloat16" in failed.reason
+    assert not (tmp_path / "x" / "records.jsonl").exists()
