@@ -448,7 +448,7 @@ def test_a_cell_without_a_single_answer_has_no_score(tmp_path: Path) -> None:
     """Logits of NaN, as after an overflow of float16: no record with a score of 0."""
     folder = shutil.copytree(TOY_DATA.parent / "weights", tmp_path / "toy")
     weights = load_file(folder / "model.safetensors")
-    name = next(key for key in weights if key.endswith("language_model.norm.weight"))
+    name = next(key for key in weights if key.endswith("language_model.model.norm.weight"))
     save_file({**weights, name: weights[name] * float("nan")}, folder / "model.safetensors", {"format": "pt"})
     data = {"name": "x", "backbone": {"name": "toy-llava", "weights": str(folder)}, "methods": ["none"]}
     manifest = make_manifest(data | {"tasks": ["pope"], "protocol": {"limit": 4}}, source="test")
