@@ -15,8 +15,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import yaml
-
 from dpbench.errors import ConfigError, RecordError
 from dpbench.storage import contributions, plain_yaml
 from dpbench.storage.files import write_output
@@ -102,7 +100,7 @@ def _clean_file(path: Path) -> str:
     text = path.read_text(encoding="utf-8")
     try:
         if path.suffix == ".yaml":
-            return yaml.safe_dump(clean(plain_yaml.load(text)[0]), sort_keys=False, allow_unicode=True)
+            return plain_yaml.dump(clean(plain_yaml.load(text)[0]))
         if path.suffix == ".json":
             return json.dumps(clean(json.loads(text)), indent=2, ensure_ascii=False) + "\n"
         rows = [json.loads(line) for line in text.split("\n") if line]

@@ -1,7 +1,13 @@
-"""YAML as plain data: no objects, no repeated keys, no aliases that expand to gigabytes. No torch."""
+"""YAML as plain data: no objects, no repeated keys, no aliases that expand to gigabytes. No torch.
+
+Scalars are read as people write them. That is YAML 1.2 but for octal and hexadecimal numbers; PyYAML reads YAML 1.1.
+Numbers are decimal: 016 is sixteen and 1e-4 a number. Only true and false are truth values. Everything else is text,
+as yes, no, 0o17, 0x10, 1_000, 12:30 and 2024-01-01.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +30,52 @@ class YamlError(ValueError):
         self.line = line
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads the scalars of the module's docstring, and objects of no kind."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012 of its own, without those of YAML 1.1
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts quotes around text that this module or a reader of YAML 1.1 would take for something else."""
+
+
+_PLAIN = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?[0-9]+", list("-+0123456789")),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    "merge": (r"<<", ["<"]),
+}
+"""By tag, how a scalar without quotes looks, and what it begins with; the first that fits counts."""
+for _tag, (_pattern, _first) in _PLAIN.items():
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+
+
+def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))
+
+
+def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:
+    return float(re.sub(r"\.(?=inf|nan)", "", loader.construct_scalar(node).lower()))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
+
+
+def dump(data: Any, *, one_line: bool = False) -> str:
+    """Return data as YAML that `load` reads as the same data, and every other reader too."""
+    width = 10**6 if one_line else None
+    return yaml.dump(
+        data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=one_line, width=width
+    )
+
+
 def load(text: str) -> tuple[Any, yaml.Node | None]:
     """Return the data in a text and its root node, which knows line numbers; None and None for an empty text.
 
@@ -33,10 +85,10 @@ def load(text: str) -> tuple[Any, yaml.Node | None]:
     if len(text) > MOST_CHARACTERS:
         raise YamlError(f"has {len(text):,} characters, at most {MOST_CHARACTERS:,} are read")
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = _Loader(text).get_single_node()
         if node is not None:
             _count(node, {})
-        return yaml.safe_load(text), node
+        return _Loader(text).get_single_data(), node
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise YamlError(f"not YAML: {error.problem}", mark.line + 1 if mark else None) from None

@@ -1,9 +1,9 @@
 """Manifests and reductions of every shape: they are accepted for what they say, or refused with a sentence."""
 
+from datetime import date
 from typing import Any
 
 import torch
-import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -66,7 +66,7 @@ def test_a_good_manifest_expands_to_the_cells_it_says(data: dict[str, Any]) -> N
 @given(good)
 def test_a_manifest_survives_being_written_and_read(data: dict[str, Any]) -> None:
     first = make_manifest(data, source="test")
-    text = yaml.safe_dump(first.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    text = plain_yaml.dump(first.model_dump(mode="json"))
     again, _ = plain_yaml.load(text)
     assert make_manifest(again, source="test") == first
     assert [each.id for each in cells(make_manifest(again, source="test"))] == [each.id for each in cells(first)]
@@ -106,7 +106,7 @@ def test_yaml_is_plain_data_or_refused(text: str) -> None:
         data, _ = plain_yaml.load(text)
     except plain_yaml.YamlError:
         return
-    assert data == yaml.safe_load(text) or data != data or isinstance(data, list | dict | float)
+    assert data is None or isinstance(data, str | int | float | list | dict | set | bytes | date)
 
 
 @QUICK

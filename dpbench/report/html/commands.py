@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic.fields import FieldInfo
 
 from dpbench.manifest.cell import PROTOCOL_FIELDS, WEIGHTS_FIELDS
 from dpbench.manifest.schema import BackboneEntry, Protocol, resolve
+from dpbench.storage import plain_yaml
 
 _FIELDS: Mapping[str, FieldInfo] = {
     **{name: BackboneEntry.model_fields[name] for name in WEIGHTS_FIELDS},
@@ -74,4 +74,4 @@ def _flag(name: str, value: Any) -> tuple[str, ...]:
 
 def _yaml(value: Any) -> str:
     """Return a parameter as `--param` reads it back."""
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("\n...")
+    return plain_yaml.dump(value, one_line=True).removesuffix("\n").removesuffix("\n...")
