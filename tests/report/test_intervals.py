@@ -17,6 +17,7 @@ from dpbench.report.tables import significance
 from dpbench.report.tables.scores import RETENTION
 from dpbench.storage.journal import Answer
 from dpbench.storage.record import Record
+from dpbench.tasks import aggregators
 
 NUM = 120
 GENERATOR = np.random.default_rng(0)
@@ -227,3 +228,34 @@ def test_differences_are_shown_with_their_intervals(tmp_path: Path) -> None:
     assert line.cells[1].text.startswith("+")
     assert set(against_none.frame["Against"]) == {"none"}
     assert {"Low", "High", "p (Holm)"} <= set(against_none.frame.columns)
+
+
+def detected(method: str, keep: int | None, hits: float, false_alarms: float) -> tuple[Record, list[Answer]]:
+    """Return POPE's record and answers: three questions an image of either kind, a split each."""
+    random = np.random.default_rng(len(method))
+    answers = []
+    for at in range(6 * NUM):
+        truth = at % 2 == 0
+        said = random.random() < (hits if truth else false_alarms)
+        found = {
+            "prediction": "yes" if said else "no",
+            "ground_truth": "yes" if truth else "no",
+            "category": ("adversarial", "popular", "random")[at % 3],
+        }
+        answers.append(make_answer("pope", at, f"image {at // 6}", {"pope_f1_score": found}))
+    score = 100 * aggregators.metrics("pope", [answer.scores for answer in answers])["pope_f1_score"]
+    return make_record(method, keep, "pope", score), answers
+
+
+def test_popes_f1_has_intervals_though_its_denominators_depend_on_the_answers(tmp_path: Path) -> None:
+    """Two methods of nearly the same accuracy (74.5 and 75, in expectation) that F1 tells apart (74.6 and 67.5)."""
+    parts = [detected("none", None, 0.9, 0.1), detected("random", 16, 0.52, 0.02), detected("grid", 16, 0.75, 0.26)]
+    folder = write_run(tmp_path, [row for row, _ in parts], {row.cell_id: answers for row, answers in parts})
+    one = loaded(folder)
+    found = intervals.compute(one, 2000)
+    assert not found.notes
+    difference = found.differences[GRID, "random", "pope"]
+    scores = {row.cell["method"]: row.score for row, _ in parts}
+    assert difference.value == pytest.approx(scores["grid"] - scores["random"])
+    assert 0 < difference.low < difference.value < difference.high
+    assert difference.p < 0.05
