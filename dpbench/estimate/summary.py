@@ -15,12 +15,9 @@ from dpbench.estimate.cost import Memory
 from dpbench.estimate.overview import Overview, Part
 from dpbench.estimate.rates import Seconds, estimate_seconds, on_papers_gpu
 from dpbench.estimate.steps import Item, missing_commands
+from dpbench.manifest.presets import describe
 
 GB, MB = 1e9, 1e6
-SHOWN = (
-    "dtype", "prompt", "ocr", "wording", "reading", "image_aspect", "grids", "min_pixels", "max_pixels", "limit"
-)  # fmt: skip
-"""Fields of the protocol that are printed, where they apply."""
 WIDTHS = (60, 120)
 """The narrowest and widest that text is set."""
 
@@ -51,7 +48,8 @@ def _fill(text: str, width: int, indent: str = "") -> str:
 
 def _format_part(part: Part, width: int) -> Iterator[str]:
     name = part.manifest.backbone.name
-    yield _fill(f"{name} ({backbones.find(name).summary}): {_protocol(part)}", width)
+    protocol = describe(part.manifest.resolved_protocol().model_dump())
+    yield _fill(f"{name} ({backbones.find(name).summary}): {protocol}", width)
     rows = [
         (load.task, len(load.cells), f"{load.num_questions:,}", _images(load.num_images), f"{load.num_answers:,}")
         for load in part.loads
@@ -68,12 +66,6 @@ def _format_part(part: Part, width: int) -> Iterator[str]:
         f"{part.shapes.num_visual:,} visual tokens and {part.shapes.text_tokens} text tokens.",
         width,
     )
-
-
-def _protocol(part: Part) -> str:
-    values = part.manifest.resolved_protocol().model_dump(exclude_none=True)
-    texts = {name: str(value).lower() if isinstance(value, bool) else value for name, value in values.items()}
-    return ", ".join(f"{name} {texts[name]}" for name in SHOWN if name in texts)
 
 
 def _images(count: int | None) -> str:

@@ -6,7 +6,7 @@ holds the values and not the preset's name: two ways to say the same protocol ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from dpbench.backbones import Family
@@ -28,6 +28,25 @@ _PUBLISHED: Mapping[int, Mapping[str, Any]] = {
     3: {**_LMMS_EVAL, "dtype": "bfloat16"},
 }
 """By the paper's table. Where the values come from: `manifests/paper/`."""
+
+
+SHOWN = (
+    "dtype", "prompt", "ocr", "wording", "reading", "image_aspect", "grids", "min_pixels", "max_pixels", "limit"
+)  # fmt: skip
+"""Fields of a protocol that say what was measured, in the order in which they are printed."""
+
+
+def describe(values: Mapping[str, Any], *, without: Collection[str] = ()) -> str:
+    """Return a resolved protocol in words: each field that applies and its value.
+
+    Args:
+        values: by field, of a cell or of `Protocol.model_dump`.
+        without: fields to leave out.
+    """
+    shown = {name: values[name] for name in SHOWN if name not in without and values.get(name) is not None}
+    return ", ".join(
+        f"{name} {str(value).lower() if isinstance(value, bool) else value}" for name, value in shown.items()
+    )
 
 
 def preset_values(preset: Preset, family: Family, backbone: str) -> dict[str, Any]:

@@ -90,7 +90,8 @@ def sums(task: str, scores: Sequence[Scores], clusters: Sequence[str]) -> Sums:
 def score(sums: Sums, weights_RC: NDArray[Any] | None = None) -> NDArray[np.float64]:
     """Return the score, 0-100, of every resample: (R,).
 
-    A ratio with a denominator of 0 in a resample is left out of its mean; with none left the score is NaN.
+    A ratio with a denominator of 0 in a resample is left out of its mean. With none left the score is 0, as an F1
+    without a single yes; where no cluster was drawn it is NaN.
 
     Args:
         sums: of a task.
@@ -101,7 +102,8 @@ def score(sums: Sums, weights_RC: NDArray[Any] | None = None) -> NDArray[np.floa
     right_RT = weights_RC @ sums.numerator_CT
     ratio_RT = np.divide(right_RT, asked_RT, out=np.zeros_like(asked_RT), where=asked_RT > 0)
     num_R = (asked_RT > 0).sum(1)
-    mean_R = np.full(len(num_R), np.nan)
+    # Only an F1 can lose all its denominators in a resample: nothing said yes and nothing there. That is an F1 of 0.
+    mean_R = np.where(weights_RC.sum(1) > 0, 0.0, np.nan)
     np.divide(ratio_RT.sum(1), num_R, out=mean_R, where=num_R > 0)
     return 100 * mean_R
 

@@ -162,6 +162,14 @@ def test_a_ratio_that_is_not_asked_drops_out_and_without_any_there_is_no_score()
     assert np.isnan(aggregators.score(added, np.array([[0, 0]]))[0])
 
 
+def test_an_f1_without_a_single_yes_is_0_in_a_resample_as_in_the_metrics() -> None:
+    answers = [{"prediction": "no", "ground_truth": truth, "category": "random"} for truth in ("no", "yes")]
+    scores = [{"pope_f1_score": answer, "pope_accuracy": answer} for answer in answers]
+    added = aggregators.sums("pope", scores, ["a", "b"])
+    assert aggregators.score(added, np.array([[2, 0], [0, 2], [1, 1]])).tolist() == [0, 0, 0]
+    assert aggregators.metrics("pope", scores[:1])["pope_f1_score"] == 0
+
+
 def test_a_broken_pair_is_an_error() -> None:
     with pytest.raises(RecordError, match="task mme: a has 1 answered questions, MME scores pairs"):
         aggregators.sums("mme", pair("color", "a", 1), ["a"])

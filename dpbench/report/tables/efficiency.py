@@ -31,6 +31,7 @@ STAGES = {
     "ttft": "TTFT",
     "decode": "Decode/token",
 }
+MEDIAN = 0.5
 MIB, TERA, GIGA = 2**20, 1e12, 1e9
 
 
@@ -47,9 +48,11 @@ class Measured:
     speedup: float | None
 
     def quantile(self, stage: str, share: float) -> float | None:
-        """Return a quantile of a stage's milliseconds."""
+        """Return a quantile of a stage's milliseconds; a single value has no other than the median."""
         values = self.profile.stages_ms.get(stage)
-        return float(np.quantile(values, share)) if values else None
+        if not values or (len(values) == 1 and share != MEDIAN):
+            return None
+        return float(np.quantile(values, share))
 
     @property
     def flops(self) -> int | None:
@@ -198,11 +201,11 @@ def _columns(rows: Sequence[Measured], stages: Sequence[str]) -> dict[str, Text]
 
 
 def _format_quantiles(row: Measured, stage: str) -> str:
-    """Return median [p10-p90], or a dash if the stage was not measured."""
-    middle, low, high = (row.quantile(stage, share) for share in (0.5, 0.1, 0.9))
-    if middle is None or low is None or high is None:
+    """Return median [p10-p90], with a dash for what a single measurement does not have, or for all of it."""
+    middle, low, high = (row.quantile(stage, share) for share in (MEDIAN, 0.1, 0.9))
+    if middle is None:
         return DASH
-    return f"{middle:.2f} [{low:.2f}-{high:.2f}]"
+    return f"{middle:.2f} [{DASH if low is None else f'{low:.2f}-{high:.2f}'}]"
 
 
 def _marks(rows: Sequence[Measured]) -> dict[str, dict[int, Mark]]:
@@ -210,7 +213,7 @@ def _marks(rows: Sequence[Measured]) -> dict[str, dict[int, Mark]]:
     marks: dict[str, dict[int, Mark]] = {"TTFT (ms)": {}, "Speed-up": {}}
     for budget in dict.fromkeys(row.profile.budget for row in rows):
         pruned = [row for row in rows if row.profile.budget == budget and row.profile.method != "none"]
-        times = {id(row): row.quantile("ttft", 0.5) for row in pruned}
+        times = {id(row): row.quantile("ttft", MEDIAN) for row in pruned}
         # `mark_best` marks the largest, and the fastest is the smallest.
         marks["TTFT (ms)"] |= mark_best({key: None if time is None else -time for key, time in times.items()}, 2)
         marks["Speed-up"] |= mark_best({id(row): row.speedup for row in pruned}, 2)
@@ -237,7 +240,7 @@ def _numbers(row: Measured, stages: Sequence[str]) -> dict[str, Any]:
         "FLOPs": row.flops,
     }
     for stage in stages:
-        for name, share in (("ms", 0.5), ("p10 ms", 0.1), ("p90 ms", 0.9)):
+        for name, share in (("ms", MEDIAN), ("p10 ms", 0.1), ("p90 ms", 0.9)):
             numbers[f"{STAGES[stage]} {name}"] = row.quantile(stage, share)
     numbers |= {f"{name} FLOPs": value for name, value in profile.stages_flops.items() if name != "ttft"}
     numbers |= {"Speed-up": row.speedup, "Peak bytes": max(profile.peak_bytes.values(), default=None)}

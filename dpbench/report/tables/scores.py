@@ -9,6 +9,7 @@ from typing import Any
 
 from dpbench import tasks
 from dpbench.budget import BudgetRequest
+from dpbench.manifest.presets import describe
 from dpbench.report.runs import Comparison, RowKey, metric_of_score, unpruned_tokens
 from dpbench.report.tables import seeds, visual_tokens
 from dpbench.report.tables.render import frame_of
@@ -214,6 +215,7 @@ def notes_of(comparison: Comparison, unpruned: Mapping[str, float], like_random:
         f"Scores 0-100{mme}. Tokens: visual tokens read, mean over layers and samples. Best bold, second underlined "
         "within a budget."
     )
+    yield f"Protocol: {describe(comparison.cell, without=('dtype', 'limit'))}."
     if unpruned:
         yield "Retention: mean over benchmarks of score / score of none, in percent."
     else:

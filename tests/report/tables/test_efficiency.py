@@ -25,6 +25,15 @@ def test_times_are_medians_between_tenth_and_ninetieth_percentile() -> None:
     assert (row["Encode ms"], row["Encode p10 ms"], row["Encode p90 ms"]) == (6.0, 2.0, 10.0)
 
 
+def test_a_single_repetition_has_no_interval() -> None:
+    (section,) = efficiency.sections([make_profile("grid", "16", [1.5]), make_profile("none", "all", [9.0, 9.2])])
+    assert cells(section, "grid")["Encode (ms)"] == "1.50 [-]"
+    assert cells(section, "none")["Encode (ms)"] == "9.10 [9.02-9.18]"
+    once = next(row for _, row in section.frame.iterrows() if row["Method"] == "grid")
+    assert once["Encode ms"] == 1.5
+    assert (once[["Encode p10 ms", "Encode p90 ms"]].isna()).all()
+
+
 def test_units_are_converted_once() -> None:
     (section,) = efficiency.sections([make_profile("grid", "16", [1.0])])
     found = cells(section, "grid")
