@@ -29,6 +29,8 @@ def find_flags(times_ms: Sequence[float], readings: Sequence[Reading] = ()) -> I
         times_ms: the repetitions.
         readings: of the GPU before, during and after; empty on a CPU.
     """
+    if len(times_ms) == 1:
+        yield "measured once: how far its times scatter is unknown"
     if spread(times_ms) > MAX_SPREAD:
         yield f"scatters: 90th over 10th percentile is {spread(times_ms):.2f}"
     clocks = [reading.clock_mhz for reading in readings[1:-1] if reading.clock_mhz is not None]

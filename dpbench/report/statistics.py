@@ -88,14 +88,14 @@ def resample(cells: Mapping[Name, Sums], seed: str, resamples: int = RESAMPLES) 
 
 
 def difference(value: float, resampled_R: NDArray[np.float64], num_clusters: int) -> Difference | None:
-    """Return a difference with its interval; None where a resample has no value (a benchmark that scores 0).
+    """Return a difference with its interval; None of one image, or where a resample has no value (a score of 0).
 
     Args:
         value: the difference on the samples themselves.
         resampled_R: the same difference on every resample.
         num_clusters: images it rests on; no paired test can be surer than all of them agreeing by chance.
     """
-    if not np.isfinite(resampled_R).all() or not np.isfinite(value):
+    if num_clusters < 2 or not np.isfinite(resampled_R).all() or not np.isfinite(value):
         return None
     tail = 50 * (1 - LEVEL)
     low, high = np.percentile(resampled_R, [tail, 100 - tail])

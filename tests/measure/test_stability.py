@@ -17,6 +17,11 @@ def test_a_steady_series_has_no_flag() -> None:
     assert not list(find_flags(STEADY, [reading()] * 5))
 
 
+def test_a_single_time_is_flagged() -> None:
+    assert list(find_flags([10.0], [reading()] * 3)) == ["measured once: how far its times scatter is unknown"]
+    assert not list(find_flags([10.0, 10.1]))
+
+
 def test_the_spread_is_the_ninetieth_over_the_tenth_percentile() -> None:
     assert spread([float(n) for n in range(10, 21)]) == pytest.approx(19 / 11)
 

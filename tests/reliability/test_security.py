@@ -289,9 +289,12 @@ def test_broken_images_and_bombs_are_failed_samples_and_odd_ones_are_answered(
     (only,) = outcome.added
     lines = (tmp_path / "out" / "odd" / "samples" / f"{only.cell_id}.jsonl").read_text().splitlines()
     failures = {each["doc_id"]: each["failure"] for each in map(json.loads, lines)}
-    failed = {name for at, name in enumerate(pictures) if failures[at]}
-    assert failed == set(bad_files.BROKEN_PICTURES)
-    assert "decompression bomb" in failures[list(pictures).index("bomb.png")]
+    reasons = {name: failures[at] for at, name in enumerate(pictures)}
+    failed = {name for name, reason in reasons.items() if reason}
+    too_long = {"wide.png", "tall.png"}  # padded to squares they would take 5 GiB
+    assert failed == set(bad_files.BROKEN_PICTURES) | too_long
+    assert all("is too long: preprocessing would make 20000 x 20000" in reasons[name] for name in too_long)
+    assert "decompression bomb" in reasons["bomb.png"]
     assert Image.MAX_IMAGE_PIXELS == (1024 * 1024 * 1024 // 4 // 3)
 
 

@@ -118,6 +118,11 @@ def test_no_difference_is_no_difference() -> None:
     assert found == statistics.Difference(0.0, 0.0, 0.0, 1.0)
 
 
+def test_one_image_has_no_interval() -> None:
+    """Every resample of one image is that image: the interval would be a single value."""
+    assert statistics.difference(100.0, np.full(100, 100.0), 1) is None
+
+
 def test_three_images_that_all_agree_prove_little() -> None:
     found = statistics.difference(100.0, np.full(100, 100.0), 3)
     assert found is not None
