@@ -369,6 +369,6 @@ def main() -> None:
         typer.echo(f"ConfigError: {error.filename}: {error.strerror}; give another path, or fix that one", err=True)
         sys.exit(2)
     except SystemExit as stop:
-        if stop.code in (stopping.INTERRUPTED, stopping.TERMINATED):
+        if stop.code in (stopping.INTERRUPTED, stopping.TERMINATED) and getattr(stop, "is_told", True):
             typer.echo(messages.format_stop(sys.argv[1:], getattr(stop, "flags", ())), err=True)
         raise

@@ -5,27 +5,25 @@ Step t of batch size B reads positions t*B .. (t+1)*B - 1 of the endless sequenc
 Shape letters: N examples to train on, B examples of a step.
 """
 
-import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL.Image import Image
 from torch.utils.data import DataLoader, Dataset
 
+from dpbench.diffprune.broken import Broken
 from dpbench.diffprune.example import BrokenError, Example, Source
-from dpbench.diffprune.interruption import ignore_first_signal
-from dpbench.errors import ConfigError
-from dpbench.storage import files
-
-BROKEN_RATIO = 0.01
-BROKEN_AFTER = 100
+from dpbench.diffprune.interruption import end_with_training
+from dpbench.errors import ConfigError, ImageError
 
 Indices = NDArray[np.int64]
+Check = Callable[[Image], None]
+"""Raises ImageError for an image that the backbone cannot read."""
 
 
 class Split(NamedTuple):
@@ -79,58 +77,6 @@ def step_indices(subset: Indices, *, seed: int, step: int, batch_size: int) -> I
     return indices
 
 
-@dataclass(slots=True)
-class Broken:
-    """Examples that were skipped because they cannot be read.
-
-    Attributes:
-        num_read: examples read, the broken ones included.
-        times: how often each broken example was read (once per epoch), by its error text.
-    """
-
-    num_read: int = 0
-    times: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def num_broken(self) -> int:
-        """Return how many of the examples read were broken."""
-        return sum(self.times.values())
-
-    @property
-    def texts(self) -> list[str]:
-        """Return the error text of every broken example once, in the order of their first reading."""
-        return list(self.times)
-
-    def add(self, num_read: int, texts: Iterable[str]) -> None:
-        """Count examples that were read, and by error text the broken ones among them."""
-        self.num_read += num_read
-        for text in texts:
-            self.times[text] = self.times.get(text, 0) + 1
-
-    def check(self, *, final: bool = False) -> None:
-        """Stop the training if more than 1 % is broken, once 100 were read; with `final`, after any number.
-
-        Raises:
-            ConfigError: more are broken; the message has their number, the share and the first three texts.
-        """
-        if self.num_broken <= BROKEN_RATIO * self.num_read or (self.num_read < BROKEN_AFTER and not final):
-            return
-        raise ConfigError(
-            f"--data: {self.num_broken} of {self.num_read} examples read are broken, "
-            f"{self.num_broken / self.num_read:.1%} where {BROKEN_RATIO:.0%} is allowed; repair or remove them: "
-            f"{'; '.join(self.texts[:3])}"
-        )
-
-    def write(self, path: Path) -> None:
-        """Write the broken examples as JSON lines, over what the file had.
-
-        Raises:
-            StorageError: the disk has an error; the file is as it was.
-        """
-        lines = [json.dumps({"broken": text, "times": times}) + "\n" for text, times in self.times.items()]
-        files.replace(path, "".join(lines).encode())
-
-
 def training_batches(
     source: Source,
     subset: Indices,
@@ -141,8 +87,10 @@ def training_batches(
     num_steps: int,
     num_workers: int,
     broken: Broken,
+    check: Check | None = None,
     rank: int = 0,
     world: int = 1,
+    caption: Literal["first", "random"] = "first",
 ) -> Iterator[list[Example]]:
     """Yield the examples of this process, a step at a time; the number of workers does not change them.
 
@@ -155,19 +103,34 @@ def training_batches(
         num_steps: number of steps from there.
         num_workers: processes that read ahead; 0 reads in this process.
         broken: counts skipped examples when their step is yielded; the caller checks it.
+        check: refuses images of a shape that the backbone cannot read.
         rank: number of this process; it gets every `world`-th example of a step.
         world: number of processes.
+        caption: which text is read of an image that has several.
 
     Yields:
         The readable examples of a step in order; an empty list if all are broken.
     """
     steps = range(first_step, first_step + num_steps)
     indices = (step_indices(subset, seed=seed, step=step, batch_size=batch_size)[rank::world] for step in steps)
-    return read_batches(source, indices, num_workers=num_workers, broken=broken)
+    batches = read_batches(source, indices, num_workers=num_workers, broken=broken, check=check)
+    for step, examples in enumerate(batches, first_step):
+        yield (
+            _choose_captions(examples, seed, step, slice(rank, batch_size, world)) if caption == "random" else examples
+        )
+
+
+def _choose_captions(examples: list[Example], seed: int, step: int, places: slice) -> list[Example]:
+    """Choose one of the captions of each example, by numbers that depend on its place in the step only."""
+    shares = np.random.default_rng([seed, step, 0, 1]).random(places.stop)[places]  # nothing else draws from such a key
+    return [
+        replace(example, caption=example.captions[int(share * len(example.captions))])
+        for example, share in zip(examples, shares, strict=False)  # shorter by its broken examples
+    ]
 
 
 def read_batches(
-    source: Source, batches: Iterable[Indices], *, num_workers: int, broken: Broken
+    source: Source, batches: Iterable[Indices], *, num_workers: int, broken: Broken, check: Check | None = None
 ) -> Iterator[list[Example]]:
     """Yield the readable examples of each batch of indices, in order.
 
@@ -176,28 +139,40 @@ def read_batches(
         batches: the indices of one batch after another.
         num_workers: processes that read ahead; 0 reads in this process.
         broken: counts skipped examples when their batch is yielded.
+        check: refuses images of a shape that the backbone cannot read; runs in this process, where the backbone is.
     """
     loader = DataLoader(
         _Readable(source),
         batch_sampler=(batch.tolist() for batch in batches),
         collate_fn=list,
         num_workers=num_workers,
-        worker_init_fn=ignore_first_signal,
+        worker_init_fn=end_with_training,
         generator=torch.Generator(),  # without it the loader would draw a seed from the global generator
     )
-    for items in loader:
+    for read in loader:
+        items = [_check(index, item, check) for index, item in read]
         broken.add(len(items), [str(item) for item in items if isinstance(item, BrokenError)])
         yield [item for item in items if isinstance(item, Example)]
 
 
-class _Readable(Dataset[Example | BrokenError]):
+def _check(index: int, item: Example | BrokenError, check: Check | None) -> Example | BrokenError:
+    """Return the item, or a BrokenError if the check refuses its image."""
+    try:
+        if check is not None and isinstance(item, Example):
+            check(item.image)
+    except ImageError as error:
+        return BrokenError(f"example {index}, counted from 0: {error}")
+    return item
+
+
+class _Readable(Dataset[tuple[int, Example | BrokenError]]):
     """A source that returns broken examples as values: an error raised in a worker would end the worker."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
 
-    def __getitem__(self, index: int) -> Example | BrokenError:
+    def __getitem__(self, index: int) -> tuple[int, Example | BrokenError]:
         try:
-            return self.source[index]
+            return index, self.source[index]
         except BrokenError as error:
-            return error
+            return index, error

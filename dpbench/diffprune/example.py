@@ -1,12 +1,13 @@
 """An image with its caption, as every source of training data returns it, and the error for a broken one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 from PIL import Image
 
+from dpbench.diffprune.captions import find_captions
 from dpbench.tasks.data.image_file import open_image
 
 
@@ -16,10 +17,15 @@ class BrokenError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An image, RGB and fully decoded, and the text that describes it."""
+    """An image, RGB and fully decoded, and the text that describes it.
+
+    Attributes:
+        captions: every text that describes the image; `caption` is the first, unless another was chosen.
+    """
 
     image: Image.Image
     caption: str
+    captions: tuple[str, ...] = ()
 
 
 class Source(Protocol):
@@ -39,15 +45,18 @@ def reading(name: str) -> Iterator[None]:
         raise BrokenError(f"{name}: {first_line(error)}") from None
 
 
-def decode(data: bytes, text: object) -> Example:
+def decode(data: bytes, captions: Iterable[object]) -> Example:
     """Decode the bytes of an image file.
+
+    Args:
+        data: the file.
+        captions: values that may be the caption, the best first.
 
     Raises:
         ValueError: the caption is missing; as `open_image`, if the image is broken.
     """
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError("there is no caption")
-    return Example(open_image(data), text.strip())
+    texts = find_captions(captions)
+    return Example(open_image(data), texts[0], texts)
 
 
 def first_line(error: BaseException) -> str:

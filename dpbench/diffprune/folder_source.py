@@ -4,15 +4,26 @@ import json
 from collections.abc import Iterator
 from os.path import join
 from pathlib import Path
+from typing import NamedTuple
 
+from dpbench.diffprune.captions import caption_names, caption_values
 from dpbench.diffprune.example import Example, decode, reading
 from dpbench.errors import ConfigError
+
+
+class _Line(NamedTuple):
+    """One line: its image's path, or where it is if it has none, and what may be its caption, the best first."""
+
+    name: str
+    has_image: bool
+    captions: list[object]
 
 
 class FolderSource:
     """Images named by *.jsonl files, a line each: {"image": path from the file's folder, "caption": text}.
 
-    The keys "file_name" and "text" work too, as in the metadata.jsonl of an imagefolder.
+    The keys "file_name" and "text" work too, as in the metadata.jsonl of an imagefolder. A line whose image or
+    caption is null is a broken example.
 
     Args:
         files: *.jsonl.
@@ -22,36 +33,48 @@ class FolderSource:
     """
 
     def __init__(self, files: list[Path]) -> None:
-        self._pairs = [pair for file in files for pair in _jsonl_pairs(file)]
+        self._lines = [line for file in files for line in _read_lines(file)]
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self._lines)
 
     def __getitem__(self, index: int) -> Example:
-        path, text = self._pairs[index]
-        with reading(path):
-            return decode(Path(path).read_bytes(), text)
+        name, has_image, captions = self._lines[index]
+        with reading(name):
+            if not has_image:
+                raise ValueError("there is no image")
+            return decode(_read_image(name), captions)
 
 
-def _jsonl_pairs(file: Path) -> Iterator[tuple[str, str]]:
+def _read_image(name: str) -> bytes:
+    path = Path(name)
+    if "\\" in name and not path.exists():
+        raise ValueError("there is no such file; write its path with / in place of back-slashes")
+    return path.read_bytes()
+
+
+def _read_lines(file: Path) -> Iterator[_Line]:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                image, text = _jsonl_pair(line, f"--data: {file} line {number}")
-                yield join(file.parent, image), text
+                where = f"{file} line {number}"
+                image, captions = _parse(line, where)
+                yield _Line(where if image is None else join(file.parent, image), image is not None, captions)
 
 
-def _jsonl_pair(line: bytes, where: str) -> tuple[str, str]:
+def _parse(line: bytes, where: str) -> tuple[str | None, list[object]]:
+    """Return the image's path, None if it is null, and what may be its caption."""
     remedy = 'write {"image": path, "caption": text}'
     try:
         entry = json.loads(line)
     except ValueError as error:
-        raise ConfigError(f"{where} is not JSON ({error}); {remedy}") from None
+        raise ConfigError(f"--data: {where} is not JSON ({error}); {remedy}") from None
     if not isinstance(entry, dict):
-        raise ConfigError(f"{where} must be an object, got {type(entry).__name__}; {remedy}")
-    image, text = entry.get("image", entry.get("file_name")), entry.get("caption", entry.get("text"))
-    if not isinstance(image, str) or not isinstance(text, str):
+        raise ConfigError(f"--data: {where} must be an object, got {type(entry).__name__}; {remedy}")
+    images = [entry[name] for name in ("image", "file_name") if name in entry]
+    image = next((image for image in images if image is not None), None)
+    if not images or not isinstance(image, str | None) or not caption_names(entry):
         raise ConfigError(
-            f"{where} has the keys {', '.join(entry) or 'none'}, not an image's path and a text; {remedy}"
+            f"--data: {where} has the keys {', '.join(entry) or 'none'}, not an image's path and a text; {remedy}"
         )
-    return image, text
+    return image, caption_values(entry)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import current_thread, main_thread
+from multiprocessing import parent_process
+from threading import Thread, current_thread, main_thread
 from types import FrameType
 
 from dpbench.machine.stopping import TERMINATED
 
 GRACE_S = 3.0
 """Seconds that a step or a validation may still run after a stop is requested."""
+
+PARENT_POLL_S = 0.5
+"""Seconds between two looks of a reader at whether its training still runs."""
 
 
 class LateError(BaseException):
@@ -67,13 +73,29 @@ class Interruption:
             raise LateError
 
 
-def ignore_first_signal(_worker: int) -> None:
-    """Keep a process that reads ahead alive when the training is asked to stop; the training ends its readers itself.
+def end_with_training(_worker: int) -> None:
+    """Prepare a process that reads ahead: it outlives the signal that stops the training, but not the training.
 
-    Ctrl-C, `timeout` and batch systems signal all processes at once. A second SIGTERM ends a reader.
+    Ctrl-C, `timeout` and batch systems signal all processes at once, and the training then still needs its readers:
+    it ends them itself. A second SIGTERM ends a reader. When the training is killed nobody would end them, and torch
+    leaves those that wait for a full pipe waiting: so each looks for its parent.
     """
+    training = parent_process()
+    assert training is not None
+
+    def ignore_once(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.signal(signal.SIGTERM, ignore_once)
+    Thread(target=_exit_without_parent, args=(training.pid,), daemon=True).start()
+
+
+def _exit_without_parent(parent: int | None) -> None:
+    """End this process as soon as its parent has ended, whatever its other threads wait for."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_POLL_S)
+    os._exit(1)
 
 
 @contextmanager

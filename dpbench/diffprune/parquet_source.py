@@ -4,28 +4,28 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
+from dpbench.diffprune.captions import CAPTION_NAMES, caption_names
 from dpbench.diffprune.example import Example, decode, first_line, reading
 from dpbench.errors import ConfigError, MissingError
 
-CAPTION_COLUMNS = ("caption_enriched", "caption")  # the first is that of visual-layer/imagenet-1k-vl-enriched
-
 
 class ParquetSource:
-    """Rows of parquet files or of a hub dataset's split "train": an `image`, and one of CAPTION_COLUMNS.
+    """Rows of parquet files or of a hub dataset's split "train": an `image`, and one or more of CAPTION_NAMES.
 
     Args:
         data: what `--data` names: these files, or owner/name on the hub.
         files: *.parquet; none for the hub.
 
     Raises:
-        ConfigError: a column is missing, a file cannot be read, or `datasets` is not installed.
+        ConfigError: a column is missing, a file cannot be read or lacks what another has, or `datasets` is not
+            installed.
         MissingError: the hub does not have the dataset, or refuses it.
     """
 
     def __init__(self, data: str, files: list[Path]) -> None:
         rows = _file_rows(data, files) if files else _hub_rows(data)
-        self._data, self._caption = data, _caption_column(rows.column_names, data)
-        self._rows = _without_decoding(rows.select_columns(["image", self._caption]))
+        self._data, self._captions = data, _caption_columns(rows.column_names, data)
+        self._rows = _without_decoding(rows.select_columns(["image", *self._captions]))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -33,7 +33,7 @@ class ParquetSource:
     def __getitem__(self, index: int) -> Example:
         row = self._rows[int(index)]
         with reading(f"{self._data} row {index}"):
-            return decode(_image_bytes(row["image"]), row[self._caption])
+            return decode(_image_bytes(row["image"]), [row[column] for column in self._captions])
 
 
 def _import_datasets() -> Any:
@@ -48,19 +48,49 @@ def _file_rows(data: str, files: list[Path]) -> Any:
     """Load the local files that have rows; columns are checked first, because loading converts every file to Arrow."""
     datasets = _import_datasets()
     footers = {str(file): _footer(file) for file in files}
-    columns = [_caption_column(footer.schema.to_arrow_schema().names, file) for file, footer in footers.items()]
+    schemas = {file: footer.schema.to_arrow_schema() for file, footer in footers.items()}
+    columns = ["image", *_common_captions(schemas)]
     not_empty = [file for file, footer in footers.items() if footer.num_rows]
     if not not_empty:
-        return datasets.Dataset.from_dict({"image": [], columns[0]: []})
+        return datasets.Dataset.from_dict({column: [] for column in columns})
     try:
         return datasets.load_dataset(
-            "parquet", data_files=[escape(file) for file in not_empty], split="train", columns=["image", columns[0]]
+            "parquet", data_files=[escape(file) for file in not_empty], split="train", columns=columns
         )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = _find_other_type({file: schemas[file] for file in not_empty}, columns)
         raise ConfigError(
-            f"--data {data}: its files do not load as one dataset ({first_line(error.__cause__ or error)}); "
+            f"--data {data}: its files do not load as one dataset ({reason or first_line(error.__cause__ or error)}); "
             "give a pattern for the files of one dataset, or fetch damaged files again"
         ) from None
+
+
+def _common_captions(schemas: dict[str, Any]) -> list[str]:
+    """Return the caption columns that every file has.
+
+    Raises:
+        ConfigError: a file lacks the best caption column of another.
+    """
+    columns = {file: _caption_columns(schema.names, file) for file, schema in schemas.items()}
+    best = min((names[0] for names in columns.values()), key=lambda name: CAPTION_NAMES.index(name.lower()))
+    has = next(file for file, names in columns.items() if names[0] == best)
+    for file, names in columns.items():
+        if best not in names:
+            raise ConfigError(
+                f"--data: {file} lacks the column '{best}' that {has} has; give a pattern for the files of one dataset"
+            )
+    return [name for name in columns[has] if all(name in names for names in columns.values())]
+
+
+def _find_other_type(schemas: dict[str, Any], columns: list[str]) -> str:
+    """Say which file holds a column as another type than the first file does; empty if none does."""
+    (first, expected), *others = schemas.items()
+    for file, schema in others:
+        for column in columns:
+            found, wanted = schema.field(column).type, expected.field(column).type
+            if found != wanted:
+                return f"{file} has '{column}' as {found}, {first} as {wanted}"
+    return ""
 
 
 def _footer(file: Path) -> Any:
@@ -87,15 +117,15 @@ def _hub_rows(repository: str) -> Any:
         ) from None
 
 
-def _caption_column(names: list[str], where: str) -> str:
-    """Return the first of CAPTION_COLUMNS that exists; refuse data without one, or without an image."""
-    present = [name for name in CAPTION_COLUMNS if name in names]
-    if "image" not in names or not present:
+def _caption_columns(names: list[str], where: str) -> list[str]:
+    """Return the columns that hold captions, the best first; refuse data without one, or without an image."""
+    captions = caption_names(names)
+    if "image" not in names or not captions:
         raise ConfigError(
             f"--data: {where} has the columns {', '.join(names)}; it needs 'image' and "
-            f"{' or '.join(map(repr, CAPTION_COLUMNS))}, so rename them or give other data"
+            f"one of {', '.join(map(repr, CAPTION_NAMES))}, so rename them or give other data"
         )
-    return present[0]
+    return captions
 
 
 def _without_decoding(rows: Any) -> Any:

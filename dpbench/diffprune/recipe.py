@@ -35,6 +35,7 @@ class Recipe(BaseModel):
     keep: str = Field(default="64,128,192", description="Budgets: 64, or 64,128,192, or shares as 0.05-0.4.")
     data: str = Field(description="Image-caption pairs: toy, folder, *.parquet, *.tar, hub.")
     fraction: float = Field(default=1.0, gt=0, le=1)  # share of the data to train on, a seeded subset
+    caption: Literal["first", "random"] = "first"  # of an image with several: the first, or another one in every epoch
     instruction: str = "Describe the image."  # what the frozen backbone is asked about each image
     num_validation: int = Field(default=256, ge=1)  # images held out for the validation loss
     steps: int | None = Field(default=None, ge=1, description="Optimiser steps; one epoch by default.")

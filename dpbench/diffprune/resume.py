@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from dpbench.diffprune.example import first_line
+from dpbench.errors import ConfigError
 from dpbench.storage import files
 
 STATE = "training.safetensors"
@@ -34,6 +37,7 @@ class Progress:
         full: validation loss of the unpruned backbone; None before the first.
         num_broken: examples that could not be read.
         validated: the last step that was validated; -1 before the first.
+        num_held_out: images that validation reads; 0 in checkpoints that do not say it.
     """
 
     step: int
@@ -45,6 +49,7 @@ class Progress:
     full: float | None = None
     num_broken: int = 0
     validated: int = -1
+    num_held_out: int = 0
 
 
 def write(
@@ -66,25 +71,47 @@ def write(
 
 
 def read(folder: Path, modules: Mapping[str, nn.Module], optimizer: AdamW) -> Progress:
-    """Load a checkpoint into modules and optimiser, and return its progress."""
-    with safe_open(folder / STATE, "pt") as file:
+    """Load a checkpoint into modules and optimiser, and return its progress.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    with _opened(folder) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         progress = Progress(**json.loads(file.metadata()["state"]))
-    for name, module in modules.items():
-        module.load_state_dict(_select(tensors, name))
-    adam = {number: _select(tensors, f"adam.{number}") for number in range(len(_parameters(optimizer)))}
-    groups = optimizer.state_dict()["param_groups"]
-    # before the first step a parameter has no state, and none must be loaded for it
-    state = {number: tensors for number, tensors in adam.items() if tensors}
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for name, module in modules.items():
+            module.load_state_dict(_select(tensors, name))
+        adam = {number: _select(tensors, f"adam.{number}") for number in range(len(_parameters(optimizer)))}
+        groups = optimizer.state_dict()["param_groups"]
+        # before the first step a parameter has no state, and none must be loaded for it
+        state = {number: tensors for number, tensors in adam.items() if tensors}
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
     return progress
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:
-    """Return the recipe of the training in a folder."""
-    with safe_open(folder / STATE, "pt") as file:
+    """Return the recipe of the training in a folder.
+
+    Raises:
+        ConfigError: the checkpoint is damaged.
+    """
+    with _opened(folder) as file:
         recipe: dict[str, Any] = json.loads(file.metadata()["recipe"])
     return recipe
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[Any]:
+    """Open the checkpoint; whatever reading it raises is one sentence."""
+    path = folder / STATE
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"--resume: {path} is damaged ({first_line(error)}), perhaps by a copy that was cut; copy it again, or "
+            "begin again with another --out"
+        ) from None
 
 
 def _parameters(optimizer: AdamW) -> Sequence[Tensor]:

@@ -10,6 +10,8 @@ from rich.console import Console
 
 from dpbench import backbones
 from dpbench.backbones.base import Backbone
+from dpbench.diffprune import held_out
+from dpbench.diffprune.broken import Broken
 from dpbench.diffprune.data import Split, split
 from dpbench.diffprune.denoiser import Denoiser
 from dpbench.diffprune.example import Source
@@ -28,7 +30,8 @@ class Setup:
         accelerator: the device of this process, and the other processes of the training.
         console: gets the messages.
         source: image-caption pairs.
-        split: indices of the training and the validation examples.
+        split: indices of the training examples, and of those validation examples that can be read.
+        broken: the validation examples that cannot.
         keep_rule: the budgets to train for.
         num_steps: optimiser steps of the full training.
         objective: holds backbone, scorer and denoiser.
@@ -40,6 +43,7 @@ class Setup:
     console: Console
     source: Source
     split: Split
+    broken: Broken
     keep_rule: KeepRule
     num_steps: int
     objective: Objective
@@ -70,21 +74,29 @@ def build_setup(recipe: Recipe, accelerator: Accelerator, console: Console) -> S
     """Open the data, load the backbone and build scorer and denoiser; bad data is refused before the backbone loads.
 
     Raises:
-        ConfigError: the data cannot be used, or a budget is above the backbone's number of visual tokens.
+        ConfigError: the data cannot be used, no held-out image can be read, or a budget is above the backbone's
+            number of visual tokens.
         MissingError: weights or data are missing.
     """
-    source = open_source(recipe.data, seed=recipe.seed)
+    source = open_source(recipe.data, seed=recipe.seed, mention=console.print)
     parts = split(len(source), fraction=recipe.fraction, num_validation=recipe.num_validation, seed=recipe.seed)
     keep_rule = KeepRule.parse(recipe.keep)
     keep_rule.check(backbones.find(recipe.backbone).num_visual, recipe.backbone)
+    workers = recipe.num_workers
+    readable, broken = held_out.find_readable(source, parts.validation, accelerator, num_workers=workers)
     objective = _build_objective(recipe, _load_frozen_backbone(recipe, accelerator.device))
+    # again, because the backbone may refuse the shape of an image
+    check = objective.backbone.check_image
+    validation, refused = held_out.find_readable(source, readable, accelerator, num_workers=workers, check=check)
+    broken.add(0, refused.texts)
     parameters = [*objective.scorer.parameters(), *objective.denoiser.parameters()]
     return Setup(
         recipe=recipe,
         accelerator=accelerator,
         console=console,
         source=source,
-        split=parts,
+        split=parts._replace(validation=validation),
+        broken=broken,
         keep_rule=keep_rule,
         num_steps=recipe.steps or max(1, len(parts.training) // recipe.batch_size),
         objective=objective,

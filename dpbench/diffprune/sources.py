@@ -3,6 +3,7 @@
 A source maps an index to an example; `dpbench.diffprune.data` decides their order.
 """
 
+import logging
 import re
 from collections.abc import Callable
 from glob import glob
@@ -14,6 +15,7 @@ from PIL import Image
 from dpbench.diffprune.example import Example, Source
 from dpbench.diffprune.folder_source import FolderSource
 from dpbench.diffprune.parquet_source import ParquetSource
+from dpbench.diffprune.system_files import is_system_file
 from dpbench.diffprune.tar_source import TarSource
 from dpbench.errors import ConfigError
 from dpbench.toy.questions import caption
@@ -22,18 +24,20 @@ from dpbench.toy.scenes import draw, training_scene
 TOY = "toy"
 TOY_LENGTH = 1 << 20
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_log = logging.getLogger(__name__)
 _OTHER_SPLITS = ("val", "test")  # prefixes of the files of a hub repository's other splits
 _REMEDY = (
     "give 'toy', a file, folder or pattern of *.parquet, *.jsonl or uncompressed *.tar, or a hub dataset as owner/name"
 )
 
 
-def open_source(data: str, *, seed: int) -> Source:
+def open_source(data: str, *, seed: int, mention: Callable[[str], None] = _log.warning) -> Source:
     """Open the data that `--data` names.
 
     Args:
         data: "toy"; a file, folder or pattern whose files' suffix decides (parquet, jsonl, tar); or a hub dataset.
         seed: of the toy scenes.
+        mention: is told what is not read although it is there.
 
     Raises:
         ConfigError: it is none of these, is empty, mixes formats, or has a file that cannot be used.
@@ -42,7 +46,7 @@ def open_source(data: str, *, seed: int) -> Source:
     if data == TOY:
         return ToySource(seed)
     files = find_files(data)
-    source = _SOURCES[_format_of(data, files)](data, files)
+    source = _SOURCES[_format_of(data, files)](data, files, mention)
     if not len(source):
         raise ConfigError(f"--data {data}: it has no examples; {_REMEDY}")
     return source
@@ -50,7 +54,7 @@ def open_source(data: str, *, seed: int) -> Source:
 
 def _format_of(data: str, files: list[Path]) -> str:
     """Return the suffix that all files share; for a hub dataset that of parquet."""
-    formats = sorted({file.suffix for file in files})
+    formats = sorted({file.suffix.lower() for file in files})
     if len(formats) > 1:
         raise ConfigError(
             f"--data {data}: it has files of several formats ({', '.join(formats)}); give a pattern for one"
@@ -61,13 +65,13 @@ def _format_of(data: str, files: list[Path]) -> str:
     if path.exists():
         what = "the folder has no" if path.is_dir() else "the file is not a"
         raise ConfigError(f"--data {data}: {what} *.parquet, *.jsonl or *.tar file; {_REMEDY}")
-    if _HUB_ID.fullmatch(data) and path.suffix not in _SOURCES:
+    if _HUB_ID.fullmatch(data) and path.suffix.lower() not in _SOURCES:
         return ".parquet"
     raise ConfigError(f"--data {data}: there is no such file or folder; {_REMEDY}")
 
 
 def _is_data_file(file: Path) -> bool:
-    return file.suffix in _SOURCES and file.is_file()
+    return file.suffix.lower() in _SOURCES and file.is_file()
 
 
 def find_files(data: str) -> list[Path]:
@@ -92,8 +96,13 @@ def find_files(data: str) -> list[Path]:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    files = sorted(filter(_is_data_file, folder.glob("*"))) or sorted(filter(_is_data_file, folder.glob("*/*")))
+    files = _visible(folder, "*") or _visible(folder, "*/*")
     return [file for file in files if not file.name.startswith(_OTHER_SPLITS)] or files
+
+
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    files = filter(_is_data_file, folder.glob(pattern))
+    return sorted(file for file in files if not is_system_file(file.relative_to(folder)))
 
 
 def _expand_range(pattern: str) -> list[str]:
@@ -120,8 +129,8 @@ class ToySource:
         return Example(Image.fromarray(draw([scene], rng)[0]), caption(scene))
 
 
-_SOURCES: dict[str, Callable[[str, list[Path]], Source]] = {
-    ".parquet": ParquetSource,
-    ".jsonl": lambda _, files: FolderSource(files),
-    ".tar": lambda _, files: TarSource(files),
+_SOURCES: dict[str, Callable[[str, list[Path], Callable[[str], None]], Source]] = {
+    ".parquet": lambda data, files, _: ParquetSource(data, files),
+    ".jsonl": lambda _, files, __: FolderSource(files),
+    ".tar": lambda _, files, mention: TarSource(files, mention),
 }

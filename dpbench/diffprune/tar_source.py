@@ -2,16 +2,19 @@
 
 import json
 import tarfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from os.path import splitext
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
+from dpbench.diffprune.captions import CAPTION_NAMES, caption_names, caption_values
 from dpbench.diffprune.example import Example, decode, reading
+from dpbench.diffprune.system_files import is_system_file
 from dpbench.errors import ConfigError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm")
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
+_CHUNK = 1 << 20  # bytes read at once where only zeros are expected
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,56 +33,97 @@ class _Member:
             return file.read(self.size)
 
 
-class TarSource:
-    """Pairs in WebDataset shards: members that differ in suffix only, an image and a .txt or .json with "caption".
+class _Pair(NamedTuple):
+    """The members of a sample that may be its image, of which there must be one, and those that may be its caption."""
 
-    All headers are read at the start. Of two members with the same name the last one counts, as in tar. An image
-    without a caption is a broken example; other members are ignored.
+    images: tuple[_Member, ...]
+    texts: tuple[_Member, ...]
+
+
+class TarSource:
+    """Pairs in WebDataset shards: members with the same key, an image and a .txt or .json with a caption.
+
+    A key is a member's path up to the first dot of its file name; what follows is its suffix, in any case. A plain
+    suffix goes before a longer one: of 1.png and 1.mask.png the first is the image. All headers are read at the
+    start. Of two members with the same name the last one counts, as in tar. An image without a caption is a broken
+    example; other members, and what an operating system adds to archives, are ignored.
 
     Args:
         shards: *.tar, uncompressed.
+        mention: is told what is not read in a shard that looks joined from several.
 
     Raises:
         ConfigError: a shard is compressed, truncated or not a tar file.
     """
 
-    def __init__(self, shards: list[Path]) -> None:
-        self._pairs = [pair for shard in shards for pair in _tar_pairs(shard)]
+    def __init__(self, shards: list[Path], mention: Callable[[str], None]) -> None:
+        self._pairs = [pair for shard in shards for pair in _tar_pairs(_members(shard, mention))]
 
     def __len__(self) -> int:
         return len(self._pairs)
 
     def __getitem__(self, index: int) -> Example:
-        image, text = self._pairs[index]
-        with reading(f"{image.shard} member {image.name}"):
-            return decode(image.read(), _member_text(text) if text else None)
+        images, texts = self._pairs[index]
+        with reading(f"{images[0].shard} member {images[0].name}"):
+            if len(images) > 1:
+                names = ", ".join(PurePosixPath(image.name).name for image in images)
+                raise ValueError(
+                    f"it is one of several images with the same key ({names}): a key ends at the first dot"
+                )
+            return decode(images[0].read(), _captions(texts))
 
 
-def _tar_pairs(shard: Path) -> list[tuple[_Member, _Member | None]]:
-    """Pair the members of a shard by their name without suffix; a .txt wins over a .json."""
-    images: dict[str, _Member] = {}
-    texts: dict[str, _Member] = {}
-    for member in _members(shard):
-        stem, suffix = splitext(member.name)
-        if suffix.lower() in IMAGE_SUFFIXES:
-            images[stem] = member
-        elif suffix in (".txt", ".json"):
-            texts[stem + suffix] = member
-    return [(image, texts.get(f"{stem}.txt", texts.get(f"{stem}.json"))) for stem, image in images.items()]
+def _tar_pairs(members: list[_Member]) -> list[_Pair]:
+    """Group the members of a shard by their key."""
+    samples: dict[str, dict[str, _Member]] = {}
+    for member in members:
+        path = PurePosixPath(member.name)
+        stem, _, suffix = path.name.partition(".")
+        samples.setdefault(str(path.with_name(stem)), {})[suffix.lower()] = member
+    pairs = [_Pair(_images(files), _texts(files)) for files in samples.values()]
+    return [pair for pair in pairs if pair.images]
 
 
-def _members(shard: Path) -> list[_Member]:
-    """Read the headers of a shard."""
+def _images(files: dict[str, _Member]) -> tuple[_Member, ...]:
+    """Return the first image with a plain suffix, else all that have a longer one."""
+    plain = [files[suffix] for suffix in IMAGE_SUFFIXES if suffix in files]
+    return tuple(plain[:1] or [file for suffix, file in files.items() if _last(suffix) in IMAGE_SUFFIXES])
+
+
+def _texts(files: dict[str, _Member]) -> tuple[_Member, ...]:
+    """Return the members that may be the caption, the best first: .txt, then .json, of each the plain suffix first."""
+    known = [suffix for suffix in files if _last(suffix) in ("txt", "json")]
+    return tuple(files[suffix] for suffix in sorted(known, key=lambda suffix: (_last(suffix) == "json", "." in suffix)))
+
+
+def _last(suffix: str) -> str:
+    return suffix.rpartition(".")[2]
+
+
+def _members(shard: Path, mention: Callable[[str], None]) -> list[_Member]:
+    """Read the headers of a shard; what an operating system added is left out."""
     try:
         with tarfile.open(shard, "r:") as tar:
             members = [_Member(shard, item.name, item.offset_data, item.size) for item in tar if item.isfile()]
-            end = _Member(shard, "", tar.offset, tarfile.BLOCKSIZE).read()
+            end = tar.offset
         # tarfile accepts a file that was cut between two members; a complete one ends in a block of zeros
-        if end != bytes(tarfile.BLOCKSIZE):
+        if _Member(shard, "", end, tarfile.BLOCKSIZE).read() != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("no end mark after the last member")
     except tarfile.TarError as error:
         raise ConfigError(f"--data: {shard} {_describe_bad_tar(shard, error)}") from None
-    return members
+    if _has_data(shard, end):
+        mention(
+            f"--data: {shard} goes on for {shard.stat().st_size - end:,} bytes behind its end mark, and these are not "
+            "read; if tar files were joined into it, join them with tar --concatenate, or give them one by one"
+        )
+    return [member for member in members if not is_system_file(PurePosixPath(member.name))]
+
+
+def _has_data(shard: Path, start: int) -> bool:
+    """Return True if a file has anything but zeros from there on."""
+    with shard.open("rb") as file:
+        file.seek(start)
+        return any(chunk.strip(b"\0") for chunk in iter(lambda: file.read(_CHUNK), b""))
 
 
 def _describe_bad_tar(shard: Path, error: tarfile.TarError) -> str:
@@ -88,9 +132,15 @@ def _describe_bad_tar(shard: Path, error: tarfile.TarError) -> str:
     return f"is truncated or not a tar file ({error}); fetch it again"
 
 
-def _member_text(member: _Member) -> Any:
-    text = member.read().decode()
-    if member.name.endswith(".txt"):
-        return text
-    entry = json.loads(text)
-    return entry.get("caption") if isinstance(entry, dict) else None
+def _captions(texts: tuple[_Member, ...]) -> Iterator[object]:
+    """Read the members that may be the caption, one after another."""
+    for member in texts:
+        text = member.read().decode("utf-8-sig")
+        if not member.name.lower().endswith(".json"):
+            yield text
+            continue
+        entry = json.loads(text)
+        if not isinstance(entry, dict) or not caption_names(entry):
+            keys = ", ".join(entry) if isinstance(entry, dict) else "no keys"
+            raise ValueError(f"its JSON has {keys}, and none of {', '.join(CAPTION_NAMES)}")
+        yield from caption_values(entry)

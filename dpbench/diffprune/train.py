@@ -11,29 +11,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
 from rich.console import Console
 
-from dpbench.diffprune import checkpoint, step, validation
+from dpbench.diffprune import processes, step, training_folder, validation
 from dpbench.diffprune import resume as resume_from
-from dpbench.diffprune.data import Broken, training_batches
+from dpbench.diffprune.broken import Broken
+from dpbench.diffprune.data import training_batches
 from dpbench.diffprune.example import Example
 from dpbench.diffprune.interruption import Interruption, LateError, interruptible
 from dpbench.diffprune.logbook import Logbook, open_logbook
 from dpbench.diffprune.recipe import Recipe
 from dpbench.diffprune.resume import STATE, Progress
 from dpbench.diffprune.setup import Setup, build_setup
-from dpbench.errors import ConfigError
+from dpbench.errors import ConfigError, DpbenchError
 from dpbench.machine.stopping import INTERRUPTED, Stopped
-from dpbench.storage import files, locks
+from dpbench.storage import files
 
 BROKEN = "broken.jsonl"
-MACHINE_SETTINGS = ("micro_batch", "num_workers", "save_minutes")
-"""Settings that a resumed training may change: they are about the machine, not about the result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,56 +74,31 @@ def train(
         StorageError: the disk is full; the last checkpoint stays.
         Stopped: a signal stopped it; says which flags resume it.
     """
-    _check_folder(recipe, out, resume)
-    files.check_writable(out)
     accelerator = Accelerator(cpu=device == "cpu")
-    if device == "cuda" and accelerator.device.type != "cuda":
-        raise ConfigError("--device cuda: torch sees no GPU here; remove --device, or give --device cpu")
-    setup = build_setup(recipe, accelerator, console or Console(stderr=True))
-    training = Training(setup, out)
+    with processes.one_voice(accelerator):
+        training_folder.check(recipe, out, is_resumed=resume)
+        files.check_writable(out)
+        # no process may begin to write before all have looked
+        accelerator.wait_for_everyone()
+        if device == "cuda" and accelerator.device.type != "cuda":
+            raise ConfigError("--device cuda: torch sees no GPU here; remove --device, or give --device cpu")
+        setup = build_setup(recipe, accelerator, processes.console_of(accelerator, console))
+        return _run(Training(setup, out), resume)
+
+
+def _run(training: Training, resume: bool) -> Ended:
+    out = training.out
     try:
-        with files.explain_disk_errors(out), _exclusive(out, accelerator):
+        with files.explain_disk_errors(out), training_folder.exclusive(out, training.setup.accelerator):
             if resume:
                 training.restore()
             with interruptible() as interruption:
                 training.run(interruption)
     except (KeyboardInterrupt, SystemExit) as stop:
         code = stop.code if isinstance(stop, SystemExit) else INTERRUPTED
-        raise Stopped(code, ("--resume",) if (out / STATE).is_file() else ()) from None
+        flags = ("--resume",) if (out / STATE).is_file() else ()
+        raise Stopped(code, flags, is_told=training.setup.accelerator.is_main_process) from None
     return training.result()
-
-
-def _check_folder(recipe: Recipe, out: Path, resume: bool) -> None:
-    """Refuse to overwrite a training or a scorer, and to resume a training with another recipe."""
-    if not (out / STATE).is_file():
-        if resume:
-            raise ConfigError(f"--resume: {out} holds no training ({STATE}); remove --resume to begin one")
-        if (out / checkpoint.CARD).is_file():
-            raise ConfigError(f"--out {out}: there is a scorer already; choose another folder or move it away")
-        return
-    if not resume:
-        raise ConfigError(f"--out {out}: there is a training already; go on with --resume, or choose another folder")
-    stored, settings = resume_from.read_recipe(out), recipe.model_dump(mode="json")
-    for name, value in settings.items():
-        if name not in MACHINE_SETTINGS and stored.get(name) != value:
-            raise ConfigError(
-                f"--resume: {out} was begun with {name} = {stored.get(name)}, now it is {value}; "
-                "give the same settings, or another --out"
-            )
-
-
-@contextmanager
-def _exclusive(out: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Refuse a folder in which another training runs; of the processes of one training, the main one holds the lock."""
-    if not accelerator.is_main_process:
-        yield
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    lock = locks.take(out / "train.lock", seconds=1)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class Training:
@@ -133,9 +106,9 @@ class Training:
 
     def __init__(self, setup: Setup, out: Path) -> None:
         self.setup, self.out = setup, out
-        self.progress = Progress(0, setup.micro_batch)
+        self.progress = Progress(0, setup.micro_batch, num_held_out=len(setup.split.validation))
         self.interruption = Interruption()
-        self.broken = Broken()
+        self.broken, self.own_broken = setup.broken, Broken()
         self.saved_at = 0.0
 
     def run(self, interruption: Interruption) -> None:
@@ -188,6 +161,7 @@ class Training:
         """Make a step, then validate, save and check the broken examples if they are due."""
         start = time.perf_counter()
         row = step.optimizer_step(self.setup, self.progress, examples, self.interruption)
+        self.own_broken.share(self.broken)
         book.log_step(row, self.setup.recipe.batch_size)
         is_due = validation.is_due(self.setup, self.progress)
         if is_due:
@@ -210,7 +184,9 @@ class Training:
             first_step=self.progress.step,
             num_steps=self.setup.num_steps - self.progress.step,
             num_workers=self.setup.recipe.num_workers,
-            broken=self.broken,
+            broken=self.own_broken,
+            check=self.setup.objective.backbone.check_image,
+            caption=self.setup.recipe.caption,
             rank=self.setup.accelerator.process_index,
             world=self.setup.accelerator.num_processes,
         )
@@ -226,14 +202,37 @@ class Training:
             self.broken.write(self.out / BROKEN)
 
     def restore(self) -> None:
-        """Load the checkpoint in `out`."""
+        """Load the checkpoint in `out`.
+
+        Raises:
+            ConfigError: it is damaged, or its validation losses are over other images.
+        """
+        num_held_out = self.progress.num_held_out
         self.progress = resume_from.read(self.out, self.setup.modules, self.setup.optimizer)
+        if self.progress.num_held_out not in (0, num_held_out):
+            raise ConfigError(
+                f"--resume: {self.out} was begun with {self.progress.num_held_out} held-out images that could be "
+                f"read, now there are {num_held_out}; restore the data, or begin again with another --out"
+            )
+        recipe = self.setup.recipe
+        if resume_from.read_recipe(self.out)["micro_batch"] != recipe.micro_batch:
+            self.progress.micro_batch = self.setup.micro_batch
+        num_read = self.broken.num_read + self.progress.step * recipe.batch_size
+        self.broken = Broken.read(self.out / BROKEN, num_read)
 
     def result(self) -> Ended:
-        """Return the result of a training that has ended."""
+        """Return the result of a training that has ended.
+
+        Raises:
+            DpbenchError: it has none, because no validation loss was finite.
+        """
         progress = self.progress
         assert progress.full is not None
-        assert progress.best is not None
+        if progress.best is None:
+            raise DpbenchError(
+                f"{self.out}: no validation loss was finite, so no scorer was kept; lower --param lr, or give --dtype "
+                "float32"
+            )
         is_main = self.setup.accelerator.is_main_process
         return Ended(self.out, progress.step, progress.full, progress.best, progress.num_broken, is_main)
 

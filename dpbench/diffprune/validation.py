@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import version
@@ -11,9 +12,8 @@ import torch
 from safetensors import SafetensorError
 
 from dpbench import backbones
-from dpbench.diffprune import checkpoint
+from dpbench.diffprune import checkpoint, held_out
 from dpbench.diffprune.checkpoint import Card
-from dpbench.diffprune.data import Broken, order, read_batches
 from dpbench.diffprune.example import Example
 from dpbench.diffprune.interruption import Interruption
 from dpbench.diffprune.micro_batch import run_within_memory
@@ -37,7 +37,7 @@ def validate(setup: Setup, progress: Progress, out: Path, interruption: Interrup
     losses = run_within_memory(partial(measure_losses, setup, progress), progress, setup.console)
     with interruption.uninterrupted():
         progress.full, progress.validated = losses["full"], progress.step
-        if progress.best is None or losses["hard"] < progress.best:
+        if _is_better(losses["hard"], progress.best):
             progress.best, progress.waited = losses["hard"], 0
             _save_scorer(setup, progress, out, losses)
         else:
@@ -46,9 +46,14 @@ def validate(setup: Setup, progress: Progress, out: Path, interruption: Interrup
     return {"step": progress.step, **losses}
 
 
+def _is_better(loss: float, best: float | None) -> bool:
+    """Return True if a loss is below the best one so far; one that is not finite is never better."""
+    return math.isfinite(loss) and (best is None or loss < best)
+
+
 @torch.no_grad()
 def measure_losses(setup: Setup, progress: Progress) -> dict[str, float]:
-    """Return mean losses per caption token over all processes.
+    """Return mean losses per caption token over all held-out images: the same with any micro-batch and processes.
 
     Returns:
         "hard@BUDGET" under hard top-k at each budget, "hard" their mean, and "full" of the unpruned backbone, which
@@ -56,9 +61,7 @@ def measure_losses(setup: Setup, progress: Progress) -> dict[str, float]:
     """
     budgets, objective = setup.keep_rule.validation_budgets(), setup.objective
     sums = torch.zeros(len(budgets) + 2, dtype=torch.float64)  # one per budget, then unpruned, then caption tokens
-    for examples in _validation_batches(setup, progress.micro_batch):
-        if not examples:
-            continue
+    for examples in _held_out_share(setup, progress.micro_batch):
         with setup.autocast():
             batch = objective.encode(examples)
             hard_losses = [objective.hard_losses(batch, budget) for budget in budgets]
@@ -76,12 +79,15 @@ def measure_losses(setup: Setup, progress: Progress) -> dict[str, float]:
     }
 
 
-def _validation_batches(setup: Setup, micro_batch: int) -> Iterator[list[Example]]:
-    """Read this process's share of the validation images; which ones these are does not depend on the micro-batch."""
-    indices = order(setup.split.validation, seed=setup.recipe.seed, epoch=0)
-    share = indices[setup.accelerator.process_index :: setup.accelerator.num_processes]
-    batches = (share[start : start + micro_batch] for start in range(0, len(share), micro_batch))
-    return read_batches(setup.source, batches, num_workers=setup.recipe.num_workers, broken=Broken())
+def _held_out_share(setup: Setup, micro_batch: int) -> Iterator[list[Example]]:
+    return held_out.read_share(
+        setup.source,
+        setup.split.validation,
+        setup.accelerator,
+        seed=setup.recipe.seed,
+        batch_size=micro_batch,
+        num_workers=setup.recipe.num_workers,
+    )
 
 
 def _save_scorer(setup: Setup, progress: Progress, out: Path, losses: dict[str, float]) -> None:

@@ -18,11 +18,12 @@ class Stopped(SystemExit):
     Args:
         code: the exit code.
         flags: to add to the command.
+        is_told: print how to continue; False in all processes of a training but one.
     """
 
-    def __init__(self, code: int | str | None, flags: tuple[str, ...]) -> None:
+    def __init__(self, code: int | str | None, flags: tuple[str, ...], *, is_told: bool = True) -> None:
         super().__init__(code)
-        self.flags = flags
+        self.flags, self.is_told = flags, is_told
 
 
 @contextmanager

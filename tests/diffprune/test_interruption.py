@@ -20,7 +20,8 @@ from small_training import log_rows, progress_of, result_of, small_command, trai
 
 from dpbench.cli import messages
 from dpbench.diffprune import checkpoint, interruption, step, validation
-from dpbench.diffprune.data import Broken, read_batches
+from dpbench.diffprune.broken import Broken
+from dpbench.diffprune.data import read_batches
 from dpbench.diffprune.example import Example
 from dpbench.diffprune.interruption import Interruption, LateError
 from dpbench.diffprune.resume import Progress

@@ -1,0 +1,13 @@
+"""Files that an operating system adds to folders and archives: none of them is data."""
+
+from pathlib import PurePath
+
+_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")  # of macOS, Synology and Windows
+
+
+def is_system_file(path: PurePath) -> bool:
+    """Return True if a path, from the folder or archive it is in, is hidden or below a system's own folder.
+
+    The pictures that macOS writes beside others are hidden: ._0001.png beside 0001.png.
+    """
+    return any(part.startswith(".") or part in _FOLDERS for part in path.parts if part not in (".", ".."))
