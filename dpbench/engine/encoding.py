@@ -155,6 +155,8 @@ class Encoder:
 
     def _find_keys(self, request: Request, method: Method, rule: decision.Rule) -> _KeyedRequest:
         """Return what a request's images are kept under, unless the request does not fit into the model's context."""
+        if request.failure:
+            return _KeyedRequest(request, (), request.failure)
         placeholders = self._count_placeholders(request)
         if isinstance(placeholders, str):
             return _KeyedRequest(request, (), placeholders)
@@ -210,6 +212,8 @@ class Encoder:
                 batch.images[request.doc_id] = self.built.images(request)
             except UNREADABLE as error:
                 batch.images[request.doc_id] = f"{NO_IMAGE}: {error}"
+            except Exception as error:  # a row without an image, or without its entry in a table of images
+                batch.images[request.doc_id] = f"{NO_IMAGE}: {explain(error)}"
         return batch.images[request.doc_id]
 
     def _preprocess(self, batch: _Batch, request: Request, number: int, grid: tuple[int, int] | None) -> Pixels | str:

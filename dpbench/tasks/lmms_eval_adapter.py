@@ -25,6 +25,7 @@ from tenacity import RetryError
 
 from dpbench import tasks
 from dpbench.errors import ConfigError, DpbenchError
+from dpbench.storage.locks import explain_missing_locks
 from dpbench.tasks import scoring
 from dpbench.tasks.aggregators import ROTATION
 from dpbench.tasks.data.image_file import open_image
@@ -60,6 +61,11 @@ class Request:
     text: str
     max_new_tokens: int
     until: tuple[str, ...]
+
+    @property
+    def failure(self) -> str | None:
+        """Return why the sample cannot be asked, or None."""
+        return self.text.removeprefix(UNASKABLE) if self.text.startswith(UNASKABLE) else None
 
     @property
     def prompt_hash(self) -> str:
@@ -111,12 +117,32 @@ class BuiltTask:
             return dict(self.task.process_results(doc, [answer]))
 
 
+UNASKABLE = "\0"
+"""Begins the prompt of a sample that cannot be asked."""
+ASKED = ("question", "choices", "choice_a", "choice_b", "choice_c", "choice_d")
+"""Columns without which a sample has no question; MMBench's rows may lack options, hints and OCR tokens anyway."""
+
+
 class PartialTask(ConfigurableTask):  # type: ignore[misc]
     """A task of which some samples are left out of every metric: those whose answer is `LEFT_OUT`."""
+
+    def doc_to_text(self, doc: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Return the sample's prompt, or after `UNASKABLE` why it has none: that fails the sample, not the task."""
+        empty = _empty_column(doc)
+        return f"{UNASKABLE}{empty} is empty" if empty else super().doc_to_text(doc, *args, **kwargs)
+
+    def doc_to_target(self, doc: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Return what lmms-eval logs as the truth; nothing of a sample that cannot be asked."""
+        return None if _empty_column(doc) else super().doc_to_target(doc, *args, **kwargs)
 
     def process_results(self, doc: Mapping[str, Any], results: Sequence[str], *args: Any, **kwargs: Any) -> Any:
         """Return the sample's contribution to each metric, none if it is left out."""
         return {} if results[0] == LEFT_OUT else super().process_results(doc, results, *args, **kwargs)
+
+
+def _empty_column(doc: Mapping[str, Any]) -> str | None:
+    """Return the first of a sample's columns that has to hold something and does not, or None."""
+    return next((name for name in ASKED if name in doc and doc[name] in (None, "", [])), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +207,7 @@ def build(
         MissingError: the data is missing.
     """
     benchmark = tasks.find(name)
-    with _quiet(), _without_download_counts(), _unwrapped():
+    with _quiet(), _without_download_counts(), _explained_locks(), _unwrapped():
         config = _load_config(name, ocr=ocr, wording=wording, reading=reading)
         config["dataset_kwargs"] = {"data_files": {benchmark.split: _literal(data_files(name, data_root))}}
         table = ImageTable.load(data_files(name, data_root, benchmark.images)) if benchmark.images else None
@@ -214,6 +240,13 @@ def _load_config(name: str, *, ocr: bool, wording: str, reading: str) -> dict[st
     return config
 
 
+def _explained_locks() -> contextlib.AbstractContextManager[None]:
+    """Name the cache of `datasets` where its file system has no locks."""
+    return explain_missing_locks(
+        Path(datasets.config.HF_DATASETS_CACHE), "set HF_DATASETS_CACHE to a folder on a local disk"
+    )
+
+
 def _literal(paths: Sequence[Path]) -> list[str]:
     """Return paths that `datasets` takes literally.
 
@@ -238,7 +271,7 @@ class ImageTable:
     def files(self, task: ConfigurableTask) -> Callable[[int], list[bytes]]:
         """Return a function that reads the image file of a sample, by its number."""
         ids, file_of = task.test_docs_no_media()["imageId"], _files(self.images)
-        return lambda doc_id: file_of(self.row_of[ids[doc_id]])
+        return lambda doc_id: file_of(self.row_of[ids[doc_id]]) if ids[doc_id] in self.row_of else [b""]
 
 
 def _files(docs: datasets.Dataset) -> Callable[[int], list[bytes]]:
@@ -248,14 +281,15 @@ def _files(docs: datasets.Dataset) -> Callable[[int], list[bytes]]:
 
     def read(row: int) -> list[bytes]:
         cells = [cell for column in rows[row].columns for cell in column.to_pylist()]
-        entries = [entry for cell in cells for entry in (cell if isinstance(cell, list) else [cell]) if entry]
-        return [_read_entry(entry) for entry in entries]
+        return [_read_entry(entry) for cell in cells for entry in (cell if isinstance(cell, list) else [cell])]
 
     return read
 
 
-def _read_entry(entry: Mapping[str, Any]) -> bytes:
+def _read_entry(entry: Mapping[str, Any] | None) -> bytes:
     """Return an image file; empty if the row has none, which decoding reports later."""
+    if entry is None:
+        return b""
     if entry["bytes"] is None and entry["path"] is not None:
         return Path(entry["path"]).read_bytes()
     return entry["bytes"] or b""

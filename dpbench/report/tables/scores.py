@@ -218,6 +218,8 @@ def notes_of(comparison: Comparison, unpruned: Mapping[str, float], like_random:
     yield f"Protocol: {describe(comparison.cell, without=('dtype', 'limit'))}."
     if unpruned:
         yield "Retention: mean over benchmarks of score / score of none, in percent."
+        if zero := [tasks.ALL[name].title for name, score in unpruned.items() if not score]:
+            yield f"Retention leaves out {', '.join(zero)}: none scores 0 there."
     else:
         yield "No retention: this run has no cell of method none."
     if like_random:

@@ -52,6 +52,18 @@ def test_retention_is_the_mean_over_benchmarks_of_score_by_unpruned_score() -> N
     assert rows["grid"] == 100  # over the one benchmark it has
 
 
+def test_a_benchmark_that_the_unpruned_model_cannot_do_is_left_out_of_retention_and_named() -> None:
+    rows = [
+        ("none", None, "pope", 80.0),
+        ("none", None, "gqa", 0.0),
+        ("grid", 8, "pope", 40.0),
+        ("grid", 8, "gqa", 9.0),
+    ]
+    section = table([make_record(*row) for row in rows])
+    assert section.frame[RETENTION].tolist() == [100, 50]
+    assert "Retention leaves out GQA: none scores 0 there." in section.notes
+
+
 def test_a_retention_of_nothing_is_nothing() -> None:
     assert comparison.retention({"pope": 50.0}, {}) is None
     assert comparison.retention({"pope": 50.0}, {"pope": 0.0}) is None
