@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 
 from dpbench.errors import ConfigError
+
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EIO})
+"""What file systems answer that cannot lock a file."""
+_REMEDY = "give --out on a local disk, with a copy of this folder to go on with it"
 
 
 class BusyError(ConfigError):
@@ -27,6 +34,43 @@ class BusyError(ConfigError):
         super().__init__(f"{folder}: another dpbench is running there{holder}; wait for it or give another --out")
 
 
+class NoLocksError(ConfigError):
+    """A file system has no locks.
+
+    Args:
+        folder: the folder that could not be locked.
+        reason: what the operating system says.
+        remedy: how to use another folder.
+    """
+
+    def __init__(self, folder: Path, reason: str, remedy: str) -> None:
+        super().__init__(
+            f"{folder}: its file system cannot lock files ({reason}), and without locks two could write there "
+            f"at once; {remedy}, or have locks turned on (NFS: start its lock service, or mount it with local_lock=all)"
+        )
+
+
+@contextmanager
+def explain_missing_locks(folder: Path, remedy: str) -> Iterator[None]:
+    """Turn the error of a file system without locks inside the block into one sentence.
+
+    Args:
+        folder: where the block locks files.
+        remedy: how to use another folder.
+
+    Raises:
+        NoLocksError: the folder's file system has no locks.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise NoLocksError(folder, error.strerror or str(error), remedy) from None
+    except NotImplementedError as error:  # earlier versions of filelock in place of ENOSYS
+        raise NoLocksError(folder, str(error), remedy) from None
+
+
 def take(path: Path, *, seconds: float) -> FileLock:
     """Take a lock and write its holder into the file. It is free again once released or garbage collected.
 
@@ -36,12 +80,17 @@ def take(path: Path, *, seconds: float) -> FileLock:
 
     Raises:
         BusyError: another process holds it.
+        NoLocksError: the file system has none.
     """
     lock = FileLock(path, timeout=seconds)
     try:
-        lock.acquire()
+        with explain_missing_locks(path.parent, _REMEDY), warnings.catch_warnings(action="ignore"):
+            lock.acquire()
     except Timeout:
         raise BusyError(path.parent, holder(path)) from None
+    if isinstance(lock, SoftFileLock):  # filelock's stand-in, with a warning; a dead process would hold it for ever
+        lock.release()
+        raise NoLocksError(path.parent, os.strerror(errno.ENOSYS), _REMEDY)
     # Written in place: replacing the file would leave the lock on the old one. Only people read it, so an error of
     # the disk must not stop the run.
     with suppress(OSError):

@@ -1,5 +1,7 @@
 """Two processes on one run folder: the second waits or says who holds it, and the dead hold nothing."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -17,6 +19,7 @@ from dpbench.errors import ConfigError
 from dpbench.evaluation import merging
 from dpbench.evaluation.sharding import WHOLE, Shard, hold_folder
 from dpbench.storage import locks
+from dpbench.tasks import lmms_eval_adapter
 
 HOLD = (
     "import sys\nfrom pathlib import Path\nfrom dpbench.evaluation.sharding import Shard, hold_folder\n"
@@ -79,6 +82,36 @@ def test_a_lock_whose_file_says_nothing_is_still_a_lock(tmp_path: Path) -> None:
             (tmp_path / "run.lock").write_text(text)
             with pytest.raises(ConfigError, match="another dpbench is running there; wait for it"):
                 locks.take(tmp_path / "run.lock", seconds=0)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO], ids=errno.errorcode.get)
+def test_a_file_system_without_locks_is_named_with_a_way_on(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS without its lock service has none; a soft lock in its place would stay behind a dead process."""
+
+    def no_lock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", no_lock)
+    sentence = rf"{tmp_path}: its file system cannot lock files \({os.strerror(number)}\).*give --out on a local disk"
+    with pytest.raises(ConfigError, match=sentence):
+        locks.take(tmp_path / "run.lock", seconds=0)
+    for shard in (WHOLE, Shard(0, 2)):
+        with pytest.raises(locks.NoLocksError), hold_folder(tmp_path, shard, notify=lambda _: pytest.fail("it waits")):
+            pass
+    monkeypatch.undo()
+    with hold_folder(tmp_path):
+        pass  # nothing is left behind
+
+
+def test_a_cache_of_datasets_without_locks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_lock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_lock)
+    with pytest.raises(locks.NoLocksError, match=r"cannot lock files .*set HF_DATASETS_CACHE to a folder on a local"):
+        lmms_eval_adapter.build("pope", TOY_DATA, limit=2)
 
 
 def test_shards_run_side_by_side_and_the_same_one_does_not(tmp_path: Path) -> None:
