@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from PIL.Image import Image
+from PIL.Image import Image, Resampling
 from PIL.Image import new as new_image
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList
@@ -140,6 +140,11 @@ class Backbone(ABC):
                 f"tokenizer calls {token!r} and its conversation does not contain once; give the tokenizer that "
                 "belongs to the weights"
             )
+
+    @property
+    def resample(self) -> Resampling:
+        """Return the processor's own filter, for images that are made smaller before it sees them."""
+        return Resampling(int(self.processor.image_processor.resample))
 
     def require_equal(self, setting: str, value: Any, expected: Any) -> None:
         """Refuse a setting of the model or its processor that would make it read images in another way.

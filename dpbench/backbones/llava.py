@@ -40,7 +40,9 @@ class Llava(Backbone):
         settings = {}
         if grids is not None:
             sizes = map(self.tower.pixel_size, grids)
-            images = [self._square(image).resize(size) for image, size in zip(images, sizes, strict=True)]
+            images = [
+                self._square(image).resize(size, self.resample) for image, size in zip(images, sizes, strict=True)
+            ]
             settings = {"do_resize": False, "do_center_crop": False, **({"do_pad": False} if self.pads else {})}
         values = self.processor.image_processor(list(images), return_tensors="pt", **settings)["pixel_values"]
         counts = [height * width for height, width in grids or [self.grid(image) for image in images]]

@@ -75,7 +75,7 @@ class LlavaNext(Backbone):
             do_resize=False, do_center_crop=False, image_mean=theirs.image_mean, image_std=theirs.image_std
         )
         sizes = map(self.tower.pixel_size, grids)
-        views = [image.convert("RGB").resize(size) for image, size in zip(images, sizes, strict=True)]
+        views = [image.convert("RGB").resize(size, self.resample) for image, size in zip(images, sizes, strict=True)]
         return [
             Pixels(plain(view, return_tensors="pt")["pixel_values"], height * width + 1)
             for view, (height, width) in zip(views, grids, strict=True)

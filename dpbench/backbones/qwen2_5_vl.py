@@ -65,7 +65,7 @@ class Qwen25VL(Backbone):
         settings, step = {}, self.tower.patch_size * self.merge
         if grids is not None:
             images = [
-                image.convert("RGB").resize((width * step, height * step))
+                image.convert("RGB").resize((width * step, height * step), self.resample)
                 for image, (height, width) in zip(images, grids, strict=True)
             ]
             settings = {"do_resize": False}
