@@ -12,8 +12,9 @@ Differs:           ties go to the earlier token or crop (upstream leaves them to
                    float16); a crop that unpadding or a small N leaves empty takes part in nothing.
 LLaVA-NeXT:        one budget over all views, and the tiles laid out as one unpadded map before the runs are cut, as
                    upstream.
-Qwen2.5-VL:        each token is ranked by its own score and the span is the image's (upstream's scores stay in window
-                   order and its span starts one early, so a survivor is not the token that was scored).
+Qwen2.5-VL:        each token is ranked by its own score; with `parity=true` tokens in raster order are ranked by the
+                   scores in the tower's window order, as upstream. The span is the image's either way (upstream's
+                   starts one early: the token before the image can be dropped, the image's last one is never).
 
 The variance hardly matters: scaled by its own mean it multiplies the score of every crop by 1 + 0.09 v / (v + 1e-6), a
 constant unless a crop's tokens are orthogonal.
@@ -29,6 +30,9 @@ from torch import Tensor
 from dpbench.errors import ConfigError, UnsupportedError
 from dpbench.method import Method, Reduction, VisualTokens
 
+WINDOW = 4
+"""Tokens along a window's side in Qwen2.5-VL's tower: 112 pixels, 28 a token."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HoloV(Method):
@@ -38,8 +42,9 @@ class HoloV(Method):
     variance_weight: weight of the similarity variance in a crop's score, lambda. Default 0.09.
     attention_scale: factor on attention in a crop's score. Default 1000.
     eps: keeps norms, variances and weights away from zero. Default 1e-6.
-    parity: lose quotas larger than their crop to zero rows, as the official code does; false gives these rows to the
-        most attended tokens left. Default true: otherwise more real tokens are kept than in the original's budget.
+    parity: default None: quotas larger than their crop are lost to zero rows, as in the official code; otherwise more
+        real tokens are kept than in the original's budget. false gives these rows to the most attended tokens left.
+        true is None, and Qwen2.5-VL's scores in window order for tokens in raster order, as in the official code.
     """
 
     anyres = "global"
@@ -49,12 +54,12 @@ class HoloV(Method):
     variance_weight: float = 0.09
     attention_scale: float = 1000.0
     eps: float = 1e-6
-    parity: bool = True
+    parity: bool | None = None
 
     def __post_init__(self) -> None:
         if self.num_crops is not None and self.num_crops < 1:
             raise ConfigError(f"HoloV needs num_crops >= 1, got {self.num_crops}")
-        if self.parity and self.positions == "original":
+        if self.parity is not False and self.positions == "original":
             raise ConfigError("HoloV's zero rows have no original position; use parity=false or positions=compact")
 
     def needs(self, provides: frozenset[str]) -> frozenset[str]:
@@ -67,6 +72,8 @@ class HoloV(Method):
     def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
         """Weigh the crops, split the budget over them, fill each quota by attention."""
         attention_N = patch_attention(visual)
+        if self.parity and not visual.cls_attention:
+            attention_N = attention_N[window_order(visual.row_N, visual.col_N)]
         crops = cut_crops(visual.slot_N, self.num_crops or default_crops(visual, keep))
         attention_PM = attention_N[crops.index_PM].masked_fill(~crops.real_PM, 0.0)
         embeds_PMD = visual.embeds_ND.index_select(0, crops.index_PM.flatten()).unflatten(0, crops.index_PM.shape)
@@ -74,7 +81,7 @@ class HoloV(Method):
         relevance_P = crop_relevance(attention_PM, crops, self.attention_scale)
         scores_P = crop_scores(relevance_P, crop_mean(variance_PM, crops), weight=self.variance_weight, eps=self.eps)
         quota_P = crop_quotas(crop_weights(scores_P, self.eps), keep)
-        if not self.parity:
+        if self.parity is False:
             quota_P = share_overflow(quota_P, attention_PM, crops, keep)
         indices_K = fill_quotas(quota_P, attention_PM, crops, keep)
         return Reduction(indices_K, embeds_KD=rows_or_zeros(visual.embeds_ND, indices_K), scores_N=attention_N)
@@ -101,6 +108,12 @@ def patch_attention(visual: VisualTokens) -> Tensor:
         return visual.cls_attention[max(visual.cls_attention)].float().mean(0)
     assert visual.received_attention_N is not None, "asked for in needs"
     return visual.received_attention_N.float()
+
+
+def window_order(row_N: Tensor, col_N: Tensor) -> Tensor:
+    """Return the tokens in the order of Qwen2.5-VL's tower: window by window, each in raster order, int64 (N,)."""
+    window_N = (row_N // WINDOW) * (col_N.max() + 1) + col_N // WINDOW
+    return torch.argsort(window_N, stable=True)
 
 
 def default_crops(visual: VisualTokens, keep: int) -> int:
@@ -145,13 +158,14 @@ def similarity_variance(embeds_PMD: Tensor, real_PM: Tensor, eps: float) -> Tens
     products_PMM = embeds_PMD @ embeds_PMD.mT
     norm_PM = products_PMM.diagonal(dim1=-2, dim2=-1).sqrt() + eps
     cosine_PMM = products_PMM / norm_PM[:, :, None] / norm_PM[:, None, :]
-    real_PMM = real_PM[:, :, None] & real_PM[:, None, :]
-    itself_MM = torch.eye(real_PM.shape[1], dtype=torch.bool, device=real_PM.device)
-    cosine_PMM = cosine_PMM.masked_fill(itself_MM | ~real_PMM, 0.0)
+    cosine_PMM = cosine_PMM * (real_PM[:, :, None] & real_PM[:, None, :])
+    cosine_PMM.diagonal(dim1=-2, dim2=-1).zero_()
     others_P1 = (real_PM.sum(-1, keepdim=True) - 1).clamp(min=1)
     mean_PM = cosine_PMM.sum(-1) / others_P1
-    squares_PMM = (cosine_PMM - mean_PM[:, :, None]).square().masked_fill(~real_PMM, 0.0)
-    return squares_PMM.sum(-1) / others_P1
+    squares_PM = torch.linalg.vector_norm(cosine_PMM, dim=-1).square()
+    # sum of (c - m)^2 over n terms of which one is 0 and the others add up to (n - 1) m
+    variance_PM: Tensor = squares_PM / others_P1 - mean_PM.square() * (others_P1 - 1) / others_P1
+    return variance_PM.clamp(min=0) * real_PM
 
 
 def crop_relevance(attention_PM: Tensor, crops: Crops, scale: float) -> Tensor:

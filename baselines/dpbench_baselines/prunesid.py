@@ -18,7 +18,7 @@ LLaVA-NeXT:        views share the budget equally, the remainder is unused; fewe
                    rows. Base view, then the tiles' tokens along the canvas, then the tiles' CLS rows. Upstream hands
                    the places of a tile's tokens, in raster order, to the tokens in group order, so that few stand where
                    they lie, and lets padding take part; here each has its own place and what unpadding drops takes no
-                   part, unless `parity` (dpbench's LLM reads no padding either way).
+                   part, unless `parity`: then what is kept of it is read and counted, as upstream.
 
 Shape letters: V views, N visual tokens of a view, C features, S and L the smaller and larger of N and C, G groups,
 K rows kept, T tiles.
@@ -35,6 +35,7 @@ from torch import Tensor
 
 from dpbench.errors import ConfigError, UnsupportedError
 from dpbench.method import Method, Reduction, VisualTokens
+from dpbench_baselines.tile_canvas import canvas_order, padded_places
 
 PANEL = 64
 """Rows of the similarity matrix computed at once."""
@@ -57,7 +58,7 @@ class PruneSID(Method):
     cap_tokens: see cap. Default 64.
     order: rows group by group, or in raster order. Default "group"; tiles always lie along the canvas.
     raster_above: without CLS, more rows than this are in raster order anyway. Default 150.
-    parity: LLaVA-NeXT's misplaced tokens and padding, as in the published numbers. Default false.
+    parity: LLaVA-NeXT's misplaced tokens, and padding ranked and read, as in the published numbers. Default false.
     """
 
     anyres = "own"
@@ -127,9 +128,12 @@ class PruneSID(Method):
         ids_VK = self.choose(views, loadings_VNG, scores_VN, keep // used)
         ids_VK = ids_VK + size * torch.arange(used, device=ids_VK.device)[:, None]
         base_K = ids_VK[0].sort().values if self.order == "raster" else ids_VK[0]
-        tiles_M = canvas_order(ids_VK[1:], visual.slot_N, misplace=self.parity)
+        place_N = padded_places(visual, len(visual.cls_hidden_VC) - 1) if self.parity else visual.slot_N
+        tiles_M = canvas_order(ids_VK[1:], place_N, misplace=self.parity)
         no_token_V = torch.full((used,), -1, device=ids_VK.device)
-        indices_K = torch.cat([no_token_V[:1], base_K, tiles_M, no_token_V[1:]])
+        # with `parity` a row of padding counts as one that is no token, so that the LLM reads it
+        tokens_N = torch.arange(len(visual), device=ids_VK.device).masked_fill(~visual.read_N & self.parity, -1)
+        indices_K = torch.cat([no_token_V[:1], tokens_N[base_K], tokens_N[tiles_M], no_token_V[1:]])
         hidden_KC = torch.cat([cls_VC[:1], hidden_NC[base_K], hidden_NC[tiles_M], cls_VC[1:]])
         return Reduction(indices_K, hidden_KC=hidden_KC, scores_N=scores_N)
 
@@ -343,15 +347,3 @@ def fill_budgets(group_VN: Tensor, kept_VN: Tensor, budgets_VG: Tensor, slots: i
     budgets_VG = torch.nn.functional.pad(budgets_VG, (0, 1))
     passed_VN = rank_VN >= budgets_VG.gather(1, group_VN)
     return order_VN.gather(1, torch.argsort(passed_VN.to(torch.uint8), dim=1, stable=True)[:, :slots])
-
-
-def canvas_order(ids_TK: Tensor, slot_N: Tensor, *, misplace: bool) -> Tensor:
-    """Return the tiles' tokens in the order in which the unpruned LLM reads them, int64 (T * K,).
-
-    Args:
-        ids_TK: int64, each tile's tokens in group order; T may be 0.
-        slot_N: int64, place of every token of the image in that order.
-        misplace: hand the places of a tile's tokens, in raster order, to its tokens in group order.
-    """
-    places_TK = ids_TK.sort().values if misplace else ids_TK
-    return ids_TK.flatten()[torch.argsort(slot_N.to(ids_TK.device)[places_TK].flatten(), stable=True)]

@@ -15,7 +15,8 @@ Differs:           ties go to the earlier token; float32 throughout; of the call
                    published splits 54+10, 108+20, 162+30, 27+5) unless `contextual` says otherwise.
 LLaVA-NeXT:        views share the budget equally, the remainder is unused. Base view as above, then the tiles' patches
                    along the canvas, the tiles' CLS rows, the tiles' merged rows. Upstream neither unpads nor leaves
-                   padding out; here padding takes no part (`parity`: it does, but what is kept of it is not read).
+                   padding out; here padding takes no part, unless `parity`: then it is ranked, read and counted, in
+                   its place on the canvas.
 
 Shape letters: V views, N tokens of a view, C the width of the rows, K dominant tokens and M merged rows of a view, d
 the keys' width, T tiles.
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from dpbench.errors import ConfigError, UnsupportedError
 from dpbench.method import Method, Reduction, VisualTokens
+from dpbench_baselines.tile_canvas import canvas_order, padded_places
 
 SPLIT = (10, 64)
 """Of how many rows how many are merged, in all published settings."""
@@ -40,7 +42,7 @@ class VisionZip(Method):
     """Keep the most attended tokens and merge the others into a few, by their keys (VisionZip).
 
     contextual: merged rows of each view. Default None: 10 of every 64 rows.
-    parity: LLaVA-NeXT's padding is ranked and merged too, as in the published numbers. Default false.
+    parity: LLaVA-NeXT's padding is ranked, merged and read too, as in the published numbers. Default false.
     """
 
     anyres = "own"
@@ -96,9 +98,13 @@ class VisionZip(Method):
         offset_V1 = size * torch.arange(used, device=scores_N.device)[:, None]
         dominant_VK = dominant_VK + offset_V1
         no_token_VM = torch.where(no_token_VM < 0, -1, no_token_VM + offset_V1)
-        base_K, tiles_K = dominant_VK[0], canvas_order(dominant_VK[1:], visual.slot_N)
+        place_N = padded_places(visual, len(visual.cls_hidden_VC) - 1) if self.parity else visual.slot_N
+        base_K, tiles_K = dominant_VK[0], canvas_order(dominant_VK[1:], place_N)
         cls_V, cls_VC = no_token_VM.new_full((used,), -1), visual.cls_hidden_VC[:used]
-        indices = (cls_V[:1], base_K, no_token_VM[0], tiles_K, cls_V[1:], no_token_VM[1:].flatten())
+        # with `parity` a row of padding counts as one that is no token, so that the LLM reads it
+        tokens_N = torch.arange(len(visual), device=cls_V.device).masked_fill(~visual.read_N & self.parity, -1)
+        kept_tokens = (tokens_N[base_K], tokens_N[tiles_K])
+        indices = (cls_V[:1], kept_tokens[0], no_token_VM[0], kept_tokens[1], cls_V[1:], no_token_VM[1:].flatten())
         kept = (visual.hidden_NC[base_K], visual.hidden_NC[tiles_K])
         rows = (cls_VC[:1], kept[0], merged_VMC[0], kept[1], cls_VC[1:], merged_VMC[1:].flatten(0, 1))
         return Reduction(torch.cat(indices), hidden_KC=torch.cat(rows), scores_N=scores_N)
@@ -204,13 +210,3 @@ def flagged(indices_VK: Tensor, like_VN: Tensor) -> Tensor:
 def rows_at(rows_VNC: Tensor, indices_VK: Tensor) -> Tensor:
     """Return each view's rows at its indices, (V, K, C)."""
     return rows_VNC.gather(1, indices_VK[:, :, None].expand(-1, -1, rows_VNC.shape[-1]))
-
-
-def canvas_order(ids_TK: Tensor, slot_N: Tensor) -> Tensor:
-    """Return the tiles' tokens in the order in which the unpruned LLM reads them, int64 (T * K,).
-
-    Args:
-        ids_TK: int64, each tile's tokens; T may be 0.
-        slot_N: int64, place of every token of the image in that order.
-    """
-    return ids_TK.flatten()[torch.argsort(slot_N[ids_TK].flatten(), stable=True)]

@@ -20,10 +20,12 @@ from dpbench_baselines.holov import (
     rows_or_zeros,
     share_overflow,
     similarity_variance,
+    window_order,
 )
 from golden_vectors import find_vectors
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from transformers.vision_utils import get_vision_window_index
 
 from dpbench.errors import ConfigError, UnsupportedError
 from dpbench.method import Method, Reduction, VisualTokens
@@ -304,6 +306,29 @@ def test_the_gpu_keeps_the_same_tokens() -> None:
         data = visual(embeds[0].cuda(), attention[0].cuda())
         kept = HoloV(num_crops=int(vector["num_crops"])).reduce(data, int(vector["keep"])).indices_K
         assert kept.tolist() == vector["kept_idx"][0].tolist()
+
+
+@pytest.mark.parametrize("grid", [(8, 8), (10, 7), (3, 13)])
+def test_windows_are_those_of_the_qwen_tower(grid: tuple[int, int]) -> None:
+    index = torch.arange(grid[0] * grid[1])
+    order, _ = get_vision_window_index(torch.tensor([[1, 2 * grid[0], 2 * grid[1]]]), 2, 112, 14)
+    assert torch.equal(window_order(index // grid[1], index % grid[1]), order)
+
+
+def test_on_qwen_parity_ranks_raster_tokens_by_scores_in_window_order() -> None:
+    embeds, attention = noise(60)
+    index = torch.arange(60)
+    data = replace(visual(embeds, attention, cls=False), row_N=index // 10, col_N=index % 10)
+    scores = {parity: HoloV(parity=parity).reduce(data, 20).scores_N for parity in (None, True, False)}
+    own, upstream = scores[None], scores[True]
+    assert own is not None
+    assert upstream is not None
+    assert torch.equal(own, attention)
+    # window order: 0 1 2 3, 10 11 12 13, ...; the fifth token in raster order gets the score of token 10
+    assert torch.equal(upstream[:6], attention[[0, 1, 2, 3, 10, 11]])
+    shifted = HoloV().reduce(replace(data, received_attention_N=upstream), 20).indices_K
+    assert torch.equal(HoloV(parity=True).reduce(data, 20).indices_K, shifted)
+    assert not torch.equal(HoloV().reduce(data, 20).indices_K, shifted)
 
 
 def test_zero_rows_stand_for_no_token() -> None:

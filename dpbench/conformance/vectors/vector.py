@@ -99,7 +99,7 @@ class Vector:
 
 
 def configure(method: Method, vector: Vector, **settings: object) -> Method:
-    """Return the method with a vector's hyper-parameters, and with `parity` on if it has that field.
+    """Return the method with a vector's hyper-parameters, and with `parity` on if it has it, or left at None.
 
     Args:
         method: the other fields keep its values.
@@ -114,7 +114,8 @@ def configure(method: Method, vector: Vector, **settings: object) -> Method:
     for name in values:
         if name not in field_names:
             raise ConfigError(f"the vector needs {type(method).__name__} to have a parameter {name!r}")
-    parity: dict[str, Any] = {"parity": True} if "parity" in field_names else {}
+    defaults = {field.name: field.default for field in fields(method) if field.name == "parity"}
+    parity: dict[str, Any] = {name: None if default is None else True for name, default in defaults.items()}
     return replace(method, **parity | values)
 
 

@@ -1,0 +1,116 @@
+"""The selection rules as their papers' codes carry them out: loops and full matrices, for timing beside dpbench's.
+
+Written from descriptions of the official codes, which are not copied here. Each function selects from one image and
+takes what the method reads; they serve for timing only.
+
+Shape letters: N visual tokens, V views, H attention heads, D the tokens' width, d the keys' width, K rows kept.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dpbench.method import VisualTokens
+
+
+def holov(visual: VisualTokens, keep: int, num_crops: int = 16) -> Tensor:
+    """Return HoloV's tokens: crop by crop a variance, a score, a quota, and a topk."""
+    attention_N = visual.cls_attention[max(visual.cls_attention)].mean(0)
+    order_N = visual.slot_N.argsort(stable=True)
+    features, attention = visual.embeds_ND[order_N], attention_N[order_N]
+    sizes = [len(features) // num_crops + (crop < len(features) % num_crops) for crop in range(num_crops)]
+    crops = list(zip(features.split(sizes), attention.split(sizes), strict=True))
+    scores = torch.stack([_crop_score(rows, weights) for rows, weights in crops])
+    shares = scores / (scores.sum() + 1e-6)
+    quotas = (shares * keep).floor().long()
+    left = keep - int(quotas.sum().item())
+    for crop in shares.topk(min(left, num_crops)).indices.tolist():
+        quotas[crop] += 1
+    kept, start = [], 0
+    for quota, size in zip(quotas.tolist(), sizes, strict=True):
+        part = attention[start : start + size]
+        best = torch.arange(size, device=part.device) if quota >= size else part.topk(quota).indices
+        kept.append(order_N[start + best])
+        start += size
+    return torch.cat(kept)
+
+
+def _crop_score(rows_nD: Tensor, attention_n: Tensor) -> Tensor:
+    """Return HoloV's score of one crop of at least two tokens: its attention and the variance of its similarities."""
+    others = len(rows_nD) - 1
+    units_nD = rows_nD / (rows_nD.norm(dim=-1, keepdim=True) + 1e-6)
+    cosine_nn = (units_nD @ units_nD.T) * (1 - torch.eye(len(rows_nD), device=rows_nD.device))
+    mean_n1 = cosine_nn.sum(-1, keepdim=True) / others
+    variance_n = ((cosine_nn - mean_n1) ** 2).sum(-1) / others
+    scaled_n = attention_n * 1000
+    gamma = scaled_n.abs().mean() / (variance_n.abs().mean() + 1e-6)
+    return (scaled_n + 0.09 * gamma * variance_n).mean()
+
+
+def visionzip(visual: VisualTokens, keep: int) -> Tensor:
+    """Return VisionZip's rows before the projector, each view's CLS and dominant rows first, then its merged ones."""
+    assert visual.cls_hidden_VC is not None
+    assert visual.keys_Nd is not None
+    num_views = len(visual.cls_hidden_VC)
+    contextual = round(keep // num_views * 10 / 64)
+    dominant = keep // num_views - contextual
+    attention_VN = visual.cls_attention[max(visual.cls_attention)].sum(0).unflatten(0, (num_views, -1))
+    hidden_VNC = torch.cat([visual.cls_hidden_VC[:, None], visual.hidden_NC.unflatten(0, (num_views, -1))], 1)
+    keys_VNd = visual.keys_Nd.unflatten(0, (num_views, -1))
+    keys_VNd = torch.cat([keys_VNd[:, :1], keys_VNd], 1)
+    top = attention_VN.topk(dominant - 1, dim=1).indices + 1
+    mask = torch.ones(hidden_VNC.shape[:2], dtype=torch.bool, device=top.device)
+    mask = mask.scatter(1, torch.cat([torch.zeros_like(top[:, :1]), top], 1), False)
+    kept = hidden_VNC.masked_select(~mask[:, :, None]).view(num_views, dominant, -1)
+    keys = keys_VNd.masked_select(mask[:, :, None]).view(num_views, -1, keys_VNd.shape[-1])
+    rest = hidden_VNC.masked_select(mask[:, :, None]).view(num_views, -1, hidden_VNC.shape[-1])
+    keys = keys / keys.norm(dim=-1, keepdim=True)
+    step = max(1, keys.shape[1] // contextual)
+    targets = torch.arange(0, keys.shape[1], step, device=keys.device)[:contextual]
+    others = ~torch.isin(torch.arange(keys.shape[1], device=keys.device), targets)
+    nearest = (keys[:, others] @ keys[:, targets].mT).argmax(-1)
+    joins = torch.nn.functional.one_hot(nearest, contextual).to(rest.dtype)
+    means = (joins.mT @ rest[:, others]) / joins.sum(1).clamp(min=1)[:, :, None]
+    return torch.cat([kept, rest[:, targets] + means], 1)
+
+
+def hired(visual: VisualTokens, keep: int, alpha: float = 0.5) -> Tensor:
+    """Return HiRED's tokens: the base view's half by the select layer, the tiles' shares by the first layer's bands."""
+    scores_N = visual.cls_attention[max(visual.cls_attention)].sum(0)
+    num_views = len(visual.cls_attention[0][0]) // _view_size(visual)
+    if num_views == 1:
+        return scores_N.topk(keep).indices.sort().values
+    scores_VN = scores_N.unflatten(0, (num_views, -1))
+    num = scores_VN.shape[1]
+    base = min(int(keep * alpha), num)
+    rest, marked = min(keep - base, (num_views - 1) * num), int(num * (1 - alpha))
+    mask_VN = torch.zeros_like(scores_VN, dtype=torch.bool)
+    mask_VN[0, scores_VN[0].topk(base).indices] = True
+    flags = torch.zeros(num, device=scores_N.device)
+    flags[visual.cls_attention[0].sum(0)[:num].topk(marked).indices] = 1
+    counts = flags.view(num_views - 1, -1).sum(1)
+    budgets = (counts / counts.sum() * rest).long().clamp(max=num)
+    for tile, budget in enumerate(budgets.tolist(), start=1):
+        mask_VN[tile, scores_VN[tile].topk(budget).indices] = True
+    indices_K = mask_VN.flatten().nonzero()[:, 0]
+    return indices_K[visual.slot_N[indices_K].argsort()]
+
+
+def _view_size(visual: VisualTokens) -> int:
+    """Return how many tokens each view of the image has."""
+    return int((visual.view_N == 0).sum())
+
+
+def divprune(visual: VisualTokens, keep: int) -> Tensor:
+    """Return DivPrune's tokens: each step gathers the distances to all picks so far and takes the farthest token."""
+    units_ND = visual.embeds_ND / visual.embeds_ND.norm(dim=-1, keepdim=True)
+    distance_NN = 1 - units_ND @ units_ND.T
+    picks = [distance_NN.topk(2, dim=0, largest=False).values[1].argmax()]
+    while len(picks) < keep:
+        picks.append(distance_NN[torch.stack(picks)].min(0).values.argmax())
+    return torch.stack(picks).sort().values
+
+
+RULES = {"holov": holov, "visionzip": visionzip, "hired": hired, "divprune": divprune}
+"""Method -> its official rule."""
