@@ -115,9 +115,8 @@ def training_batches(
     indices = (step_indices(subset, seed=seed, step=step, batch_size=batch_size)[rank::world] for step in steps)
     batches = read_batches(source, indices, num_workers=num_workers, broken=broken, check=check)
     for step, examples in enumerate(batches, first_step):
-        yield (
-            _choose_captions(examples, seed, step, slice(rank, batch_size, world)) if caption == "random" else examples
-        )
+        places = slice(rank, batch_size, world)
+        yield examples if caption == "first" else _choose_captions(examples, seed, step, places)
 
 
 def _choose_captions(examples: list[Example], seed: int, step: int, places: slice) -> list[Example]:

@@ -42,11 +42,8 @@ def find_readable(
     """
     share = indices[accelerator.process_index :: accelerator.num_processes]
     own, broken = Broken(), Broken()
-    one_by_one = read_batches(
-        source, [share[i : i + 1] for i in range(len(share))], num_workers=num_workers, broken=own
-    )
-    readable = [index for index, examples in zip(share.tolist(), one_by_one, strict=True) if examples]
-    readable = gather_object(readable)
+    one_by_one = read_batches(source, share[:, None], num_workers=num_workers, broken=own, check=check)
+    readable = gather_object([index for index, examples in zip(share, one_by_one, strict=True) if examples])
     own.share(broken)
     if not readable:
         raise ConfigError(

@@ -67,9 +67,7 @@ class TarSource:
         with reading(f"{images[0].shard} member {images[0].name}"):
             if len(images) > 1:
                 names = ", ".join(PurePosixPath(image.name).name for image in images)
-                raise ValueError(
-                    f"it is one of several images with the same key ({names}): a key ends at the first dot"
-                )
+                raise ValueError(f"several images have the same key, which ends at the first dot: {names}")
             return decode(images[0].read(), _captions(texts))
 
 

@@ -31,9 +31,10 @@ def check(recipe: Recipe, out: Path, *, is_resumed: bool) -> None:
     stored, settings = resume.read_recipe(out), recipe.model_dump(mode="json")
     for name, value in settings.items():
         # what an older checkpoint does not have was as by default
-        if name not in MACHINE_SETTINGS and stored.get(name, Recipe.model_fields[name].default) != value:
+        before = stored.get(name, Recipe.model_fields[name].default)
+        if name not in MACHINE_SETTINGS and before != value:
             raise ConfigError(
-                f"--resume: {out} was begun with {name} = {stored.get(name)}, now it is {value}; "
+                f"--resume: {out} was begun with {name} = {before}, now it is {value}; "
                 "give the same settings, or another --out"
             )
 

@@ -9,11 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from safetensors import SafetensorError
 from small_training import log_rows, progress_of, result_of, small_command, train_small
@@ -145,6 +146,74 @@ def test_a_reader_process_survives_the_signal_that_stops_the_training(number: si
     assert reader.pid is not None
     os.kill(reader.pid, number)
     assert [len(batch) for batch in examples] == [1] * 11
+
+
+KILLED_READING = """
+import os, sys
+from multiprocessing import active_children
+import numpy as np
+from PIL import Image
+from dpbench.diffprune.broken import Broken
+from dpbench.diffprune.data import read_batches
+from dpbench.diffprune.example import Example
+
+class Large:
+    def __len__(self): return 1000
+    def __getitem__(self, index): return Example(Image.new("RGB", (800, 800)), "a")
+
+examples = read_batches(Large(), [np.array([index]) for index in range(1000)], num_workers=3, broken=Broken())
+next(examples)
+print(*[reader.pid for reader in active_children()], flush=True)
+sys.stdin.read()
+"""
+
+
+def are_gone(numbers: Iterable[int], seconds: float = 60) -> bool:
+    """Wait until none of the processes runs; one that has ended may wait for ever to be collected by its parent."""
+    end = time.monotonic() + seconds
+    while running := [number for number in numbers if is_running(number)]:
+        if time.monotonic() > end:
+            for number in running:
+                os.kill(number, signal.SIGKILL)
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def is_running(number: int) -> bool:
+    try:
+        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize("signalled", [False, True])
+def test_readers_end_with_a_killed_training(signalled: bool) -> None:
+    """They wait for the pipe, which is full: nobody reads it any more. The first SIGTERM must not keep them."""
+    command = [sys.executable, "-c", KILLED_READING]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as training:
+        assert training.stdout is not None
+        readers = [int(number) for number in training.stdout.readline().split()]
+        assert len(readers) == 3
+        assert all(map(is_running, readers))
+        for reader in readers if signalled else ():
+            os.kill(reader, signal.SIGTERM)
+        training.kill()
+    assert are_gone(readers)
+
+
+@pytest.mark.slow
+def test_a_killed_training_leaves_no_process(tmp_path: Path) -> None:
+    arguments = small_command(tmp_path / "killed", steps=1000, validate_every=1000, num_workers=3)
+    with subprocess.Popen([sys.executable, "-m", "dpbench", *arguments], stderr=subprocess.DEVNULL) as training:
+        log = tmp_path / "killed" / "log.jsonl"
+        while not log.is_file() or log.read_text().count('"loss"') < 2:
+            assert training.poll() is None
+            time.sleep(0.05)
+        children = [child.pid for child in psutil.Process(training.pid).children(recursive=True)]
+        training.kill()
+    assert len(children) >= 3
+    assert are_gone(children)
 
 
 @pytest.mark.slow
