@@ -31,7 +31,7 @@ TEXTS = {
     "cycle.yaml": "name: m\nbackbone: &a [*a]\n",
     "deep.yaml": "name: " + "[" * 5000,
     "object.yaml": "name: !!python/object/apply:os.system ['touch pwned']\n",
-    "date.yaml": "name: 2024-99-99\n",
+    "date.yaml": "name: !!timestamp 2024-99-99\n",
     "alias.yaml": "name: *nobody\n",
     "key.yaml": f"{GOOD}taks: [pope]\n",
     "inner_key.yaml": f"{GOOD}protocol: {{promt: default}}\n",
@@ -151,6 +151,7 @@ def pictures() -> dict[str, bytes]:
         "1x1.png": encoded(Image.new("RGB", (1, 1), red)),
         "wide.png": encoded(Image.new("RGB", (20_000, 20), red)),
         "tall.png": encoded(Image.new("RGB", (20, 20_000), red)),
+        "long.png": encoded(Image.new("RGB", (2000, 2), red)),
         "animated.gif": encoded(plain.convert("P"), "GIF", save_all=True, append_images=[second]),
         "mein bild ü.png": encoded(plain),
         "cut.png": encoded(plain)[:3000],
@@ -162,6 +163,8 @@ def pictures() -> dict[str, bytes]:
 
 
 BROKEN_PICTURES = ("cut.png", "cut.jpg", "zero.png", "text.png", "bomb.png")
+TOO_LONG_PICTURES = ("wide.png", "tall.png")
+"""Padded to a square they would take 5 GiB."""
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:

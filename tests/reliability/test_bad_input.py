@@ -91,7 +91,7 @@ LINES = {
     f"{FASTV} --param layr=3": "method 'fastv' has no parameter 'layr'; did you mean 'layer'?",
     f"{FASTV} --param layer=two": "fastv.layer: Input should be a valid integer",
     f"{FASTV} --param layer=-1": "fastv needs layer >= 1",
-    f"{FASTV} --param layer=2024-99-99": "the value of 'layer' is not YAML",
+    f"{FASTV} --param layer=[": "the value of 'layer' is not YAML",
     f"{FASTV} --param =3": "'=3' is not of the form name=value",
     f"{GRID} --keep 16 --batch-size ²": "protocol.batch_size: must be auto or a whole number, at least 1, got '²'",
     f"{GRID} --keep 16 --feature-cache lots": "--feature-cache: 'lots' is not a size",
@@ -382,17 +382,29 @@ def test_unicode_and_spaces_in_paths_work(
     assert (tmp_path / "aus gabe ü" / "m" / "records.jsonl").is_file()
 
 
-ODD = sorted(set(bad_files.pictures()) - set(bad_files.BROKEN_PICTURES))
+ODD = sorted(set(bad_files.pictures()) - {*bad_files.BROKEN_PICTURES, *bad_files.TOO_LONG_PICTURES})
 
 
 @pytest.mark.parametrize("name", ODD)
 def test_odd_images_are_drawn(
     name: str, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """CMYK, 16 bits, a palette, one pixel, 20,000 x 20, the first picture of an animation: all are pictures."""
+    """CMYK, 16 bits, a palette, one pixel, 2,000 x 2, the first picture of an animation: all are pictures."""
     out = tmp_path / "aus gabe ü.png"
     line = ["visualize", str(shelf / "images" / name), "--method", "grid", "--keep", "16", "--show", "kept"]
     monkeypatch.setattr(sys, "argv", ["dpbench", *line, "--out", str(out)])
     commands.app(standalone_mode=False)
     with Image.open(out) as drawn:
         assert min(drawn.size) > 50
+
+
+@pytest.mark.parametrize("name", bad_files.TOO_LONG_PICTURES)
+def test_images_that_would_take_gigabytes_are_refused(
+    name: str, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["visualize", str(shelf / "images" / name), "--method", "grid", "--keep", "16", "--show", "kept"]
+    monkeypatch.setattr(sys, "argv", ["dpbench", *line, "--out", str(tmp_path / "out.png")])
+    with pytest.raises(SystemExit) as left:
+        commands.main()
+    assert left.value.code == 2
+    assert "is too long: preprocessing would make 20000 x 20000" in capsys.readouterr().err
