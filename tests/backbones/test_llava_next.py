@@ -457,3 +457,24 @@ def test_every_method_answers_about_a_thin_image(
     read = spliced.per_layer(model.num_layers)
     assert 0 < max(read) <= 16
     assert isinstance(answer.text, str)
+
+
+@pytest.mark.parametrize("name", ["visionzip", "prunesid"])
+def test_under_parity_padding_that_is_kept_is_read_by_the_llm_and_counted(name: str) -> None:
+    """As in the official codes: every view's share is read in full, though half of the tiles is padding."""
+    model, image = tiny(), picture(3, (100, 20))
+    rule = decision.Rule(BudgetRequest(keep=75))
+    rows, mixed = {}, {}
+    for parity in (True, False):
+        method = registry.load(name, {"parity": parity}).bind(model)
+        prompt = decision.build_unpruned_prompt(model, method, [image], QUESTION, rule)
+        features = model.encode(prompt.pixels, method.needs(model.provides))
+        assert not features[0].read_N.all(), "the picture has padding"
+        generators = [decision.image_generator(0, "test", 0)]
+        spliced = pruned_prompt.splice(model, method, prompt, features, generators, rule)
+        (decided,) = spliced.kept
+        rows[parity], mixed[parity] = int(spliced.visual_L.sum()), int((decided.indices_K < 0).sum())
+        assert spliced.per_layer(model.num_layers) == (rows[parity],) * model.num_layers
+    num_views = int(features[0].view_N.max()) + 1
+    assert rows[False] < rows[True] == num_views * (75 // model.max_views)
+    assert mixed[True] > mixed[False], "padding that is read stands as a row of its own"
