@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shutil import get_terminal_size
 from typing import Annotated
 
 import typer
@@ -34,11 +35,19 @@ def list_backbones() -> None:
 
 
 @app.command("tasks")
-def list_tasks(data_root: DataRoot = None) -> None:
+def list_tasks(
+    data_root: DataRoot = None,
+    reading: Annotated[bool, typer.Option("--reading", help="How answers are read, with examples.")] = False,
+) -> None:
     """List the benchmarks: data and whether it is there, size, metric, and what a score may be compared to."""
+    from dpbench.cli.reading_table import format_readings
     from dpbench.tasks.data.root import require_root
 
-    typer.echo(messages.format_task_table(require_root(data_root)))
+    width = get_terminal_size().columns
+    if reading:
+        typer.echo(format_readings(width))
+    else:
+        typer.echo(messages.format_task_table(require_root(data_root), width))
 
 
 @app.command("manifests")

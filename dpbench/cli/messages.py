@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from tabulate import tabulate
@@ -83,30 +84,34 @@ def format_backbone_table() -> str:
     return tabulate(rows, heads, "plain", disable_numparse=True)
 
 
-def format_task_table(data_root: Path | None) -> str:
-    """Return the benchmarks and their variants as a table, with the place of their data and whether it is present.
+def format_task_table(data_root: Path | None, width: int = 80) -> str:
+    """Return the benchmarks and their variants, with the place of their data and whether it is present.
+
+    Below each: the data set, and what a score may be compared to.
 
     Args:
         data_root: a folder with one sub-folder per repository, or None for the hub's cache.
+        width: of the terminal, in characters.
     """
-    heads = ("task", "data", "there", "split", "questions", "images", "metric", "scale", "protocol")
+    heads = ("task", "there", "split", "asked", "images", "scale", "metric")
     rows = [
         (
             name,
-            task.repository,
             "yes" if is_present(name, data_root) else "no",
             task.split,
             task.num_asked,
             task.num_images,
-            task.measure,
             task.scale,
-            task.protocol,
+            task.measure,
         )
         for name, task in tasks.ALL.items()
     ]
-    table = tabulate(rows, heads, "simple", missingval="", maxcolwidths=[None] * (len(heads) - 1) + [46])
+    head, rule, *lines = tabulate(rows, heads, "simple", missingval="").splitlines()
+    notes = [fill(f"{task.repository}: {task.protocol}", width, initial_indent="  ", subsequent_indent="  ")
+             for task in tasks.ALL.values()]  # fmt: skip
+    table = "\n".join([head, rule, *(f"{line}\n{note}" for line, note in zip(lines, notes, strict=True))])
     place = f"{data_root}/DATA" if data_root else f"the hub's cache, as {tasks.ORGANISATIONS[0]}/DATA"
-    return f"{table}\n\nData is looked for in {place}; fetch what is missing with: dpbench data pull TASK"
+    return f"{table}\n\nData is looked for in {place};\nfetch what is missing with: dpbench data pull TASK"
 
 
 def format_conformance(report: Report) -> str:

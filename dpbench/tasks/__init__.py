@@ -159,7 +159,7 @@ TASKS: Mapping[str, Task] = {
         num_images=500,
         metric="pope_f1_score",
         measure="F1, mean of 3 splits",
-        protocol="as LLaVA-1.5's 85.9; by the first word, or reading: llava; accuracy is in the record",
+        protocol="as LLaVA-1.5's 85.9, with reading: llava; accuracy is in the record",
     ),
     "scienceqa": Task(
         title="SQA",
@@ -171,7 +171,7 @@ TASKS: Mapping[str, Task] = {
         columns=("question", "choices", "hint", "answer", "image"),
         metric="exact_match",
         measure="accuracy",
-        protocol="with an image, as LLaVA-1.5's 69.5; B, (B) and The answer is B. all count",
+        protocol="with an image, as LLaVA-1.5's 69.5, with reading: llava",
     ),
     "vqav2": _VQAV2,
     "textvqa": Task(

@@ -26,7 +26,7 @@ from tenacity import RetryError
 from dpbench import tasks
 from dpbench.errors import ConfigError, DpbenchError
 from dpbench.storage.locks import explain_missing_locks
-from dpbench.tasks import scoring
+from dpbench.tasks import scoring, truth
 from dpbench.tasks.aggregators import ROTATION
 from dpbench.tasks.data.image_file import open_image
 from dpbench.tasks.data.root import data_files
@@ -201,10 +201,11 @@ def build(
         limit: number of samples, rounded up to whole groups (MME pairs, MMBench circles); None for all.
         ocr: put TextVQA's OCR tokens into the prompt.
         wording: whose prompts, "lmms-eval" or "llava"; the task's YAML has a block of each name where they differ.
-        reading: how POPE reads an answer, by its "first-word" or as "llava".
+        reading: how an answer is read, by dpbench's table of forms ("first-word") or as "llava".
 
     Raises:
         MissingError: the data is missing.
+        ConfigError: a sample has no right answer, or a group is not whole.
     """
     benchmark = tasks.find(name)
     with _quiet(), _without_download_counts(), _explained_locks(), _unwrapped():
@@ -213,6 +214,7 @@ def build(
         table = ImageTable.load(data_files(name, data_root, benchmark.images)) if benchmark.images else None
         task = PartialTask(config=config, model_name=wording)
         stop = round_up_to_groups(benchmark, task, limit)
+        truth.check(name, task.test_docs_no_media(), stop)
         task.build_all_requests(limit=stop)
     requests = tuple(_request(name, instance) for instance in task.instances)
     files = table.files(task) if table else _files(task.test_docs())
@@ -235,8 +237,9 @@ def _load_config(name: str, *, ocr: bool, wording: str, reading: str) -> dict[st
     for block in blocks.values():
         if "ocr" in block:
             block["ocr"] = ocr
-    if reading == "llava" and name == "pope":
-        config["process_results"] = scoring.pope_results_of_llava
+    benchmark = tasks.find(name).variant_of or name
+    if reading == "llava" and benchmark in scoring.OF_LLAVA:
+        config["process_results"] = scoring.OF_LLAVA[benchmark]
     return config
 
 

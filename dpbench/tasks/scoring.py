@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dpbench.tasks import aggregators
+from dpbench.tasks import aggregators, reading, reading_of_llava
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -18,23 +17,17 @@ if TYPE_CHECKING:
 
 Doc = Mapping[str, Any]
 Results = Sequence[Mapping[str, Any]]
+Process = Callable[[Doc, Sequence[str]], dict[str, Any]]
 Frame = TypeVar("Frame")
 
 SUBSET_SIZE = 10_000
 SUBSET_SEED = 0
 MMBENCH_LETTERS = "ABCD"
-YES_NO = re.compile(r"\W*(yes|no)\b")
-DENIALS = frozenset(("No", "no", "not"))
-"""The words that LLaVA's reading of a yes-no answer looks for."""
 POPE_METRICS = (
     "pope_accuracy", "pope_precision", "pope_recall", aggregators.F1, "pope_f1_pooled", "pope_yes_ratio",
 )  # fmt: skip
-LETTER_AS_ANSWER = re.compile(r"\(([A-Za-z])\)|([A-Za-z])\)|([A-Z])[.:]|([A-Za-z])$")
-"""ScienceQA: "(B) ...", "B) ...", "B. ...", "B: ..." or the bare letter."""
-STATED_LETTER = re.compile(r"\b[Tt]he answer is \(?([A-Z])\b(?!['-])")
-"""ScienceQA: the letter in "The answer is B." or "Because ..., the answer is (B)"."""
-LEADING_LETTER = re.compile(r"\(?([A-Za-z])(?![A-Za-z])")
-"""SEED-Bench: a letter that does not begin a word."""
+SEED_CHOICES = {"A": "choice_a", "B": "choice_b", "C": "choice_c", "D": "choice_d"}
+"""SEED-Bench's columns of options."""
 
 
 def images_only(dataset: Dataset) -> Dataset:
@@ -78,14 +71,14 @@ def mmbench_cn_text(doc: Doc, lmms_eval_specific_kwargs: Mapping[str, str]) -> s
     Differs from lmms-eval: no English sentence before the options, and no "nan" for a missing hint.
     """
     hint = f"{doc['hint']} " if has_text(doc["hint"]) else ""
-    options = "\n".join(f"{letter}. {text}" for letter, text in _options(doc).items())
+    options = "\n".join(f"{letter}. {text}" for letter, text in mmbench_options(doc).items())
     return f"{hint}{doc['question']}\n{options}\n{lmms_eval_specific_kwargs['post_prompt']}"
 
 
 def mmbench_text_of_llava(doc: Doc, lmms_eval_specific_kwargs: Mapping[str, str]) -> str:
     """Return MMBench's prompt as LLaVA words it: hint, question, options and instruction, each on a line of its own."""
     hint = [doc["hint"]] if has_text(doc["hint"]) else []
-    options = [f"{letter}. {text}" for letter, text in _options(doc).items()]
+    options = [f"{letter}. {text}" for letter, text in mmbench_options(doc).items()]
     return "\n".join([*hint, doc["question"], *options, lmms_eval_specific_kwargs["post_prompt"]])
 
 
@@ -99,27 +92,17 @@ def question_text_of_llava(doc: Doc, lmms_eval_specific_kwargs: Mapping[str, Any
     return f"{doc['question']}{tokens}{lmms_eval_specific_kwargs['post_prompt']}"
 
 
-def _options(doc: Doc) -> dict[str, str]:
+def mmbench_options(doc: Doc) -> dict[str, str]:
+    """Return MMBench's options that are there, by letter."""
     return {letter: doc[letter] for letter in MMBENCH_LETTERS if has_text(doc.get(letter))}
 
 
-def mmbench_letter(answer: str, options: Mapping[str, str]) -> str | None:
-    """Return the option that an answer names by letter or text, or None if it names none.
-
-    Differs from lmms-eval's static rule: a letter inside a word does not count.
-    """
-    from lmms_eval.tasks._task_utils.mcq_extract import extract_mcq_answer
-    from lmms_eval.tasks.mmbench.mmbench_evals import MMBench_Evaluator
-
-    if inferred := MMBench_Evaluator().can_infer(answer, dict(options)):
-        return str(inferred)
-    letter = extract_mcq_answer(answer, choices=list(options))
-    return letter if letter and re.search(rf"(?<![A-Za-z]){letter}(?![A-Za-z])", answer) else None
-
-
 def mmbench_results(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
-    """Return which option an answer names, and whether it is the right one."""
-    letter = mmbench_letter(results[0].strip(), _options(doc))
+    """Return which option an answer names, and whether it is the right one.
+
+    Differs from lmms-eval's static rule: it takes letters inside words and options that are not there.
+    """
+    letter = reading.letter(results[0], mmbench_options(doc))
     result = {"index": doc["index"], "category": doc["category"], "letter": letter, "hit": letter == doc["answer"]}
     return {"gpt_eval_score": result}
 
@@ -130,7 +113,15 @@ def circular_percent(results: Results) -> float:
 
 
 def mme_results(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
-    """Return lmms-eval's result for its part of MME (perception or cognition), and again for the sum."""
+    """Return whether an answer says what is true, for its part of MME (perception or cognition) and for the sum.
+
+    Differs from lmms-eval, which reads as MME's own tool does.
+    """
+    return mme_results_of_llava(doc, [reading.yes_or_no(results[0]) or "other"])
+
+
+def mme_results_of_llava(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
+    """Return MME's results as its own tool, which LLaVA uses, and lmms-eval read an answer: by four characters."""
     from lmms_eval.tasks.mme.utils import mme_process_results
 
     part = mme_process_results(doc, results)
@@ -143,21 +134,16 @@ def mme_maximum(results: Results) -> float:
 
 
 def pope_results(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
-    """Return the yes or no that an answer begins with, for each of POPE's metrics; "other" if it is neither.
+    """Return the yes or no that an answer says, for each of POPE's metrics; "other" if it says neither.
 
     Differs from lmms-eval: it accepts only the bare word.
     """
-    match = YES_NO.match(results[0].lower())
-    return _pope_result(doc, match[1] if match else "other")
+    return _pope_result(doc, reading.yes_or_no(results[0]) or "other")
 
 
 def pope_results_of_llava(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
-    """Return POPE's results as LLaVA's evaluation reads an answer: no if its first sentence denies, else yes.
-
-    An empty answer is a yes, and so is one that mumbles; only the words "No", "no" and "not" deny.
-    """
-    sentence = results[0].split(".", 1)[0].replace(",", "")
-    return _pope_result(doc, "no" if DENIALS & set(sentence.split(" ")) else "yes")
+    """Return POPE's results as LLaVA's evaluation reads an answer: no if its first sentence denies, else yes."""
+    return _pope_result(doc, reading_of_llava.yes_or_no(results[0]))
 
 
 def _pope_result(doc: Doc, prediction: str) -> dict[str, Any]:
@@ -197,29 +183,43 @@ def pope_yes_ratio(results: Results) -> float:
 
 
 def scienceqa_results(doc: Doc, results: Sequence[str]) -> dict[str, float]:
-    """Return 1.0 if an answer names the letter of the correct choice, else 0.0.
+    """Return 1.0 if an answer names the correct choice, else 0.0.
 
-    Differs from lmms-eval, which counts "(B)", "B)", "B:" and "The answer is B." as wrong, and from LLaVA, which counts
-    the first three as wrong and the last as right.
+    Differs from lmms-eval, which takes only "B" and "B. ".
     """
-    return {"exact_match": float(choice_letter(results[0].strip()) == chr(ord("A") + doc["answer"]))}
+    choices = {_capital(at): choice for at, choice in enumerate(doc["choices"])}
+    return _scienceqa_result(doc, reading.letter(results[0], choices))
 
 
-def choice_letter(answer: str) -> str | None:
-    """Return the letter that an answer begins with, or else the one letter that it says the answer is."""
-    if match := LETTER_AS_ANSWER.match(answer):
-        return str(next(filter(None, match.groups()))).upper()
-    stated = set(STATED_LETTER.findall(answer))
-    return stated.pop() if len(stated) == 1 else None
+def scienceqa_results_of_llava(doc: Doc, results: Sequence[str]) -> dict[str, float]:
+    """Return ScienceQA's result as LLaVA's evaluation reads an answer."""
+    return _scienceqa_result(doc, reading_of_llava.scienceqa_letter(results[0].strip()))
+
+
+def _scienceqa_result(doc: Doc, letter: str | None) -> dict[str, float]:
+    return {"exact_match": float(letter == _capital(doc["answer"]))}
+
+
+def _capital(at: int) -> str:
+    return chr(ord("A") + at)
 
 
 def seedbench_results(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
-    """Return the letter that an answer begins with, for its kind of question and for all questions.
+    """Return the letter that an answer names, for its kind of question and for all questions.
 
     Differs from lmms-eval: it takes the first character, so that "Both" is B and "(B)" is not a letter.
     """
-    match = LEADING_LETTER.match(results[0].strip())
-    result = {"pred": match[1] if match else "", "answer": doc["answer"]}
+    choices = {letter: doc.get(column) for letter, column in SEED_CHOICES.items()}
+    return _seedbench_result(doc, reading.letter(results[0], choices))
+
+
+def seedbench_results_of_llava(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
+    """Return SEED-Bench's results as LLaVA's evaluation reads an answer."""
+    return _seedbench_result(doc, reading_of_llava.seedbench_letter(results[0].strip()))
+
+
+def _seedbench_result(doc: Doc, letter: str | None) -> dict[str, Any]:
+    result = {"pred": letter or "", "answer": doc["answer"]}
     return {f"seed_{doc['data_type']}": result, "seed_all": result}
 
 
@@ -230,3 +230,12 @@ def vqav2_submission(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
 
 def unscored(results: Results) -> None:
     """Return no score; only the server has the answers."""
+
+
+OF_LLAVA: Mapping[str, Process] = {
+    "pope": pope_results_of_llava,
+    "mme": mme_results_of_llava,
+    "scienceqa": scienceqa_results_of_llava,
+    "seedbench": seedbench_results_of_llava,
+}
+"""By benchmark, what reads its answers under `reading: llava`; the others are read as ever."""

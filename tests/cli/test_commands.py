@@ -44,7 +44,7 @@ COMMANDS = {
     "check": {"--param", "--backbone", "--goldens"},
     "list methods": {"--cited"},
     "list backbones": set(),
-    "list tasks": {"--data-root"},
+    "list tasks": {"--data-root", "--reading"},
     "list manifests": set(),
     "data pull": {"--to", "--revision"},
     "data verify": {"--data-root", "--revision", "--quick"},

@@ -94,11 +94,11 @@ def test_popes_f1_and_yes_ratio_here_and_upstream() -> None:
 @pytest.mark.parametrize(
     ("answer", "here", "there"),
     [("B", 1, 1), ("b", 1, 1), ("B. blue", 1, 1), ("(B)", 1, 0), ("B)", 1, 0), ("(B) blue", 1, 0), ("B: blue", 1, 0),
-     ("A", 0, 0), ("Blue", 0, 0), ("blue", 0, 0), ("", 0, 0), ("A. not B", 0, 0), ("The answer is B.", 1, 0),
+     ("A", 0, 0), ("Blue", 1, 0), ("blue", 1, 0), ("", 0, 0), ("A. not B", 0, 0), ("The answer is B.", 1, 0),
      ("It is the sky, so the answer is (B).", 1, 0), ("the answer is B", 1, 0), ("The answer is A.", 0, 0),
-     ("The answer is Blue.", 0, 0), ("The answer is A. The answer is B.", 0, 0), ("The answer is B-flat", 0, 0)],
+     ("The answer is Blue.", 1, 0), ("The answer is A. The answer is B.", 0, 0), ("The answer is B-flat", 0, 0)],
 )  # fmt: skip
-def test_scienceqa_takes_the_letter_however_it_is_written(answer: str, here: float, there: float) -> None:
+def test_scienceqa_takes_the_letter_however_it_is_written_or_the_text(answer: str, here: float, there: float) -> None:
     assert both("scienceqa", SQA, answer) == (here, there)
 
 
@@ -185,7 +185,7 @@ def test_textvqa_has_two_protocols_and_both_lower_the_question() -> None:
 
 
 @pytest.mark.parametrize(("answer", "score"), [("Yes.", 1), ("yes, it is", 1), ("y", 1), ("no", 0), ("maybe", 0)])
-def test_mme_reads_yes_and_no_as_lmms_eval_does(answer: str, score: float) -> None:
+def test_mme_scores_yes_and_no_for_its_part_and_the_sum(answer: str, score: float) -> None:
     doc = {"question_id": "a", "category": "color", "answer": "Yes", "question": "Is it red?"}
     found = read("mme", doc, answer)
     assert (
