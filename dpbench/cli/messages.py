@@ -106,10 +106,11 @@ def format_task_table(data_root: Path | None, width: int = 80) -> str:
         )
         for name, task in tasks.ALL.items()
     ]
-    head, rule, *lines = tabulate(rows, heads, "simple", missingval="").splitlines()
+    sides = ("left", "left", "left", "right", "right", "left", "left")
+    head, *lines = tabulate([heads, *rows], (), "plain", missingval="", colalign=sides).splitlines()
     notes = [fill(f"{task.repository}: {task.protocol}", width, initial_indent="  ", subsequent_indent="  ")
              for task in tasks.ALL.values()]  # fmt: skip
-    table = "\n".join([head, rule, *(f"{line}\n{note}" for line, note in zip(lines, notes, strict=True))])
+    table = "\n".join([head, *(f"{line}\n{note}" for line, note in zip(lines, notes, strict=True))])
     place = f"{data_root}/DATA" if data_root else f"the hub's cache, as {tasks.ORGANISATIONS[0]}/DATA"
     return f"{table}\n\nData is looked for in {place};\nfetch what is missing with: dpbench data pull TASK"
 

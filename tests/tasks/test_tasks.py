@@ -75,3 +75,10 @@ def test_the_aggregators_load_no_torch_and_no_lmms_eval() -> None:
     code = f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_list_fits_a_terminal_of_eighty_columns() -> None:
+    lines = messages.format_task_table(Path("data"), 80).splitlines()
+    assert max(map(len, lines)) <= 80
+    text = " ".join(" ".join(lines).split())
+    assert all(f"{task.repository}: {task.protocol}" in text for task in tasks.ALL.values())
