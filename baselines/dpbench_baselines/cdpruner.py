@@ -37,6 +37,7 @@ from dpbench import backbones
 from dpbench.backbones import clip_text
 from dpbench.errors import ConfigError, UnsupportedError
 from dpbench.method import Method, Reduction, VisualTokens
+from dpbench_baselines.divprune import products
 
 if TYPE_CHECKING:
     from dpbench.backbones.base import Backbone
@@ -139,7 +140,7 @@ class CDPruner(Method):
         scaled, relevance, read = (
             values.unflatten(0, (num_views, -1)) for values in (scaled_ND, relevance_N, visual.read_N)
         )
-        picks_VK = greedy_map(scaled @ scaled.mT, relevance, read, -(-keep // num_views))
+        picks_VK = greedy_map(products(scaled), relevance, read, -(-keep // num_views))
         if keep % num_views:
             picks_VK[keep % num_views :, -1] = -1
         offsets = torch.arange(num_views, device=picks_VK.device)[:, None] * scaled.shape[1]
@@ -186,7 +187,7 @@ def greedy_map(kernel_VNN: Tensor, relevance_VN: Tensor, open_VN: Tensor, num: i
     views = torch.arange(len(kernel_VNN), device=kernel_VNN.device)
     gain_VN = kernel_VNN.diagonal(dim1=-2, dim2=-1).masked_fill(~open_VN, -torch.inf)
     spare_VN = (FLOOR * relevance_VN.clamp(max=1.0)).masked_fill(~open_VN, -torch.inf)
-    factor_VKN = kernel_VNN.new_zeros(len(views), num, kernel_VNN.shape[-1])
+    factor_VKN = kernel_VNN.new_empty(len(views), num, kernel_VNN.shape[-1])
     picked, gains = [], []
     for step in range(num):
         gain_V, pick_V = torch.where(gain_VN > FLOOR, gain_VN, spare_VN).max(-1)
@@ -195,8 +196,8 @@ def greedy_map(kernel_VNN: Tensor, relevance_VN: Tensor, open_VN: Tensor, num: i
             kernel_VNN[views, pick_V][:, None], before_VKN[views, :, pick_V][:, None], before_VKN, alpha=-1
         )
         inverse_V = torch.where(gain_V > FLOOR, gain_V.rsqrt(), 0.0)
-        factor_VKN[:, step] = row_V1N[:, 0] * inverse_V[:, None]
-        gain_VN = gain_VN - factor_VKN[:, step].square()
+        row_VN = torch.mul(row_V1N[:, 0], inverse_V[:, None], out=factor_VKN[:, step])
+        gain_VN.addcmul_(row_VN, row_VN, value=-1)
         gain_VN[views, pick_V] = spare_VN[views, pick_V] = -torch.inf
         picked.append(pick_V)
         gains.append(gain_V)

@@ -27,7 +27,7 @@ from dpbench.errors import ConfigError
 from dpbench.method import Method, Reduction, VisualTokens
 
 PANEL = 192
-"""Rows of the distances computed at once."""
+"""Rows of the products computed at once."""
 BEHIND = -4.0
 """Less than any cosine distance: what is picked only when nothing else is left."""
 
@@ -52,6 +52,7 @@ class DivPrune(Method):
         """Return True if the budget is met; a ratio given has a count of its own."""
         return self.keep_ratio is None
 
+    @torch.no_grad()
     def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
         """Pick greedily, and put the picks in the order in which the unpruned LLM reads them."""
         if self.keep_ratio is not None:
@@ -64,16 +65,24 @@ class DivPrune(Method):
 def cosine_distances(embeds_ND: Tensor) -> Tensor:
     """Return one minus the cosine of every two tokens, (N, N) float32; a token of length 0 has cosine 0.
 
-    Computed in panels of rows from the diagonal on and mirrored: half of the products.
     """
     units_ND = torch.nn.functional.normalize(embeds_ND.float(), dim=-1, eps=torch.finfo(torch.float32).tiny)
-    distances_NN, one = units_ND.new_empty(len(units_ND), len(units_ND)), units_ND.new_ones(1)
-    for start in range(0, len(units_ND), PANEL):
+    return products(units_ND[None])[0].neg_().add_(1)
+
+
+def products(rows_VND: Tensor) -> Tensor:
+    """Return the inner products of every two rows of a view, (V, N, N).
+
+    Computed in panels of rows from the diagonal on and mirrored: half of the multiplications.
+    """
+    num_views, num = rows_VND.shape[:2]
+    products_VNN = rows_VND.new_empty(num_views, num, num)
+    for start in range(0, num, PANEL):
         stop = start + PANEL
-        panel_PM = torch.addmm(one, units_ND[start:stop], units_ND[start:].mT, alpha=-1)
-        distances_NN[start:stop, start:] = panel_PM
-        distances_NN[start:, start:stop] = panel_PM.mT
-    return distances_NN
+        panel_VPM = rows_VND[:, start:stop] @ rows_VND[:, start:].mT
+        products_VNN[:, start:stop, start:] = panel_VPM
+        products_VNN[:, start:, start:stop] = panel_VPM.mT
+    return products_VNN
 
 
 def most_diverse(distances_NN: Tensor, real_N: Tensor, keep: int) -> Tensor:
@@ -87,11 +96,11 @@ def most_diverse(distances_NN: Tensor, real_N: Tensor, keep: int) -> Tensor:
     ahead_N = torch.where(real_N, torch.inf, BEHIND)
     others_NN = distances_NN.masked_fill(~real_N, torch.inf).fill_diagonal_(torch.inf)
     pick_1 = torch.minimum(others_NN.amin(1), ahead_N).argmax(0, keepdim=True)
+    others_NN.fill_diagonal_(-torch.inf)  # a pick's own distance puts it behind all others
     picks, nearest_N = [pick_1], ahead_N
     for _ in range(keep - 1):
         # a tensor as index, never its value: reading it would make the device wait
-        nearest_N = torch.minimum(nearest_N, distances_NN.index_select(0, pick_1)[0])
-        nearest_N.index_fill_(0, pick_1, -torch.inf)
+        torch.minimum(nearest_N, others_NN.index_select(0, pick_1)[0], out=nearest_N)
         pick_1 = nearest_N.argmax(0, keepdim=True)
         picks.append(pick_1)
     return torch.cat(picks)

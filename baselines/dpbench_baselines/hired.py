@@ -78,7 +78,7 @@ class HiRED(Method):
         scores_VN = scores_N.unflatten(0, (num_views, -1))
         first_N = head_sum(visual, FIRST)[: scores_VN.shape[1]]
         budgets_V = view_budgets(first_N, num_views - 1, keep, self.alpha)
-        indices_K = (descending_rank(scores_VN) < budgets_V[:, None]).flatten().nonzero()[:, 0]
+        indices_K = highest(scores_VN, budgets_V).flatten().nonzero()[:, 0]
         order_K = torch.argsort(visual.slot_N[indices_K], stable=True)
         return Reduction(indices_K[order_K], scores_N=scores_N)
 
@@ -122,13 +122,15 @@ def tile_budgets(first_N: Tensor, num_tiles: int, rest: int, marked: int) -> Ten
         marked: how many of the base view's tokens count, the highest; 0 only where `rest` is.
     """
     num = len(first_N)
-    band_N = torch.arange(num, device=first_N.device) * num_tiles // num
+    band_M = torch.argsort(first_N, descending=True, stable=True)[:marked] * num_tiles // num
     counts_T = torch.zeros(num_tiles, dtype=torch.int64, device=first_N.device)
-    counts_T.scatter_add_(0, band_N, (descending_rank(first_N) < marked).long())
+    counts_T.scatter_add_(0, band_M, torch.ones_like(band_M))
     share_T = counts_T.float() / max(marked, 1)
     return (share_T * rest).long().clamp(max=num)
 
 
-def descending_rank(scores: Tensor) -> Tensor:
-    """Return each score's place along the last dimension, 0 for the highest, ties to the earlier."""
-    return torch.argsort(scores, dim=-1, descending=True, stable=True).argsort(-1)
+def highest(scores_VN: Tensor, num_V: Tensor) -> Tensor:
+    """Return which scores are among the highest of their view, as many as `num_V` says, bool; ties to the earlier."""
+    order_VN = torch.argsort(scores_VN, dim=-1, descending=True, stable=True)
+    is_taken_VN = torch.arange(scores_VN.shape[-1], device=scores_VN.device) < num_V[:, None]
+    return torch.zeros_like(is_taken_VN).scatter_(-1, order_VN, is_taken_VN)

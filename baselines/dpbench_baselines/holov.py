@@ -76,7 +76,7 @@ class HoloV(Method):
             attention_N = attention_N[window_order(visual.row_N, visual.col_N)]
         crops = cut_crops(visual.slot_N, self.num_crops or default_crops(visual, keep))
         attention_PM = attention_N[crops.index_PM].masked_fill(~crops.real_PM, 0.0)
-        embeds_PMD = visual.embeds_ND.index_select(0, crops.index_PM.flatten()).unflatten(0, crops.index_PM.shape)
+        embeds_PMD = crop_rows(visual.embeds_ND, crops.index_PM)
         variance_PM = similarity_variance(embeds_PMD.float(), crops.real_PM, self.eps)
         relevance_P = crop_relevance(attention_PM, crops, self.attention_scale)
         scores_P = crop_scores(relevance_P, crop_mean(variance_PM, crops), weight=self.variance_weight, eps=self.eps)
@@ -140,6 +140,15 @@ def cut_crops(slot_N: Tensor, num_crops: int) -> Crops:
     return Crops(index_PM, slot_M < size_P[:, None], size_P)
 
 
+def crop_rows(embeds_ND: Tensor, index_PM: Tensor) -> Tensor:
+    """Return the rows of each crop's slots, (P, M, D); no copy on a CPU where the slots are all rows in their order."""
+    index_N = index_PM.flatten()
+    # on a GPU the comparison would wait for it
+    if index_N.is_cpu and torch.equal(index_N, torch.arange(len(embeds_ND))):
+        return embeds_ND.unflatten(0, index_PM.shape)
+    return embeds_ND.index_select(0, index_N).unflatten(0, index_PM.shape)
+
+
 def crop_mean(values_PM: Tensor, crops: Crops) -> Tensor:
     """Return the mean over each crop's tokens, (P,); padding must hold 0, and an empty crop gives 0."""
     return values_PM.sum(-1) / crops.size_P.clamp(min=1)
@@ -156,13 +165,13 @@ def similarity_variance(embeds_PMD: Tensor, real_PM: Tensor, eps: float) -> Tens
         eps: added to every norm.
     """
     products_PMM = embeds_PMD @ embeds_PMD.mT
-    norm_PM = products_PMM.diagonal(dim1=-2, dim2=-1).sqrt() + eps
-    cosine_PMM = products_PMM / norm_PM[:, :, None] / norm_PM[:, None, :]
-    cosine_PMM = cosine_PMM * (real_PM[:, :, None] & real_PM[:, None, :])
-    cosine_PMM.diagonal(dim1=-2, dim2=-1).zero_()
+    inverse_PM = (products_PMM.diagonal(dim1=-2, dim2=-1).sqrt() + eps).reciprocal() * real_PM
+    # one pass scales the columns and blanks the padding; the rows' lengths come after the sums over them
+    parts_PMM = products_PMM.mul_(inverse_PM[:, None, :])
+    parts_PMM.diagonal(dim1=-2, dim2=-1).zero_()
     others_P1 = (real_PM.sum(-1, keepdim=True) - 1).clamp(min=1)
-    mean_PM = cosine_PMM.sum(-1) / others_P1
-    squares_PM = torch.linalg.vector_norm(cosine_PMM, dim=-1).square()
+    mean_PM = parts_PMM.sum(-1) * inverse_PM / others_P1
+    squares_PM = (torch.linalg.vector_norm(parts_PMM, dim=-1) * inverse_PM).square()
     # sum of (c - m)^2 over n terms of which one is 0 and the others add up to (n - 1) m
     variance_PM: Tensor = squares_PM / others_P1 - mean_PM.square() * (others_P1 - 1) / others_P1
     return variance_PM.clamp(min=0) * real_PM
@@ -223,4 +232,9 @@ def descending_rank(scores: Tensor) -> Tensor:
 
 def rows_or_zeros(embeds_ND: Tensor, indices_K: Tensor) -> Tensor:
     """Gather the kept rows, zeros for -1, (K, D)."""
-    return embeds_ND[indices_K.clamp(min=0)].masked_fill((indices_K < 0)[:, None], 0.0)
+    rows_KD, lost_K = embeds_ND.index_select(0, indices_K.clamp(min=0)), indices_K < 0
+    if rows_KD.is_cpu:
+        rows_KD[lost_K] = 0.0
+        return rows_KD
+    # finding the lost rows would wait for the GPU
+    return rows_KD.masked_fill_(lost_K[:, None], 0.0)
