@@ -187,7 +187,7 @@ def scienceqa_results(doc: Doc, results: Sequence[str]) -> dict[str, float]:
 
     Differs from lmms-eval, which takes only "B" and "B. ".
     """
-    choices = {_capital(at): choice for at, choice in enumerate(doc["choices"])}
+    choices = {_capital(at): choice for at, choice in enumerate(doc["choices"] or ())}
     return _scienceqa_result(doc, reading.letter(results[0], choices))
 
 

@@ -6,6 +6,7 @@ is easier than a whole one.
 
 from __future__ import annotations
 
+import string
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -93,9 +94,9 @@ def _possible(repository: str, doc: Doc) -> Collection[Any] | None:
     if repository == "MMBench":
         return [letter.lower() for letter in scoring.mmbench_options(doc)]
     if repository == "SEED-Bench":
-        return [letter.lower() for letter, column in scoring.SEED_CHOICES.items() if doc[column] is not None]
+        return [letter.lower() for letter in scoring.SEED_CHOICES]
     if repository == "ScienceQA":
-        return range(len(doc["choices"] or ()))
+        return range(len(doc["choices"]) if doc["choices"] else len(string.ascii_uppercase))  # none: it is not asked
     return None
 
 
