@@ -49,9 +49,12 @@ class Item:
 
 def list_items(manifest: Manifest, data_root: Path | None) -> list[Item]:
     """Return what a manifest reads, in the order to get it: weights, data, scorers."""
+    if manifest.purpose == "profile":
+        return []  # random weights take the same time
     parts = manifest.parts()
     weights = [_weights(part.backbone) for part in parts]
-    data = [_data(name, data_root) for name in dict.fromkeys(manifest.tasks)]
+    asked = manifest.tasks if manifest.purpose == "run" else ()
+    data = [_data(name, data_root) for name in dict.fromkeys(asked)]
     scorers = [item for part in parts for item in _method_files(part)]
     return [*weights, *data, *{item.name: item for item in scorers}.values()]
 

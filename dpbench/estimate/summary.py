@@ -18,6 +18,8 @@ from dpbench.estimate.steps import Item, missing_commands
 from dpbench.manifest.presets import describe
 
 GB, MB = 1e9, 1e6
+PAPERS_GPU_BYTES = 48 * GB
+"""Memory of the paper's RTX A6000, by its data sheet."""
 WIDTHS = (60, 120)
 """The narrowest and widest that text is set."""
 
@@ -31,10 +33,13 @@ def format_overview(overview: Overview, arguments: Sequence[str]) -> str:
     """
     width = min(max(WIDTHS[0], shutil.get_terminal_size().columns), WIDTHS[1])
     lines: list[str] = []
+    is_run = overview.manifest.purpose == "run"
     for part in overview.parts:
-        lines += [*_format_part(part, width), ""]
-    lines += [*_format_items(overview.items, width), ""]
-    lines += [*_format_total(overview, width), ""]
+        lines += [*_format_part(part, width, is_run=is_run), ""]
+    if overview.items:
+        lines += [*_format_items(overview.items, width), ""]
+    if is_run:
+        lines += [*_format_total(overview, width), ""]
     lines += _format_steps(overview, arguments, width)
     return "\n".join(lines)
 
@@ -46,10 +51,15 @@ def _fill(text: str, width: int, indent: str = "") -> str:
     )  # fmt: skip
 
 
-def _format_part(part: Part, width: int) -> Iterator[str]:
+def _format_part(part: Part, width: int, *, is_run: bool) -> Iterator[str]:
     name = part.manifest.backbone.name
     protocol = describe(part.manifest.resolved_protocol().model_dump())
     yield _fill(f"{name} ({backbones.find(name).summary}): {protocol}", width)
+    if not is_run:
+        cells = ", ".join(dict.fromkeys(f"{cell.method} @ {cell.budget.label}" for cell in part.loads[0].cells))
+        yield _fill(f"No questions are asked. {cells}.", width)
+        yield _fill(_format_memory(part.memory), width)
+        return
     rows = [
         (load.task, len(load.cells), f"{load.num_questions:,}", _images(load.num_images), f"{load.num_answers:,}")
         for load in part.loads
@@ -129,6 +139,13 @@ def _format_total(overview: Overview, width: int) -> Iterator[str]:
         )
         there = _format_hours(sum(times, Seconds(0.0, 0.0)))
         yield _fill(f"On {rates[0].device}: {there}, {rates[0].source}.", width)
+        for part in overview.parts:
+            if part.memory.least > PAPERS_GPU_BYTES:
+                yield _fill(
+                    f"{part.manifest.backbone.name} does not fit its {PAPERS_GPU_BYTES / GB:.0f} GB: give --quantize "
+                    "4bit, or --device-map auto.",
+                    width,
+                )
     if any(part.seconds.most > part.seconds.least for part in overview.parts):
         yield _fill(
             "The shorter time is for answers of one token, the longer for answers of their task's limit.", width
@@ -139,11 +156,20 @@ def _format_total(overview: Overview, width: int) -> Iterator[str]:
 
 
 def _format_steps(overview: Overview, arguments: Sequence[str], width: int) -> Iterator[str]:
-    run = shlex.join(["dpbench", "run", *arguments])
-    report = shlex.join(["dpbench", "report", str(overview.out / overview.manifest.name)])
     yield "Steps:"
-    for command in (*missing_commands(overview.items), run, report):
+    for command in (*missing_commands(overview.items), *_final_commands(overview, arguments)):
         yield wrap_command(command, width)
+
+
+def _final_commands(overview: Overview, arguments: Sequence[str]) -> list[str]:
+    """Return the commands that use what the steps before them have fetched, as the manifest's purpose asks."""
+    name, folder = overview.manifest.name, str(overview.out / overview.manifest.name)
+    if overview.manifest.purpose == "visualize":
+        return [shlex.join(["dpbench", "visualize", "IMAGE.jpg", "--manifest", *arguments, "--out", f"{name}.pdf"])]
+    if overview.manifest.purpose == "profile":
+        profile = shlex.join(["dpbench", "profile", *arguments, "--weights", backbones.RANDOM])
+        return [profile, shlex.join(["dpbench", "report", folder, "--table", "4"])]
+    return [shlex.join(["dpbench", "run", *arguments]), shlex.join(["dpbench", "report", folder])]
 
 
 def wrap_command(command: str, width: int) -> str:

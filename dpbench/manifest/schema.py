@@ -147,7 +147,7 @@ class Protocol(_Strict):
         default=None, description="Whose wording of MMBench, and whose letter case of questions."
     )
     reading: Literal["first-word", "llava"] | None = Field(
-        default=None, description="POPE: yes or no by the first word, or as LLaVA: no if there is a no or not."
+        default=None, description="How letters, yes and no are read (`dpbench list tasks --reading`), or as LLaVA does."
     )
     image_aspect: Literal["pad", "crop"] | None = Field(
         default=None, description="LLaVA-1.5: pad images to a square, or crop them to one."
@@ -179,10 +179,12 @@ class Protocol(_Strict):
 class Manifest(_Strict):
     """A comparison: several methods at several budgets on several tasks, on one backbone or on several in turn.
 
-    A list under `backbone` is read as the first backbone and `more_backbones`.
+    A list under `backbone` is read as the first backbone and `more_backbones`. `purpose` is the command that the manifest
+    is written for, whose steps `dpbench plan` prints; any other command takes it too.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    purpose: Literal["run", "profile", "visualize"] = "run"
     backbone: Annotated[BackboneEntry, BeforeValidator(_expand_name)]
     more_backbones: list[Annotated[BackboneEntry, BeforeValidator(_expand_name)]] = Field(default_factory=list)
     methods: list[Annotated[MethodEntry, BeforeValidator(_expand_name)]] = Field(min_length=1)

@@ -37,7 +37,12 @@ def test_every_shipped_manifest_is_planned_in_80_columns_with_nothing_there(
 ) -> None:
     text = printed("plan", name, monkeypatch=monkeypatch)
     assert max(map(len, text.splitlines())) <= 80
-    for part in ("cells", "answers", "Memory:", "Time:", "Steps:", f"dpbench run {name}", f"report results/{name}"):
+    parts = {
+        "run": ("cells", "answers", "Time:", f"dpbench run {name}", f"report results/{name}"),
+        "profile": ("No questions are asked", f"dpbench profile {name} --weights random", f"report results/{name}"),
+        "visualize": ("No questions are asked", f"dpbench visualize IMAGE.jpg --manifest {name} --out", "hf download"),
+    }
+    for part in ("Memory:", "Steps:", *parts[load_manifest(Path(name)).purpose]):
         assert part in text, part
     assert "refused" not in text
 
