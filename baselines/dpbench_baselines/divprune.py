@@ -63,9 +63,7 @@ class DivPrune(Method):
 
 
 def cosine_distances(embeds_ND: Tensor) -> Tensor:
-    """Return one minus the cosine of every two tokens, (N, N) float32; a token of length 0 has cosine 0.
-
-    """
+    """Return one minus the cosine of every two tokens, (N, N) float32; a token of length 0 has cosine 0."""
     units_ND = torch.nn.functional.normalize(embeds_ND.float(), dim=-1, eps=torch.finfo(torch.float32).tiny)
     return products(units_ND[None])[0].neg_().add_(1)
 
