@@ -145,8 +145,8 @@ def crop_rows(embeds_ND: Tensor, index_PM: Tensor) -> Tensor:
     index_N = index_PM.flatten()
     # on a GPU the comparison would wait for it
     if index_N.is_cpu and torch.equal(index_N, torch.arange(len(embeds_ND))):
-        return embeds_ND.unflatten(0, index_PM.shape)
-    return embeds_ND.index_select(0, index_N).unflatten(0, index_PM.shape)
+        return embeds_ND.view(*index_PM.shape, -1)
+    return embeds_ND.index_select(0, index_N).view(*index_PM.shape, -1)
 
 
 def crop_mean(values_PM: Tensor, crops: Crops) -> Tensor:
