@@ -132,8 +132,13 @@ class PartialTask(ConfigurableTask):  # type: ignore[misc]
         return f"{UNASKABLE}{empty} is empty" if empty else super().doc_to_text(doc, *args, **kwargs)
 
     def doc_to_target(self, doc: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Return what lmms-eval logs as the truth; nothing of a sample that cannot be asked."""
-        return None if _empty_column(doc) else super().doc_to_target(doc, *args, **kwargs)
+        """Return the truth, or None of a sample that cannot be asked and has none without its options."""
+        try:
+            return super().doc_to_target(doc, *args, **kwargs)
+        except (TypeError, LookupError):
+            if _empty_column(doc):
+                return None
+            raise
 
     def process_results(self, doc: Mapping[str, Any], results: Sequence[str], *args: Any, **kwargs: Any) -> Any:
         """Return the sample's contribution to each metric, none if it is left out."""
