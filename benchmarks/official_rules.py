@@ -1,7 +1,7 @@
 """The selection rules as their papers' codes carry them out: loops and full matrices, for timing beside dpbench's.
 
 Written from descriptions of the official codes, which are not copied here. Each function selects from one image and
-takes what the method reads; they serve for timing only.
+takes what the method reads, and returns what its code hands on; they serve for timing only.
 
 Shape letters: N visual tokens, V views, H attention heads, D the tokens' width, d the keys' width, K rows kept.
 """
@@ -11,11 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dpbench.method import VisualTokens
+from dpbench.method import Reduction, VisualTokens
 
 
-def holov(visual: VisualTokens, keep: int, num_crops: int = 16) -> Tensor:
-    """Return HoloV's tokens: crop by crop a variance, a score, a quota, and a topk."""
+def holov(visual: VisualTokens, keep: int, num_crops: int = 16) -> Reduction:
+    """Return HoloV's rows: crop by crop a variance, a score, a quota, a topk and a gather, zero rows behind them."""
     attention_N = visual.cls_attention[max(visual.cls_attention)].mean(0)
     order_N = visual.slot_N.argsort(stable=True)
     features, attention = visual.embeds_ND[order_N], attention_N[order_N]
@@ -27,13 +27,17 @@ def holov(visual: VisualTokens, keep: int, num_crops: int = 16) -> Tensor:
     left = keep - int(quotas.sum().item())
     for crop in shares.topk(min(left, num_crops)).indices.tolist():
         quotas[crop] += 1
-    kept, start = [], 0
+    kept, rows, start = [], [], 0
     for quota, size in zip(quotas.tolist(), sizes, strict=True):
         part = attention[start : start + size]
         best = torch.arange(size, device=part.device) if quota >= size else part.topk(quota).indices
         kept.append(order_N[start + best])
+        rows.append(features[start : start + size][best])
         start += size
-    return torch.cat(kept)
+    lost = keep - sum(map(len, kept))
+    kept.append(order_N.new_full((lost,), -1))
+    rows.append(features.new_zeros(lost, features.shape[1]))
+    return Reduction(torch.cat(kept), embeds_KD=torch.cat(rows))
 
 
 def _crop_score(rows_nD: Tensor, attention_n: Tensor) -> Tensor:
@@ -45,11 +49,12 @@ def _crop_score(rows_nD: Tensor, attention_n: Tensor) -> Tensor:
     variance_n = ((cosine_nn - mean_n1) ** 2).sum(-1) / others
     scaled_n = attention_n * 1000
     gamma = scaled_n.abs().mean() / (variance_n.abs().mean() + 1e-6)
-    return (scaled_n + 0.09 * gamma * variance_n).mean()
+    score: Tensor = (scaled_n + 0.09 * gamma * variance_n).mean()
+    return score
 
 
-def visionzip(visual: VisualTokens, keep: int) -> Tensor:
-    """Return VisionZip's rows before the projector, each view's CLS and dominant rows first, then its merged ones."""
+def visionzip(visual: VisualTokens, keep: int) -> Reduction:
+    """Return VisionZip's rows: the base view's, the tiles' along the canvas, the tiles' CLS rows, their merged rows."""
     assert visual.cls_hidden_VC is not None
     assert visual.keys_Nd is not None
     num_views = len(visual.cls_hidden_VC)
@@ -72,15 +77,20 @@ def visionzip(visual: VisualTokens, keep: int) -> Tensor:
     nearest = (keys[:, others] @ keys[:, targets].mT).argmax(-1)
     joins = torch.nn.functional.one_hot(nearest, contextual).to(rest.dtype)
     means = (joins.mT @ rest[:, others]) / joins.sum(1).clamp(min=1)[:, :, None]
-    return torch.cat([kept, rest[:, targets] + means], 1)
+    merged = rest[:, targets] + means
+    offsets = torch.arange(num_views, device=top.device)[:, None] * attention_VN.shape[1]
+    tokens = (top.sort(1).values - 1 + offsets)[1:].flatten()
+    tiles = kept[1:, 1:].flatten(0, 1)[visual.slot_N[tokens].argsort(stable=True)]
+    rows = torch.cat([kept[0], merged[0], tiles, kept[1:, 0], merged[1:].flatten(0, 1)])
+    return Reduction(tokens.new_full((len(rows),), -1), hidden_KC=rows)
 
 
-def hired(visual: VisualTokens, keep: int, alpha: float = 0.5) -> Tensor:
+def hired(visual: VisualTokens, keep: int, alpha: float = 0.5) -> Reduction:
     """Return HiRED's tokens: the base view's half by the select layer, the tiles' shares by the first layer's bands."""
     scores_N = visual.cls_attention[max(visual.cls_attention)].sum(0)
     num_views = len(visual.cls_attention[0][0]) // _view_size(visual)
     if num_views == 1:
-        return scores_N.topk(keep).indices.sort().values
+        return Reduction(scores_N.topk(keep).indices.sort().values)
     scores_VN = scores_N.unflatten(0, (num_views, -1))
     num = scores_VN.shape[1]
     base = min(int(keep * alpha), num)
@@ -94,7 +104,7 @@ def hired(visual: VisualTokens, keep: int, alpha: float = 0.5) -> Tensor:
     for tile, budget in enumerate(budgets.tolist(), start=1):
         mask_VN[tile, scores_VN[tile].topk(budget).indices] = True
     indices_K = mask_VN.flatten().nonzero()[:, 0]
-    return indices_K[visual.slot_N[indices_K].argsort()]
+    return Reduction(indices_K[visual.slot_N[indices_K].argsort()])
 
 
 def _view_size(visual: VisualTokens) -> int:
@@ -102,15 +112,39 @@ def _view_size(visual: VisualTokens) -> int:
     return int((visual.view_N == 0).sum())
 
 
-def divprune(visual: VisualTokens, keep: int) -> Tensor:
+def divprune(visual: VisualTokens, keep: int) -> Reduction:
     """Return DivPrune's tokens: each step gathers the distances to all picks so far and takes the farthest token."""
     units_ND = visual.embeds_ND / visual.embeds_ND.norm(dim=-1, keepdim=True)
     distance_NN = 1 - units_ND @ units_ND.T
     picks = [distance_NN.topk(2, dim=0, largest=False).values[1].argmax()]
     while len(picks) < keep:
         picks.append(distance_NN[torch.stack(picks)].min(0).values.argmax())
-    return torch.stack(picks).sort().values
+    return Reduction(torch.stack(picks).sort().values)
 
 
-RULES = {"holov": holov, "visionzip": visionzip, "hired": hired, "divprune": divprune}
+def cdpruner(visual: VisualTokens, keep: int) -> Reduction:
+    """Return CDPruner's tokens without a question: every view's process, by the incremental Cholesky factor."""
+    num_views = len(visual) // _view_size(visual)
+    units_VND = visual.embeds_ND.unflatten(0, (num_views, -1))
+    units_VND = units_VND / units_VND.norm(dim=-1, keepdim=True)
+    relevance_VN = torch.ones_like(units_VND[..., 0])
+    kernel_VNN = relevance_VN[:, :, None] * (units_VND @ units_VND.mT) * relevance_VN[:, None]
+    num, views = keep // num_views, torch.arange(num_views, device=kernel_VNN.device)
+    factor_KVN = kernel_VNN.new_zeros(num, num_views, kernel_VNN.shape[-1])
+    gain_VN = kernel_VNN.diagonal(dim1=1, dim2=2).clone()
+    picks = []
+    for step in range(num):
+        pick_V = gain_VN.argmax(-1)
+        before_KVN = factor_KVN[:step]
+        row_VN = kernel_VNN[views, pick_V] - torch.einsum("kv,kvn->vn", before_KVN[:, views, pick_V], before_KVN)
+        factor_KVN[step] = row_VN / gain_VN[views, pick_V].clamp(min=1e-12).sqrt()[:, None]
+        gain_VN = gain_VN - factor_KVN[step].square()
+        gain_VN[views, pick_V] = -torch.inf
+        picks.append(pick_V)
+    indices_VK = torch.stack(picks, 1).sort(1).values + views[:, None] * kernel_VNN.shape[-1]
+    indices_K = indices_VK.flatten()
+    return Reduction(indices_K[visual.slot_N[indices_K].argsort(stable=True)])
+
+
+RULES = {"holov": holov, "visionzip": visionzip, "hired": hired, "divprune": divprune, "cdpruner": cdpruner}
 """Method -> its official rule."""

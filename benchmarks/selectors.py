@@ -1,19 +1,24 @@
-"""The time of each method's selection, and its share of one decoder layer's time.
+"""The time of each method's selection, that of the official code's rule, and the share of one decoder layer's time.
 
-    python benchmarks/selectors.py [--device cuda] [--threads 1] [--repeats 20]
+    python benchmarks/selectors.py [METHOD ...] [--device cuda] [--repeats 20]
 
-CPU: float32, `perf_counter`; GPU: float16, CUDA events. One line per method, N tokens and width D: median time of
-`reduce` (before the LLM) or of all `select` calls (inside it), and the share of a Llama decoder layer over N tokens.
-Features are random with a power-law spectrum; 2,880 tokens are five views of 576.
+CPU: one thread, float32, the thread's own CPU time (others' work does not count); GPU: float16, CUDA events. Ours and
+the official rule take turns on the same image. One line per method, N tokens, width D and K kept: medians of `reduce`
+(before the LLM) or of all `select` calls (inside it, at a mean of K), and ours as a share of a Llama decoder layer over
+N tokens. `same` says whether both choose the same rows. Features are random with a power-law spectrum; N above 576 are
+views of 576.
 """
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-sys.path.pop(0)  # a script's folder comes first, where this file would hide the standard library's module of its name
+# a script's folder comes first, where this file would hide the standard library's module of its name
+sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -26,15 +31,19 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaModel
 
+from benchmarks.official_rules import RULES
 from dpbench import registry
 from dpbench.engine.decision import has_reduce, has_resize
 from dpbench.engine.decoder_view import DecoderView, Projected
-from dpbench.measure.timing import time_stages
-from dpbench.method import Budget, DecoderInput, Method, VisualTokens
+from dpbench.measure.timing import clock_of
+from dpbench.method import Budget, DecoderInput, Method, Reduction, VisualTokens
 
-GRIDS = {576: (24, 24), 1440: (36, 40), 2880: (24, 24)}
+KEEPS = {576: (64, 192, 560, 575), 1152: (128,), 2304: (256,), 2880: (320,)}
+"""Tokens -> how many are kept: LLaVA-1.5's budgets, LLaVA-NeXT's 64 of each view."""
+SIDE = 24
+"""Tokens along a view's side."""
 WIDTHS = (1024, 4096)
-TOWER, HEADS, TEXT, KEEP, DEPTH = 1024, 16, 64, 64, 32
+TOWER, HEADS, TEXT, DEPTH = 1024, 16, 64, 32
 SETTINGS = {"cdpruner": {"relevance": "none"}}
 """Hyper-parameters with which a method runs without a backbone (CDPruner without its text tower)."""
 
@@ -46,20 +55,19 @@ def features(num: int, width: int, device: torch.device, dtype: torch.dtype) -> 
 
 
 def image(num: int, width: int, device: torch.device, dtype: torch.dtype) -> VisualTokens:
-    """Return one image's tokens: of LLaVA-1.5 (576), of a wide native-resolution image, or of LLaVA-NeXT (2,880)."""
-    rows, columns = GRIDS[num]
+    """Return one image's tokens: of LLaVA-1.5 (576) or of LLaVA-NeXT (more)."""
     index = torch.arange(num, device=device)
-    in_view = index % (rows * columns)
+    view_N, in_view_N = index // SIDE**2, index % SIDE**2
     return VisualTokens(
         embeds_ND=features(num, width, device, dtype),
         hidden_NC=features(num, TOWER, device, dtype),
-        view_N=index // (rows * columns),
-        row_N=in_view // columns,
-        col_N=in_view % columns,
+        view_N=view_N,
+        row_N=in_view_N // SIDE,
+        col_N=in_view_N % SIDE,
         read_N=torch.ones_like(index, dtype=torch.bool),
         slot_N=index,
         generator=torch.Generator().manual_seed(0),
-        cls_hidden_VC=features(num // (rows * columns), TOWER, device, dtype),
+        cls_hidden_VC=features(num // SIDE**2, TOWER, device, dtype),
         cls_attention={layer: (torch.randn(HEADS, num, device=device) * 2).softmax(-1) for layer in (0, 22)},
         received_attention_N=torch.rand(num, device=device),
         keys_Nd=features(num, TOWER // HEADS, device, dtype),
@@ -80,11 +88,11 @@ def decoder(width: int, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def selections(
-    method: Method, num: int, llama: Any, device: torch.device, dtype: torch.dtype
+    method: Method, num: int, keep: int, llama: Any, device: torch.device, dtype: torch.dtype
 ) -> Iterator[Callable[[], Any]]:
     """Yield one call per cut, which ranks the tokens left there and selects among them."""
     width, left = llama.config.hidden_size, num
-    budget = Budget(num // 4)
+    budget = Budget(keep)
     before, after = torch.arange(35, device=device), torch.arange(35 + num, num + TEXT, device=device)
     embeds = features(num + TEXT, width, device, dtype)
     prompt = DecoderInput(embeds, torch.arange(35, 35 + num, device=device), torch.cat([before, after]))
@@ -115,52 +123,107 @@ def _select(method: Method, view: DecoderView) -> Any:
     return method.select(replace(view))
 
 
-def median_ms(calls: list[Callable[[], Any]], device: torch.device, repeats: int) -> float:
-    """Return the median milliseconds of all calls one after another."""
-    times = time_stages({"select": lambda: [call() for call in calls]}, device, repeats=repeats, warmups=2)
-    return median(times["select"])
+class ThreadClock:
+    """The calling thread's CPU time, for work that is complete when its call returns."""
+
+    def mark(self) -> float:
+        """Return the thread's time now, in seconds."""
+        return time.thread_time()
+
+    def wait(self, mark: float) -> None:
+        """Return at once."""
+
+    def ms_between(self, start: float, stop: float) -> float:
+        """Return the difference."""
+        return 1000 * (stop - start)
+
+
+def median_ms(calls: list[Callable[[], Any]], device: torch.device, repeats: int) -> list[float]:
+    """Return the median milliseconds of each call; they take turns, and the first turn does not count."""
+    clock = clock_of(device) if device.type == "cuda" else ThreadClock()
+    times: list[list[float]] = [[] for _ in calls]
+    for turn in range(1 + repeats):
+        for call, kept in zip(calls, times, strict=True):
+            start = clock.mark()
+            call()
+            stop = clock.mark()
+            clock.wait(stop)
+            if turn:
+                kept.append(clock.ms_between(start, stop))
+    return [median(kept) for kept in times]
 
 
 def layer_ms(llama: Any, num: int, device: torch.device, dtype: torch.dtype, repeats: int) -> float:
     """Return the median milliseconds of one decoder layer over N visual and 64 text tokens."""
     hidden = features(num + TEXT, llama.config.hidden_size, device, dtype)[None]
     angles = llama.rotary_emb(hidden, torch.arange(num + TEXT, device=device)[None])
-    return median_ms([lambda: llama.layers[0](hidden, position_embeddings=angles)], device, repeats)
+    return median_ms([lambda: llama.layers[0](hidden, position_embeddings=angles)], device, repeats)[0]
+
+
+def are_same(ours: Reduction, official: Reduction) -> bool:
+    """Return whether both choose the same rows: the same tokens, and where rows are made, rows that are close."""
+    if official.hidden_KC is not None and ours.hidden_KC is not None:
+        return torch.allclose(ours.hidden_KC.float(), official.hidden_KC.float(), atol=1e-3, rtol=1e-3)
+    return torch.equal(ours.indices_K, official.indices_K)
+
+
+def measure(
+    name: str, method: Method, visual: VisualTokens, keep: int, llama: Any, repeats: int
+) -> tuple[float, float | None, str]:
+    """Return the milliseconds of ours, those of the official rule where there is one, and whether both agree."""
+    device, dtype = visual.embeds_ND.device, visual.embeds_ND.dtype
+    if not has_reduce(method):
+        calls = list(selections(method, len(visual), keep, llama, device, dtype))
+        return median_ms([lambda: [call() for call in calls]], device, repeats)[0], None, ""
+    ours = partial(method.reduce, visual, keep)
+    if name not in RULES:
+        return median_ms([ours], device, repeats)[0], None, ""
+    official = partial(RULES[name], visual, keep)
+    same = "yes" if are_same(ours(), official()) else "no"
+    our_ms, official_ms = median_ms([ours, official], device, repeats)
+    return our_ms, official_ms, same
+
+
+def choose_methods(names: list[str]) -> dict[str, Method]:
+    """Return the methods that select and need no trained scorer, those named or all."""
+    loaded = {name: registry.load(name, SETTINGS.get(name)) for name in names or registry.methods()}
+    chosen = {name: method for name, method in loaded.items() if method.untrained() == method}
+    return {
+        name: method
+        for name, method in chosen.items()
+        if not has_resize(method) and (has_reduce(method) or method.cuts(576, DEPTH, Budget(64)))
+    }
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help="default: all")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=20)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     device = torch.device(options.device)
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    loaded = {name: registry.load(name, SETTINGS.get(name)) for name in registry.methods()}
-    methods = {
-        name: method for name, method in loaded.items() if method.untrained() == method
-    }  # without trained scorers
-    rows = []
+    methods = choose_methods(options.methods)
+    rows: list[tuple[Any, ...]] = []
     with torch.inference_mode():
         for width in WIDTHS:
             llama = decoder(width, device, dtype)
-            for num in GRIDS:
+            for num, keeps in KEEPS.items():
                 layer = layer_ms(llama, num, device, dtype, max(1, options.repeats // 10))
                 visual = image(num, width, device, dtype)
                 for name, method in methods.items():
-                    keep = KEEP * (num // (GRIDS[num][0] * GRIDS[num][1]))
-                    calls = list(selections(method, num, llama, device, dtype))
-                    if has_reduce(method):
-                        calls = [partial(method.reduce, visual, keep)]
-                    if calls and not has_resize(method):
-                        ms = median_ms(calls, device, options.repeats)
-                        rows.append((name, num, width, ms, 100 * ms / layer))
-    hardware = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {options.threads} thread(s)"
+                    for keep in keeps if has_reduce(method) else keeps[:1]:
+                        ours, official, same = measure(name, method, visual, keep, llama, options.repeats)
+                        ratio = official / ours if official else None
+                        rows.append((name, num, width, keep, ours, official, ratio, 100 * ours / layer, same))
+    hardware = torch.cuda.get_device_name() if device.type == "cuda" else "CPU, one thread"
     print(f"{hardware}, {dtype}, torch {torch.__version__}, {options.repeats} repetitions\n")
-    headers = ["method", "N", "D", "median ms", "% of a decoder layer"]
-    print(tabulate(sorted(rows), headers, "github", floatfmt=("", ",", ",", ".2f", ".2f")))
+    headers = ["method", "N", "D", "K", "ours, ms", "official, ms", "ratio", "% of a decoder layer", "same"]
+    formats = ("", ",", ",", "", ".2f", ".2f", ".1f", ".3f", "")
+    rows.sort(key=lambda row: row[:4])
+    print(tabulate(rows, headers, "github", floatfmt=formats))
 
 
 if __name__ == "__main__":
