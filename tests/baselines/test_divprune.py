@@ -124,6 +124,13 @@ def test_length_does_not_matter_and_no_length_is_far_from_all() -> None:
     assert most_diverse(distances, all_real(12), 12).sort().values.tolist() == list(range(12))
 
 
+def test_picking_leaves_the_distances_as_they_are() -> None:
+    distances = cosine_distances(noise(12))
+    before = distances.clone()
+    most_diverse(distances, torch.arange(12) < 9, 12)
+    assert torch.equal(distances, before)
+
+
 @pytest.mark.parametrize("keep", [1, 5, 20])
 def test_equal_tokens_are_each_picked_once(keep: int) -> None:
     picks = DivPrune().reduce(visual(torch.ones(20, 4)), keep).indices_K

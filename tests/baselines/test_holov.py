@@ -12,6 +12,7 @@ from dpbench_baselines.holov import (
     crop_mean,
     crop_quotas,
     crop_relevance,
+    crop_rows,
     crop_scores,
     crop_weights,
     cut_crops,
@@ -334,6 +335,30 @@ def test_on_qwen_parity_ranks_raster_tokens_by_scores_in_window_order() -> None:
 def test_zero_rows_stand_for_no_token() -> None:
     rows = rows_or_zeros(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([1, -1, 0]))
     assert rows.tolist() == [[3.0, 4.0], [0.0, 0.0], [1.0, 2.0]]
+
+
+def test_zero_rows_leave_the_image_as_it_is() -> None:
+    embeds = torch.ones(3, 2)
+    rows_or_zeros(embeds, torch.tensor([0, -1, -1]))
+    assert torch.equal(embeds, torch.ones(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("slots", "crops", "copied"), [([0, 1, 2, 3], 2, False), ([0, 2, 1, 3], 2, True), ([0, 1, 2, 3], 3, True)]
+)
+def test_crops_of_the_raster_are_read_in_place_and_others_gathered(slots: list[int], crops: int, copied: bool) -> None:
+    embeds = torch.arange(8.0).view(4, 2)
+    index_PM = cut_crops(torch.tensor(slots), crops).index_PM
+    rows_PMD = crop_rows(embeds, index_PM)
+    assert torch.equal(rows_PMD, embeds[index_PM])
+    assert (rows_PMD.data_ptr() != embeds.data_ptr()) == copied
+
+
+def test_reduce_leaves_the_image_as_it_is() -> None:
+    embeds, attention = noise(32)
+    before = embeds.clone()
+    HoloV(parity=True).reduce(visual(embeds, attention), 20)
+    assert torch.equal(embeds, before)
 
 
 def test_needs_prefer_the_cls_row() -> None:
