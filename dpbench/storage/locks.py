@@ -71,6 +71,10 @@ def explain_missing_locks(folder: Path, remedy: str) -> Iterator[None]:
         raise NoLocksError(folder, str(error), remedy) from None
 
 
+class OwnFileLock(FileLock):
+    """A lock of our own class: lmms-eval makes all instances of `FileLock` with one path the same, for good."""
+
+
 def take(path: Path, *, seconds: float) -> FileLock:
     """Take a lock and write its holder into the file. It is free again once released or garbage collected.
 
@@ -82,7 +86,7 @@ def take(path: Path, *, seconds: float) -> FileLock:
         BusyError: another process holds it.
         NoLocksError: the file system has none.
     """
-    lock = FileLock(path, timeout=seconds)
+    lock = OwnFileLock(path, timeout=seconds)
     try:
         with explain_missing_locks(path.parent, _REMEDY), warnings.catch_warnings(action="ignore"):
             lock.acquire()

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock._api import FileLockMeta
 from places import TOY_DATA
 
 from dpbench.errors import ConfigError
@@ -103,6 +104,20 @@ def test_a_file_system_without_locks_is_named_with_a_way_on(
     monkeypatch.undo()
     with hold_folder(tmp_path):
         pass  # nothing is left behind
+
+
+def test_lmms_evals_shared_locks_are_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lmms-eval gives every `FileLock` of a path the same instance, which its holder could take twice."""
+    from lmms_eval import evaluator
+
+    monkeypatch.setattr(FileLockMeta, "__call__", FileLockMeta.__call__)  # puts lmms-eval's change back afterwards
+    monkeypatch.setattr(evaluator._enable_reentrant_filelocks, "_patched", False, raising=False)
+    evaluator._enable_reentrant_filelocks()
+    first = locks.take(tmp_path / "run.lock", seconds=0)
+    with pytest.raises(ConfigError, match="another dpbench is running there"):
+        locks.take(tmp_path / "run.lock", seconds=0)
+    first.release()
+    locks.take(tmp_path / "run.lock", seconds=0).release()
 
 
 def test_a_cache_of_datasets_without_locks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
