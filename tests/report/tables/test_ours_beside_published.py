@@ -286,6 +286,6 @@ def test_other_averages_have_no_difference_from_table_five(changes: dict[str, An
 
 def test_table_five_has_the_protocol_of_table_one() -> None:
     notes = ablated(reading="first-word", image_aspect="crop", ocr=False).notes
-    assert "May explain a difference (POPE): reading: theirs llava (inferred), ours first-word." in notes
+    assert "May explain a difference (MME, POPE): reading: theirs llava (inferred), ours first-word." in notes
     assert "May explain a difference: image_aspect: theirs pad (inferred), ours crop." in notes
     assert not any("ocr" in note for note in notes)  # of TextVQA, which Table 5 does not have
