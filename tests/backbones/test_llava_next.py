@@ -439,7 +439,7 @@ def test_an_image_so_thin_that_no_tile_token_is_left_equals_transformers(size: t
 
 
 @pytest.mark.parametrize("size", THIN[:2], ids=str)
-@pytest.mark.parametrize("newline", ["keep", "drop"])
+@pytest.mark.parametrize("newline", [pytest.param("keep", marks=pytest.mark.slow), "drop"])
 @pytest.mark.parametrize("name", sorted(registry.methods()))
 def test_every_method_answers_about_a_thin_image(
     name: str, newline: Literal["keep", "drop"], size: tuple[int, int]

@@ -76,6 +76,7 @@ def held_out_names(num: int, num_validation: int) -> list[int]:
     return [int(i) for i in split(num, fraction=1, num_validation=num_validation, seed=0).validation]
 
 
+@pytest.mark.slow  # the tests of resuming and of the list of broken images pin its parts
 def test_one_broken_held_out_image_is_left_out_listed_and_the_same_after_resuming(tmp_path: Path) -> None:
     held = held_out_names(300, 120)
     data = pictures(tmp_path / "data", 300, held[:1])
@@ -106,7 +107,7 @@ def test_a_held_out_image_that_breaks_later_ends_the_training(tmp_path: Path, mo
     assert f"{held[2]}.png" in str(error.value)
 
 
-@pytest.mark.parametrize("place", ["training", "validation"])
+@pytest.mark.parametrize("place", [pytest.param("training", marks=pytest.mark.slow), "validation"])
 def test_an_image_that_the_backbone_refuses_costs_that_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:

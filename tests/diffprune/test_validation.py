@@ -119,7 +119,14 @@ def one_by_one(losses_of: Callable[..., list[dict[str, float]]], objective: Obje
     return measured
 
 
-@pytest.mark.parametrize("micro_batches", [(4,), (5,), (16,), (21,), (64,), (3, 3), (8, 1), (16, 2, 5), (1,) * 23])
+SLOW_MICRO_BATCHES = [(4,), (16,), (21,), (3, 3), (1,) * 23]
+"""More of what the others pin: sizes that divide the images and that do not, one process and several."""
+
+
+@pytest.mark.parametrize(
+    "micro_batches",
+    [(5,), (64,), (8, 1), (16, 2, 5), *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in SLOW_MICRO_BATCHES)],
+)
 def test_every_held_out_image_counts_with_any_micro_batch_and_number_of_processes(
     losses_of: Callable[..., list[dict[str, float]]], one_by_one: dict[str, float], micro_batches: tuple[int, ...]
 ) -> None:

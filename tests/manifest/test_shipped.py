@@ -138,7 +138,12 @@ def miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     shutil.rmtree(tmp_path / "hub", ignore_errors=True)
 
 
-@pytest.mark.parametrize("name", [name for name in PAPER if any("dpbench run" in one for one in documented(name))])
+RUN = [name for name in PAPER if any("dpbench run" in command for command in documented(name))]
+SLOW = ("table1-llava-1.5-full",)
+"""The methods and tasks of the others on the same backbone, all at once."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in RUN])
 def test_a_tables_manifest_runs_on_miniature_weights(name: str, miniature: Path) -> None:
     """Every method, backbone and seed, at a budget that the few layers can meet, on one sample of the first task."""
     loaded = load_manifest(Path(name))

@@ -172,6 +172,7 @@ def answered(folder: Path) -> Counter[int]:
     )
 
 
+@pytest.mark.slow  # real processes; the tests above hold the lock in one process and in another
 def test_two_commands_on_one_folder_answer_every_sample_once(tmp_path: Path) -> None:
     with holder_of_run(tmp_path):
         started = [dpbench("run", *CELL, "--out", str(tmp_path)) for _ in range(2)]

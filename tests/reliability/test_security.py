@@ -173,6 +173,7 @@ def plugin(folder: Path) -> None:
     (info / "entry_points.txt").write_text("[dpbench.methods]\nnosy = nosy:Nosy\n")
 
 
+@pytest.mark.slow  # real processes; registry.load imports by name, see tests/test_registry.py
 def test_methods_of_others_are_imported_only_when_they_are_named(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     (tmp_path / "nosy.py").write_text(PLUGIN.format(marker=str(marker)))
@@ -333,6 +334,7 @@ SECRETS = {
 }
 
 
+@pytest.mark.slow  # every command in a process of its own
 def test_no_file_that_is_written_tells_a_secret(tmp_path: Path, tiny_folder: Path) -> None:
     """Everything that run, report, its page and its bundle write, against the environment they ran in."""
     home = tmp_path / "home-of-somebody"

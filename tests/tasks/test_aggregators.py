@@ -98,7 +98,11 @@ def upstream_read(name: str, answers: Sequence[str]) -> list[dict[str, Any]]:
     return [upstream.read(base, doc, said) for doc, said in zip(docs(name), answers, strict=True)]
 
 
-@pytest.mark.parametrize("name", SCORED)
+FAST = [pytest.param(name, marks=pytest.mark.slow) if name == "mmbench_cn" else name for name in SCORED]
+"""MMBench-CN is aggregated by the code of MMBench."""
+
+
+@pytest.mark.parametrize("name", FAST)
 def test_the_score_is_lmms_evals_on_random_answers(name: str) -> None:
     answers = random_answers(name, 1)
     mine = aggregators.score(aggregators.sums(name, journalled(name, answers), image_groups(name)))
@@ -130,7 +134,7 @@ def copied(name: str, read: Mapping[str, Any], number: int) -> dict[str, Any]:
     return moved
 
 
-@pytest.mark.parametrize("name", SCORED)
+@pytest.mark.parametrize("name", FAST)
 def test_a_weight_is_how_often_a_cluster_was_drawn(name: str) -> None:
     answers, groups, rng = random_answers(name, 3), image_groups(name), np.random.default_rng(0)
     added = aggregators.sums(name, journalled(name, answers), groups)
