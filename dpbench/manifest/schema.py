@@ -179,8 +179,8 @@ class Protocol(_Strict):
 class Manifest(_Strict):
     """A comparison: several methods at several budgets on several tasks, on one backbone or on several in turn.
 
-    A list under `backbone` is read as the first backbone and `more_backbones`. `purpose` is the command that the manifest
-    is written for, whose steps `dpbench plan` prints; any other command takes it too.
+    A list under `backbone` is read as the first backbone and `more_backbones`. `purpose` is the command that the
+    manifest is written for, whose steps `dpbench plan` prints; any other command takes it too.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")

@@ -150,6 +150,7 @@ def test_run_train_and_report_unpickle_and_execute_nothing_from_disk(tmp_path: P
     assert printed.splitlines()[-2:] == ["UNPICKLED []", "RAN []"]
 
 
+@pytest.mark.slow  # that the watch of the test above watches; it changes with that test only
 def test_the_watch_sees_an_unpickled_file(tmp_path: Path) -> None:
     """A plugin that does what is forbidden, so that the silence above means something."""
     (tmp_path / "nosy.py").write_text(
