@@ -50,3 +50,23 @@ def test_params_are_read_as_yaml() -> None:
     }
     with pytest.raises(ConfigError, match="name=value"):
         registry.parse_params(["layer"])
+
+
+def test_a_method_is_imported_when_it_is_loaded_and_not_when_it_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "onlooker-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: onlooker\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[dpbench.methods]\nonlooker = onlooker:Onlooker\n")
+    (tmp_path / "onlooker.py").write_text('"""Nothing."""\nraise RuntimeError("imported")\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    registry.methods.cache_clear()
+    try:
+        assert "onlooker" in registry.methods()
+        registry.summary("onlooker")
+        registry.load("random")
+        with pytest.raises(RuntimeError, match="imported"):
+            registry.load("onlooker")
+    finally:
+        registry.methods.cache_clear()

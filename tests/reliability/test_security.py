@@ -174,7 +174,7 @@ def plugin(folder: Path) -> None:
     (info / "entry_points.txt").write_text("[dpbench.methods]\nnosy = nosy:Nosy\n")
 
 
-@pytest.mark.slow  # real processes; registry.load imports by name, see tests/test_registry.py
+@pytest.mark.slow  # real processes; in one process: tests/test_registry.py
 def test_methods_of_others_are_imported_only_when_they_are_named(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     (tmp_path / "nosy.py").write_text(PLUGIN.format(marker=str(marker)))
