@@ -204,3 +204,14 @@ def test_two_shards_at_once_never_collide(tmp_path: Path) -> None:
     assert set(once.values()) == {1}
     outcome = merging.merge(tmp_path / "toy-llava-grid-16", TOY_DATA)
     assert [each.num_samples for each in outcome.added] == [12] == [len(once)]
+
+
+def test_an_earlier_filelocks_error_without_locks_is_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its soft fallback, filelock raised NotImplementedError for ENOSYS; the bounds in pyproject allow these."""
+
+    def no_flock(*_: object, **__: object) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(locks.OwnFileLock, "acquire", no_flock)
+    with pytest.raises(locks.NoLocksError, match=r"cannot lock files \(FileSystem does not appear to support flock\)"):
+        locks.take(tmp_path / "run.lock", seconds=0)
