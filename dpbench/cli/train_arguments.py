@@ -23,4 +23,5 @@ def build_recipe(backbone: str, given: Given, params: Sequence[str]) -> Recipe:
 def scorer_folder(recipe: Recipe, out: Path | None) -> Path:
     """Return where a training writes: `out`, or a folder under scorers/ named after what is trained."""
     variant = "" if recipe.variant == "diffprune" else f"-{recipe.variant}"
-    return out or Path("scorers") / f"{recipe.backbone}{variant}"
+    fill = "" if recipe.fill == "zero" else f"-{recipe.fill}"
+    return out or Path("scorers") / f"{recipe.backbone}{variant}{fill}"

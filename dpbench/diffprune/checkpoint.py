@@ -28,7 +28,7 @@ class Card(BaseModel):
         size: shape of the scorer.
         variant: throttler and denoiser it was trained with.
         keep: budgets it was trained for.
-        tau: temperature at the first and the last step.
+        tau: temperature at the first and the last step, in units of the logits.
         data: image-caption pairs it was trained on.
         seed: of weights, data order and noise.
         step: training step of these weights.

@@ -13,10 +13,17 @@ from typing import Literal
 from torch import Tensor, nn
 
 from dpbench.diffprune.scorer import ScorerSize, encoder
+from dpbench.diffprune.throttler import root_mean_square
+
+GAIN = 0.01
+"""How fast it departs from the identity. On toy-llava the scorer learns slower at 1: the denoiser is then first to learn
+what captions have in common, which no image is needed for (README, "What was learnt")."""
 
 
 class Denoiser(nn.Module):
-    """x + up(block(down(norm(x)))); it begins as the identity.
+    """x + GAIN rms(x) up(block(down(norm(x)))); it begins as the identity.
+
+    What it adds is in units of each token's root mean square, so that tokens of another scale train alike.
 
     Args:
         size: the scorer's shape, whose hidden width is the bottleneck's.
@@ -46,5 +53,6 @@ class Denoiser(nn.Module):
             hidden = self.block(single_tokens).view(hidden.shape)
         else:
             hidden = self.block(hidden, src_key_padding_mask=None if valid_RN is None else ~valid_RN)
-        denoised: Tensor = tokens_RND + self.up(hidden).to(tokens_RND.dtype)
+        scale = GAIN * root_mean_square(tokens_RND)
+        denoised: Tensor = tokens_RND + scale * self.up(hidden).to(tokens_RND.dtype)
         return denoised

@@ -18,6 +18,7 @@ from torch import Tensor
 from dpbench.backbones.base import Backbone, Features, Prompt
 from dpbench.diffprune.denoiser import Denoiser
 from dpbench.diffprune.example import Example
+from dpbench.diffprune.recipe import Fill
 from dpbench.diffprune.scorer import Scorer, Views, lay_out
 from dpbench.diffprune.soft_topk import hard_topk_mask, soft_topk
 from dpbench.diffprune.throttler import THROTTLERS, Gate, gumbel_noise
@@ -111,10 +112,18 @@ class Batch:
 class Objective:
     """The losses of scorer and denoiser in front of a frozen backbone."""
 
-    def __init__(self, backbone: Backbone, scorer: Scorer, denoiser: Denoiser, variant: str, instruction: str) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        scorer: Scorer,
+        denoiser: Denoiser,
+        variant: str,
+        instruction: str,
+        fill: Fill = "zero",
+    ) -> None:
         self.backbone, self.scorer, self.denoiser = backbone, scorer, denoiser
         self.throttler = THROTTLERS[variant]
-        self.instruction = instruction
+        self.instruction, self.fill = instruction, fill
 
     @torch.no_grad()
     def encode(self, examples: Sequence[Example]) -> Batch:
@@ -152,6 +161,7 @@ class Objective:
             valid_RN=batch.rows("read_N"),
             noise_RND=rows(normal),
             gumbel_RN=rows(gumbel).to(batch.embeds[0].dtype),
+            fill=self.fill,
         )
 
     def soft_losses(self, logits_RN: Tensor, batch: Batch, gate: Gate) -> Tensor:

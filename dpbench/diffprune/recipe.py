@@ -10,7 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from dpbench import backbones
 from dpbench.errors import ConfigError, did_you_mean, format_value
 
-Variant = Literal["diffprune", "gumbel-ste", "scale-gate", "global-denoiser"]
+Variant = Literal["diffprune", "gumbel-ste", "identity-ste", "scale-gate", "global-denoiser"]
+Fill = Literal["zero", "mean", "noise"]
+STRAIGHT_THROUGH: tuple[Variant, ...] = ("gumbel-ste", "identity-ste")
+"""The variants that drop tokens while training."""
 
 
 class Recipe(BaseModel):
@@ -32,6 +35,7 @@ class Recipe(BaseModel):
         default=None, description="LLaVA-1.5: pad images to a square, as by default, or crop them to one."
     )
     variant: Variant = Field(default="diffprune", description="DiffPrune, or a control of its ablations.")
+    fill: Fill = "zero"  # straight-through variants: what stands in for a dropped token
     keep: str = Field(default="64,128,192", description="Budgets: 64, or 64,128,192, or shares as 0.05-0.4.")
     data: str = Field(description="Image-caption pairs: toy, folder, *.parquet, *.tar, hub.")
     fraction: float = Field(default=1.0, gt=0, le=1)  # share of the data to train on, a seeded subset
@@ -45,7 +49,9 @@ class Recipe(BaseModel):
     warmup: float = Field(default=0.03, ge=0, lt=1)  # share of the steps in which the rate rises
     weight_decay: float = Field(default=0.01, ge=0)  # of AdamW
     clip: float = Field(default=1.0, gt=0)  # largest norm of the gradient
-    tau: tuple[float, float] = (0.03, 0.003)  # temperature of the soft top-k at the first and last step, cosine between
+    # temperature of the soft top-k at the first and last step, cosine between; in units of the spread of the untrained
+    # scorer's logits within an image, so that it is as soft on any backbone
+    tau: tuple[float, float] = (0.15, 0.015)
     hidden: int = Field(default=512, ge=4, multiple_of=4)  # width of scorer and denoiser
     heads: int = Field(default=8, ge=1)  # their attention heads
     layers: int = Field(default=2, ge=1)  # Transformer blocks of the scorer
@@ -61,6 +67,8 @@ class Recipe(BaseModel):
     def _coherent(self) -> Recipe:
         if min(self.tau) <= 0:
             raise ValueError(f"tau: both temperatures must be above 0, got {self.tau}")
+        if self.fill != "zero" and self.variant not in STRAIGHT_THROUGH:
+            raise ValueError(f"fill: {self.variant} drops no token; remove it, or give --variant gumbel-ste")
         if self.hidden % self.heads:
             raise ValueError(f"heads: hidden must be a multiple of heads, got {self.hidden} and {self.heads}")
         return self

@@ -38,6 +38,8 @@ class Progress:
         num_broken: examples that could not be read.
         validated: the last step that was validated; -1 before the first.
         num_held_out: images that validation reads; 0 in checkpoints that do not say it.
+        spread: of the untrained scorer's logits, the unit of the recipe's tau; 1 before it is measured, and in
+            checkpoints of earlier versions, whose tau is in units of the logits.
     """
 
     step: int
@@ -50,6 +52,7 @@ class Progress:
     num_broken: int = 0
     validated: int = -1
     num_held_out: int = 0
+    spread: float = 1.0
 
 
 def write(

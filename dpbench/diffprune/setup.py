@@ -127,4 +127,4 @@ def _build_objective(recipe: Recipe, backbone: Backbone) -> Objective:
     torch.manual_seed(recipe.seed)
     scorer = Scorer(size).to(backbone.device)
     denoiser = Denoiser(size, "global" if recipe.variant == "global-denoiser" else "identity").to(backbone.device)
-    return Objective(backbone, scorer, denoiser, recipe.variant, recipe.instruction)
+    return Objective(backbone, scorer, denoiser, recipe.variant, recipe.instruction, recipe.fill)

@@ -45,7 +45,7 @@ def optimizer_step(
         DpbenchError: the loss is not finite, or memory does not hold one image.
     """
     lr = learning_rate(setup.recipe, progress.step, setup.num_steps)
-    tau = cosine(*setup.recipe.tau, progress.step / setup.num_steps)
+    tau = progress.spread * cosine(*setup.recipe.tau, progress.step / setup.num_steps)
     setup.optimizer.param_groups[0]["lr"] = lr
     loss, mass = reduce_and_clip_gradient(setup, progress, examples, tau)
     if not math.isfinite(loss):

@@ -1,7 +1,7 @@
 """Information throttlers: how much of a token reaches the LLM, as a function of its retention weight.
 
-VP-Noise (DiffPrune section 4.3) is the paper's; the scale gate and the Gumbel straight-through mask are its controls
-(Table 5). All take scorer logits, so that the path from logits to loss is one function per variant.
+VP-Noise (DiffPrune section 4.3) is the paper's; the scale gate and the straight-through masks are its controls
+(Table 5, equation 1). All take scorer logits, so that the path from logits to loss is one function per variant.
 
 Shape letters: R rows (one view each), N visual tokens of a view, D the LLM's width.
 """
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dpbench.diffprune.recipe import Fill
 from dpbench.diffprune.soft_topk import hard_topk_mask, soft_topk, straight_through
 
 LEAST_WEIGHT = 1e-9
@@ -30,6 +31,8 @@ class Gate:
         valid_RN: bool, False for padding and for tokens the LLM never reads.
         noise_RND: standard normal, in the tokens' type.
         gumbel_RN: standard Gumbel.
+        fill: what a straight-through mask puts in the place of a dropped token: zeros, the mean token of its view, or
+            noise as loud as the token.
     """
 
     k_R: Tensor
@@ -37,6 +40,7 @@ class Gate:
     valid_RN: Tensor
     noise_RND: Tensor
     gumbel_RN: Tensor
+    fill: Fill = "zero"
 
 
 def vp_noise(tokens_RND: Tensor, weights_RN: Tensor, noise_RND: Tensor) -> Tensor:
@@ -46,9 +50,14 @@ def vp_noise(tokens_RND: Tensor, weights_RN: Tensor, noise_RND: Tensor) -> Tenso
     noise have equal power in every token, and only the size of a token always gets through.
     """
     share = weights_RN.double().clamp(LEAST_WEIGHT, 1 - LEAST_WEIGHT)[..., None]
-    scale = tokens_RND.square().mean(-1, keepdim=True).sqrt()
+    scale = root_mean_square(tokens_RND)
     content, noise = (part.sqrt().to(tokens_RND.dtype) for part in (share, 1 - share))
     return content * tokens_RND + noise * (scale * noise_RND)
+
+
+def root_mean_square(tokens_RND: Tensor) -> Tensor:
+    """Return the root mean square of every token over its D values, (R, N, 1)."""
+    return tokens_RND.square().mean(-1, keepdim=True).sqrt()
 
 
 def throttle(logits_RN: Tensor, tokens_RND: Tensor, gate: Gate) -> Tensor:
@@ -62,15 +71,39 @@ def scale_gate(logits_RN: Tensor, tokens_RND: Tensor, gate: Gate) -> Tensor:
 
 
 def gumbel_ste(logits_RN: Tensor, tokens_RND: Tensor, gate: Gate) -> Tensor:
-    """Drop all but the hard top-k of Gumbel-perturbed logits; the gradient is that of the soft top-k instead.
+    """Drop all but the hard top-k of Gumbel-perturbed logits; the gradient is that of the soft top-k instead."""
+    perturbed = _perturb(logits_RN, gate)
+    return _drop(tokens_RND, straight_through(_hard_mask(perturbed, gate), _weights(perturbed, gate)), gate)
 
-    The top-k of s/tau + g is a sample without replacement from softmax(s/tau). Here it is in the units of s, so that
-    the noise fades with the temperature, as the softness does.
+
+def identity_ste(logits_RN: Tensor, tokens_RND: Tensor, gate: Gate) -> Tensor:
+    """Drop the same tokens, and pass the mask's gradient to the logits as it is (equation 1)."""
+    perturbed = _perturb(logits_RN, gate)
+    return _drop(tokens_RND, straight_through(_hard_mask(perturbed, gate), perturbed), gate)
+
+
+def _perturb(logits_RN: Tensor, gate: Gate) -> Tensor:
+    """Return s + tau g: its top-k is a sample without replacement from softmax(s / tau).
+
+    In the units of s the noise fades with the temperature, as the softness does.
     """
-    perturbed = logits_RN + gate.tau * gate.gumbel_RN
-    hard = hard_topk_mask(perturbed, gate.k_R.round().clamp(min=1), gate.valid_RN)
-    mask = straight_through(hard, _weights(perturbed, gate))
-    return mask.to(tokens_RND.dtype)[..., None] * tokens_RND
+    return logits_RN + gate.tau * gate.gumbel_RN
+
+
+def _hard_mask(perturbed_RN: Tensor, gate: Gate) -> Tensor:
+    return hard_topk_mask(perturbed_RN, gate.k_R.round().clamp(min=1), gate.valid_RN)
+
+
+def _drop(tokens_RND: Tensor, mask_RN: Tensor, gate: Gate) -> Tensor:
+    """Return the tokens where the mask is 1 and the fill where it is 0; the gradient reaches the mask through both."""
+    mask = mask_RN.to(tokens_RND.dtype)[..., None]
+    if gate.fill == "zero":
+        return mask * tokens_RND
+    if gate.fill == "noise":
+        return mask * tokens_RND + (1 - mask) * root_mean_square(tokens_RND) * gate.noise_RND
+    valid = gate.valid_RN.to(tokens_RND.dtype)[..., None]
+    mean = (valid * tokens_RND).sum(1, keepdim=True) / valid.sum(1, keepdim=True).clamp(min=1)
+    return mask * tokens_RND + (1 - mask) * mean
 
 
 def _weights(logits_RN: Tensor, gate: Gate) -> Tensor:
@@ -82,6 +115,7 @@ THROTTLERS: dict[str, Callable[[Tensor, Tensor, Gate], Tensor]] = {
     "global-denoiser": throttle,
     "scale-gate": scale_gate,
     "gumbel-ste": gumbel_ste,
+    "identity-ste": identity_ste,
 }
 """The throttler of each variant; "global-denoiser" differs in the denoiser only."""
 

@@ -24,9 +24,11 @@ from dpbench.diffprune.data import training_batches
 from dpbench.diffprune.example import Example
 from dpbench.diffprune.interruption import Interruption, LateError, interruptible
 from dpbench.diffprune.logbook import Logbook, open_logbook
+from dpbench.diffprune.micro_batch import run_within_memory
 from dpbench.diffprune.recipe import Recipe
 from dpbench.diffprune.resume import STATE, Progress
 from dpbench.diffprune.setup import Setup, build_setup
+from dpbench.diffprune.spread import measure_spread
 from dpbench.errors import ConfigError, DpbenchError
 from dpbench.machine.stopping import INTERRUPTED, Stopped
 from dpbench.storage import files
@@ -147,6 +149,8 @@ class Training:
     def _train(self, book: Logbook) -> None:
         """Run the validation that is due, then the remaining steps."""
         is_due = validation.is_due(self.setup, self.progress)
+        if self.progress.full is None:
+            self._measure_spread()
         if self.progress.full is None or (is_due and self.progress.validated < self.progress.step):
             self._validate(book)
             self.save()
@@ -174,6 +178,12 @@ class Training:
 
     def _validate(self, book: Logbook) -> None:
         book.log_validation(validation.validate(self.setup, self.progress, self.out, self.interruption))
+
+    def _measure_spread(self) -> None:
+        setup, progress = self.setup, self.progress
+        progress.spread = run_within_memory(
+            lambda: measure_spread(setup, progress.micro_batch), progress, setup.console
+        )
 
     def _batches(self) -> Iterator[list[Example]]:
         return training_batches(

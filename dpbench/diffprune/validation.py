@@ -110,7 +110,7 @@ def _build_card(setup: Setup, progress: Progress, losses: dict[str, float]) -> C
         size=setup.objective.scorer.size,
         variant=recipe.variant,
         keep=recipe.keep,
-        tau=recipe.tau,
+        tau=(progress.spread * recipe.tau[0], progress.spread * recipe.tau[1]),
         data=recipe.data,
         seed=recipe.seed,
         step=progress.step,

@@ -14,7 +14,7 @@ from typing import Any, get_args
 import yaml
 
 from dpbench import backbones, registry, tasks
-from dpbench.diffprune.recipe import Variant
+from dpbench.diffprune.recipe import Fill, Variant
 from dpbench.errors import ConfigError, DpbenchError, MissingError
 from dpbench.estimate.shapes import count_parameters
 from dpbench.manifest.schema import BackboneEntry, Manifest
@@ -22,7 +22,8 @@ from dpbench.tasks.data.root import configs, is_present
 
 CHECKPOINT = "checkpoint"
 """The parameter that names a trained scorer's folder."""
-VARIANT_AND_SEED = re.compile(rf"[-/]({'|'.join(get_args(Variant))})(?:-(\d+))?$")
+HOW_TRAINED = re.compile(rf"[-/]({'|'.join(get_args(Variant))})(?:-({'|'.join(get_args(Fill))}))?(?:-(\d+))?$")
+"""Variant, fill and seed in the name of a scorer's folder."""
 TRAINING_DATA = ("--data", "visual-layer/imagenet-1k-vl-enriched", "--param", "fraction=0.1")
 """The captioned images that the paper trains on (section 5.1); its text lost the share, ours takes an A6000 a night."""
 PULL = "dpbench data pull "
@@ -125,9 +126,11 @@ def _method_files(part: Manifest) -> Iterator[Item]:
 def train_command(backbone: str, checkpoint: str) -> str:
     """Return the command that trains a scorer into a folder whose name may end with a variant and a seed."""
     words = ["dpbench", "train", "--backbone", backbone]
-    if found := VARIANT_AND_SEED.search(checkpoint):
-        variant, seed = found.groups()
-        words += ["--variant", variant, *(["--seed", seed] if seed else [])]
+    if found := HOW_TRAINED.search(checkpoint):
+        variant, fill, seed = found.groups()
+        words += ["--variant", variant]
+        words += ["--param", f"fill={fill}"] if fill else []
+        words += ["--seed", seed] if seed else []
     if backbone != "toy-llava":
         words += TRAINING_DATA
     return shlex.join([*words, "--out", checkpoint])

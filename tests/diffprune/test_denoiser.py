@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dpbench.diffprune.denoiser import Denoiser
+from dpbench.diffprune.denoiser import GAIN, Denoiser
 from dpbench.diffprune.scorer import ScorerSize
 
 SIZE = ScorerSize(width=24, hidden=16, heads=4, ffn=2)
@@ -36,11 +36,11 @@ def test_it_begins_as_the_identity(attention: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("attention", ["identity", "global"])
-def test_what_it_adds_follows_the_token_but_for_its_size(attention: str) -> None:
+def test_tokens_of_another_scale_are_denoised_alike(attention: str) -> None:
     made, tokens = denoiser(attention), normal(2, 5, 24)
-    added = made(tokens) - tokens
-    assert added.abs().mean() > 0.1
-    torch.testing.assert_close(made(7 * tokens) - 7 * tokens, added, rtol=1e-4, atol=1e-4)
+    denoised = made(tokens)
+    assert (denoised - tokens).abs().mean() > 0.1 * GAIN
+    torch.testing.assert_close(made(7 * tokens), 7 * denoised, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("train", [True, False])
@@ -59,7 +59,8 @@ def test_under_the_identity_mask_a_token_changes_no_other(train: bool) -> None:
 def test_it_is_the_identity_mask_written_out() -> None:
     made, tokens = denoiser(), normal(3, 7, 24)
     off_diagonal = ~torch.eye(7, dtype=torch.bool)
-    wanted = tokens + made.up(made.block(made.down(made.norm(tokens)), mask=off_diagonal))
+    size = tokens.square().mean(-1, keepdim=True).sqrt()
+    wanted = tokens + GAIN * size * made.up(made.block(made.down(made.norm(tokens)), mask=off_diagonal))
     torch.testing.assert_close(made(tokens), wanted, rtol=1e-10, atol=1e-10)
     with torch.no_grad():
         torch.testing.assert_close(made.eval()(tokens), wanted, rtol=1e-10, atol=1e-10)

@@ -37,3 +37,9 @@ def test_a_tower_that_reads_any_shape_has_no_image_aspect() -> None:
 def test_the_frozen_backbone_reads_images_as_the_recipe_says(aspect: str) -> None:
     setup = build_setup(small_recipe(image_aspect=aspect), Accelerator(cpu=True), Console(quiet=True))
     assert setup.objective.backbone.pads is (aspect == "pad")  # type: ignore[attr-defined]
+
+
+def test_only_a_variant_that_drops_tokens_has_a_fill() -> None:
+    assert make_recipe("toy-llava", {"variant": "identity-ste", "fill": "mean"}).fill == "mean"
+    with pytest.raises(ConfigError, match="--param fill: scale-gate drops no token; remove it, or give --variant gumb"):
+        make_recipe("toy-llava", {"variant": "scale-gate", "fill": "mean"})

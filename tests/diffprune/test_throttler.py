@@ -3,13 +3,23 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from dpbench.diffprune.soft_topk import soft_topk
-from dpbench.diffprune.throttler import THROTTLERS, Gate, gumbel_noise, gumbel_ste, scale_gate, throttle, vp_noise
+from dpbench.diffprune.throttler import (
+    THROTTLERS,
+    Gate,
+    gumbel_noise,
+    gumbel_ste,
+    identity_ste,
+    scale_gate,
+    throttle,
+    vp_noise,
+)
 
 WIDTH = 6
 LEAK = 2e-4
@@ -169,6 +179,40 @@ def test_the_straight_through_gradient_is_not_that_of_its_forward_but_of_the_sof
     assert not torch.autograd.gradcheck(
         lambda each: gumbel_ste(each, tokens, given), (logits,), raise_exception=False, check_undefined_grad=False
     )
+
+
+def filler(tokens: Tensor, given: Gate, fill: str) -> Tensor:
+    """What stands in for a dropped token, worked out token by token."""
+    if fill == "zero":
+        return torch.zeros_like(tokens)
+    if fill == "noise":
+        return rms(tokens) * given.noise_RND
+    means = [row[valid].mean(0) for row, valid in zip(tokens, given.valid_RN, strict=True)]
+    return torch.stack(means)[:, None].expand_as(tokens)
+
+
+@pytest.mark.parametrize("fill", ["zero", "mean", "noise"])
+@pytest.mark.parametrize("throttler", [gumbel_ste, identity_ste])
+def test_a_fill_stands_in_for_dropped_tokens_and_the_gradient_knows_it(
+    throttler: Callable[[Tensor, Tensor, Gate], Tensor], fill: Any
+) -> None:
+    valid = (torch.arange(9) < 7).expand(2, 9)
+    logits, tokens = normal(2, 9).requires_grad_(), normal(2, 9, WIDTH, seed=2) + 1
+    given = replace(gate((3.0, 4.0), 9, valid=valid), fill=fill)
+    direction, wanted = normal(2, 9, WIDTH, seed=3), filler(tokens, given, fill)
+    passed = throttler(logits, tokens, given)
+    perturbed = logits + given.tau * given.gumbel_RN
+    for row, k in enumerate((3, 4)):
+        kept = perturbed[row].masked_fill(~valid[row], -math.inf).topk(k).indices
+        dropped = torch.ones(9, dtype=torch.bool).index_fill(0, kept, False)
+        torch.testing.assert_close(passed[row, kept], tokens[row, kept])
+        torch.testing.assert_close(passed[row, dropped], wanted[row, dropped])
+    (gradient,) = torch.autograd.grad((passed * direction).sum(), logits)
+    of_mask = ((tokens - wanted) * direction).sum(-1)
+    if throttler is gumbel_ste:
+        weights = soft_topk(perturbed, given.k_R, given.tau, mask=valid)
+        (of_mask,) = torch.autograd.grad((weights * of_mask).sum(), logits)
+    torch.testing.assert_close(gradient, of_mask)
 
 
 def test_the_finite_differences_used_against_the_surrogate_find_a_gradient_where_there_is_one() -> None:

@@ -67,6 +67,7 @@ def test_a_model_that_a_method_reads_is_a_download() -> None:
         ("llava-1.5", "scorers/llava-1.5", ""),
         ("llava-1.5", "scorers/llava-1.5-gumbel-ste", " --variant gumbel-ste"),
         ("toy-llava", "scorers/ablation/global-denoiser-2", " --variant global-denoiser --seed 2"),
+        ("toy-llava", "scorers/ablation/gumbel-ste-mean-4", " --variant gumbel-ste --param fill=mean --seed 4"),
     ],
 )
 def test_a_scorers_folder_says_how_it_is_trained(backbone: str, checkpoint: str, words: str) -> None:
