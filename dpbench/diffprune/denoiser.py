@@ -16,8 +16,8 @@ from dpbench.diffprune.scorer import ScorerSize, encoder
 from dpbench.diffprune.throttler import root_mean_square
 
 GAIN = 0.01
-"""How fast it departs from the identity. At 1 the scorer of toy-llava learns slower: the denoiser then first learns what
-all captions have in common, for which no image is needed."""
+"""How fast it departs from the identity. At 1 the scorer of toy-llava learns slower: the denoiser first learns what all
+captions have in common, for which no image is needed."""
 
 
 class Denoiser(nn.Module):
