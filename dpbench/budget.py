@@ -57,3 +57,12 @@ class BudgetRequest:
 
 
 EVERYTHING = BudgetRequest()
+
+
+def tolerance(budget: float) -> float:
+    """Return by how many tokens the mean over samples may lie above a budget: half a token, or 1 % of a large one.
+
+    A cut inside the LLM keeps whole tokens in whole layers, so that its mean over layers misses a budget by up to half
+    a token.
+    """
+    return max(0.5, 0.01 * budget)

@@ -17,20 +17,18 @@ from numpy.typing import NDArray
 
 from dpbench.budget import BudgetRequest
 from dpbench.errors import StorageError
-from dpbench.report import statistics
+from dpbench.report import counted, statistics
+from dpbench.report.retention import RETENTION
 from dpbench.report.runs import Comparison, RowKey
 from dpbench.report.statistics import Difference
-from dpbench.report.tables.scores import RETENTION
 from dpbench.storage import contributions, files
 from dpbench.storage.contributions import Contribution
 from dpbench.tasks import aggregators
 
-VERSION = 3
+VERSION = 4
 """Increase it when the same records would give other intervals, or the format of the cache file changes."""
 REFERENCES = ("none", "random")
 SIGNIFICANT = 0.05
-TOLERANCE = 0.01
-"""Points by which a score recomputed from contributions may differ from the record's."""
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +56,14 @@ class Intervals:
             if key[1] == reference and (key[2] == RETENTION) == of_retention
         }
         return statistics.holm(family)
+
+    def of_retention(self) -> dict[RowKey, tuple[float, float]]:
+        """Return the 95 % interval of every row's average retention, in percent: 100 plus that of its difference."""
+        return {
+            key: (100 + difference.low, 100 + difference.high)
+            for (key, reference, column), difference in self.differences.items()
+            if reference == "none" and column == RETENTION
+        }
 
     def like_random(self) -> frozenset[RowKey]:
         """Return the rows whose retention does not differ significantly from random's at their budget."""
@@ -97,13 +103,13 @@ class _Scores:
 def compute(comparison: Comparison, resamples: int = statistics.RESAMPLES) -> Intervals:
     """Compute a comparison's intervals, without the cache."""
     cells, notes = load_usable(comparison)
-    scores = _scores(comparison, cells, resamples)
+    scores, names = _scores(comparison, cells, resamples), counted.find(comparison).tasks
     differences: dict[Key, Difference] = {}
     for key in comparison.rows:
         for reference in REFERENCES:
             other = comparison.find(reference, None if reference == "none" else key.budget)
             if other is not None and other != key and key.method != "none":
-                columns = _differences(scores, key, other, comparison.find("none"))
+                columns = _differences(scores, key, other, comparison.find("none"), names)
                 differences |= {(key, reference, column): difference for column, difference in columns.items()}
     return Intervals(differences, notes)
 
@@ -119,8 +125,18 @@ def _scores(comparison: Comparison, cells: Mapping[str, Contribution], resamples
     return _Scores(plain, resampled, num_images)
 
 
-def _differences(scores: _Scores, key: RowKey, other: RowKey, none: RowKey | None) -> dict[str, Difference]:
-    """Return a row's score minus another's, on the benchmarks that both have, and of their average retention."""
+def _differences(
+    scores: _Scores, key: RowKey, other: RowKey, none: RowKey | None, count: Sequence[str]
+) -> dict[str, Difference]:
+    """Return a row's score minus another's, on the benchmarks that both have, and of their average retention.
+
+    Args:
+        scores: plain and resampled.
+        key: the row.
+        other: its reference.
+        none: the unpruned model.
+        count: benchmarks that count for retention.
+    """
     common = [task for task, rows in scores.resampled.items() if key in rows and other in rows]
     columns: dict[str, Difference | None] = {}
     for task in common:
@@ -130,7 +146,7 @@ def _differences(scores: _Scores, key: RowKey, other: RowKey, none: RowKey | Non
         value = scores.plain[task][key] - scores.plain[task][other]
         columns[task] = statistics.difference(value, delta_R, scores.num_images[task])
     if none is not None:
-        columns[RETENTION] = _retention(scores, key, other, none, common)
+        columns[RETENTION] = _retention(scores, key, other, none, [task for task in count if task in common])
     return {column: difference for column, difference in columns.items() if difference}
 
 
@@ -188,7 +204,7 @@ def load_usable(comparison: Comparison) -> tuple[dict[str, Contribution], tuple[
     good = {
         record.cell_id: cells[record.cell_id]
         for record in comparison.records
-        if record.cell_id in cells and abs(_score(cells[record.cell_id]) - record.score) <= TOLERANCE
+        if record.cell_id in cells and cells[record.cell_id].gives(record.score)
     }
     paired = _select_paired(comparison, good)
     # A row's seeds count together or not at all: a mean over some of them would be another row.
@@ -233,14 +249,9 @@ def _explain_missing(total: int, num_found: int, num_good: int, num_paired: int)
 
 
 def _hash(comparison: Comparison, resamples: int) -> str:
-    rows = [(record.cell_id, record.score, record.num_samples, record.finished) for record in comparison.records]
-    sources = [
-        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
-        for folder in comparison.folders
-        for path in (folder / contributions.NAME, *(folder / "samples" / f"{row[0]}.jsonl" for row in rows))
-        if path.is_file()
-    ]
-    text = json.dumps([VERSION, resamples, sorted(rows), sorted(sources), comparison.tasks])
+    rows = sorted((record.cell_id, record.score, record.num_samples, record.finished) for record in comparison.records)
+    sources = sorted(contributions.stamp(folder, [row[0] for row in rows]) for folder in comparison.folders)
+    text = json.dumps([VERSION, resamples, rows, sources, comparison.tasks])
     return sha256(text.encode()).hexdigest()[:32]
 
 

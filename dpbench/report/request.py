@@ -22,11 +22,10 @@ from dpbench.report.tables import (
     two_runs,
 )
 from dpbench.report.tables.render import render, render_all
-from dpbench.report.tables.scores import retention
 from dpbench.report.tables.table import Section
 from dpbench.storage import files
 
-__all__ = ["Request", "render", "report", "retention", "runs_under", "sections", "write"]
+__all__ = ["Request", "render", "report", "runs_under", "sections", "write"]
 
 RESULTS = Path("results")
 

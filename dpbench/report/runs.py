@@ -118,6 +118,14 @@ class Comparison:
         return min(keys, key=lambda key: (key.params != "{}", key.order)) if keys else None
 
 
+def scores_of(records: Iterable[Record]) -> dict[str, float]:
+    """Return a row's score per benchmark, mean over seeds."""
+    by_task: dict[str, list[float]] = defaultdict(list)
+    for row in records:
+        by_task[row.cell["task"]].append(row.score)
+    return {name: mean(values) for name, values in by_task.items()}
+
+
 def runs_under(root: Path) -> list[Path]:
     """Return the run folders below a results folder.
 

@@ -24,6 +24,8 @@ from dpbench.tasks.aggregators import Sums
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+Z = 1.959964
+"""The 97.5th percentile of the normal distribution: a 95 % interval is as many standard errors to either side."""
 _BLOCK = 1 << 18
 """Entries of one block of weights: 2 MB of float64, so that a block stays in the cache for all methods."""
 
@@ -85,6 +87,22 @@ def resample(cells: Mapping[Name, Sums], seed: str, resamples: int = RESAMPLES) 
         for name, sums in cells.items():
             blocks[name].append(aggregators.score(sums, block_RC))
     return {name: np.concatenate(parts) for name, parts in blocks.items()}
+
+
+def standard_error(sums: Sums) -> float | None:
+    """Return the standard error of a score, in points, by linearising its ratios over clusters; None of one cluster.
+
+    In closed form, so that it costs nothing where only one interval is asked for (Cochran, Sampling Techniques,
+    section 6.4).
+    """
+    num_clusters, asked_T = len(sums.clusters), sums.denominator_CT.sum(0)
+    if num_clusters < 2:
+        return None
+    ratio_T = np.divide(sums.numerator_CT.sum(0), asked_T, out=np.zeros_like(asked_T), where=asked_T > 0)
+    counts_T = asked_T > 0
+    residual_CT = (sums.numerator_CT - ratio_T * sums.denominator_CT)[:, counts_T] / asked_T[counts_T]
+    residual_C = residual_CT.sum(1) / max(1, int(counts_T.sum()))
+    return 100 * sqrt(num_clusters / (num_clusters - 1) * float((residual_C**2).sum()))
 
 
 def difference(value: float, resampled_R: NDArray[np.float64], num_clusters: int) -> Difference | None:

@@ -29,6 +29,8 @@ from dpbench.tasks.aggregators import Sums
 
 NAME = "contributions.npz"
 SCHEMA = 1
+TOLERANCE = 0.01
+"""Points by which a score recomputed from contributions may differ from the record's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,10 @@ class Contribution:
             for part in (self.numerator_UT, self.denominator_UT)
         ]
         return Sums(added[0].astype(np.float64), added[1].astype(np.float64), tuple(map(str, range(size))))
+
+    def gives(self, score: float) -> bool:
+        """Return True if these units give a recorded score: else they were scored by other rules."""
+        return abs(float(aggregators.score(self.sums())[0]) - score) <= TOLERANCE
 
     def right_U(self) -> NDArray[np.bool_]:
         """Return which units are right: they earned at least half of their points, as VQA's consensus counts."""
@@ -205,6 +211,13 @@ def load(folder: Path, records: Iterable[Record], *, journals: bool = True) -> d
         if journals and name not in cells and lines.is_file():
             cells[name] = from_answers(row.cell["task"], list(journal.Journal(lines).answers.values()))
     return cells
+
+
+def stamp(folder: Path, cell_ids: Iterable[str]) -> tuple[int, ...]:
+    """Return sizes and times of the files that these cells are read from: as long as they stay, so do the cells."""
+    paths = (folder / NAME, *(folder / "samples" / f"{name}.jsonl" for name in cell_ids))
+    stats = [path.stat() for path in paths if path.is_file()]
+    return tuple(number for stat in stats for number in (stat.st_size, stat.st_mtime_ns))
 
 
 def _read(path: Path) -> dict[str, Contribution]:

@@ -38,6 +38,8 @@ class Task:
         protocol: our choices, and the published figure that the score may be compared to.
         group: the column whose equal values must be scored together (MME's pairs, MMBench's circles).
         images: folder of the images if they are stored apart from the questions (GQA).
+        chance: score, 0-100, of the best answers that need no image: one over the number of options, always "yes" for
+            an F1; 0 for open answers.
         middle_frame: of a row's several images (a video's frames) only the middle one is shown.
         variant_of: the benchmark that this is a variant of.
     """
@@ -58,6 +60,7 @@ class Task:
     protocol: str = ""
     group: Literal["question_id", "circle"] | None = None
     images: str | None = None
+    chance: float = 0.0
     middle_frame: bool = False
     variant_of: str | None = None
 
@@ -70,6 +73,16 @@ class Task:
     def column(self) -> str | None:
         """Return the data column that identifies the groups."""
         return {"circle": "index", "question_id": "question_id", None: None}[self.group]
+
+    @property
+    def units(self) -> str:
+        """Return what is right or wrong as a whole, in words."""
+        return {"circle": "circles", "question_id": "pairs", None: "questions"}[self.group]
+
+    @property
+    def samples_per_unit(self) -> int:
+        """Return the most samples that one unit has: MMBench turns a question to each of up to four options."""
+        return {"circle": 4, "question_id": 2, None: 1}[self.group]
 
 
 _MMBENCH = Task(
@@ -86,6 +99,7 @@ _MMBENCH = Task(
     percent="percent",
     protocol="as LLaVA-1.5's 64.7, with wording: llava; letter or option text, read without GPT",
     group="circle",
+    chance=25.0,  # who picks the same content in all four rotations is right once in four
 )  # fmt: skip
 _VQAV2 = Task(
     title="VQAv2",
@@ -112,6 +126,7 @@ _SEED = Task(
     metric="seed_image",
     measure="accuracy, images",
     protocol="images only, as LLaVA-1.5's 66; its 60.5 is seedbench_all",
+    chance=25.0,  # four options
 )
 TASKS: Mapping[str, Task] = {
     "gqa": Task(
@@ -147,6 +162,7 @@ TASKS: Mapping[str, Task] = {
         scale="0-2800",
         protocol="perception + cognition, as LLaVA-1.5's 1862; each is in the record",
         group="question_id",
+        chance=50.0,  # one yes and one no an image: a guess that tells which has both right on every other image
     ),
     "pope": Task(
         title="POPE",
@@ -160,6 +176,7 @@ TASKS: Mapping[str, Task] = {
         metric="pope_f1_score",
         measure="F1, mean of 3 splits",
         protocol="as LLaVA-1.5's 85.9, with reading: llava; accuracy is in the record",
+        chance=200 / 3,  # always yes where half of the answers are: precision 1/2, recall 1
     ),
     "scienceqa": Task(
         title="SQA",
@@ -172,6 +189,7 @@ TASKS: Mapping[str, Task] = {
         metric="exact_match",
         measure="accuracy",
         protocol="with an image, as LLaVA-1.5's 69.5, with reading: llava",
+        chance=40.1,  # random choice on questions with an image: the ScienceQA paper's Table 3
     ),
     "vqav2": _VQAV2,
     "textvqa": Task(

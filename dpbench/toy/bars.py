@@ -22,15 +22,11 @@ from tabulate import tabulate
 from dpbench import tasks
 from dpbench.backbones.base import Backbone
 from dpbench.errors import ConfigError
-from dpbench.report.request import retention
-from dpbench.storage import record
-from dpbench.storage.record import Record
+from dpbench.report import retention, runs
 from dpbench.tasks import aggregators
 from dpbench.tasks.data.root import data_files
 from dpbench.toy.scenes import COLOURS, Scene, draw, random_scene
 
-BLIND = {"mmbench_en": 25.0, "mmbench_cn": 25.0, "mme": 50.0}
-"""Best blind score where samples are scored in groups, 0-100."""
 GREY = 128
 
 
@@ -61,8 +57,8 @@ def chance(name: str, data_root: Path) -> float:
     right once in four. In MME it gets both questions right on one image of two and none on the other: half the maximum.
     In POPE, where each question is asked as often with a yes as with a no, always saying yes has the highest F1.
     """
-    if name in BLIND:
-        return BLIND[name]
+    if tasks.find(name).group:
+        return tasks.find(name).chance
     if tasks.find(name).metric == aggregators.F1:
         return _always_yes(name, data_root)
     questions: dict[str, Counter[str]] = {}
@@ -139,17 +135,15 @@ def bars(run: Path, data_root: Path, backbone: Backbone) -> Bars:
     """Compute the bars from a finished run of every toy question under `none` and `random`, and measure the rest.
 
     Raises:
-        ConfigError: the run has no records.
+        ConfigError: the run has no records of the unpruned model.
     """
-    records = record.newest(record.read(run / "records.jsonl", Record))
-    if not records:
-        raise ConfigError(f"--run: {run} holds no records; make them with: dpbench run toy-full")
-    scores = {row.cell["task"]: row.score for row in records if row.cell["method"] == "none"}
-    retained = {}
-    random = [row for row in records if row.cell["method"] == "random"]
-    for keep in sorted({row.cell["keep"] for row in random}):
-        by_task = {row.cell["task"]: row.score for row in random if row.cell["keep"] == keep}
-        retained[keep] = retention(by_task, scores) or 0.0
+    comparison = next(iter(runs.comparisons([runs.load(run)])), None)
+    none = comparison.find("none") if comparison else None
+    if comparison is None or none is None:
+        raise ConfigError(f"--run: {run} has no records of method none; make them with: dpbench run toy-full")
+    scores = runs.scores_of(comparison.rows[none])
+    random = {k.budget.keep: value for k, value in retention.averages(comparison).items() if k.method == "random"}
+    retained = {keep: random[keep] for keep in sorted(keep for keep in random if keep is not None)}
     share, area = cls_attention_share(backbone)
     return Bars(scores, {name: chance(name, data_root) for name in scores}, retained, share, area)
 

@@ -10,11 +10,10 @@ from made_records import make_answer, make_record, write_run
 
 from dpbench.budget import BudgetRequest
 from dpbench.errors import RecordError
-from dpbench.report import intervals, runs
+from dpbench.report import intervals, retention, runs
+from dpbench.report.retention import RETENTION
 from dpbench.report.runs import Comparison, RowKey
-from dpbench.report.tables import scores as comparison
 from dpbench.report.tables import significance
-from dpbench.report.tables.scores import RETENTION
 from dpbench.storage.journal import Answer
 from dpbench.storage.record import Record
 from dpbench.tasks import aggregators
@@ -71,14 +70,14 @@ def test_a_better_method_wins_and_its_like_cannot_be_told_from_random(tmp_path: 
 def test_values_are_the_tables_own(tmp_path: Path) -> None:
     one = loaded(run(tmp_path, ROWS))
     found = intervals.load_or_compute(one)
-    scores = {key: comparison.scores_of(records) for key, records in one.rows.items()}
+    scores = {key: runs.scores_of(records) for key, records in one.rows.items()}
     none = one.find("none")
     assert none is not None
     for key in (GRID, HOLOV):
         each = found.differences[key, "random", "gqa"]
         assert each.value == pytest.approx(scores[key]["gqa"] - scores[RANDOM]["gqa"])
         assert each.low < each.value < each.high
-        average = comparison.retention(scores[key], scores[none])
+        average = retention.retention(scores[key], scores[none])
         assert average is not None
         assert found.differences[key, "none", RETENTION].value == pytest.approx(average - 100)
 
@@ -99,7 +98,7 @@ def test_seeds_are_pooled(tmp_path: Path) -> None:
     rows = {**ROWS, ("random", 16, 1): 0.8}
     one = loaded(run(tmp_path, rows))
     found = intervals.load_or_compute(one)
-    scores = {key: comparison.scores_of(records) for key, records in one.rows.items()}
+    scores = {key: runs.scores_of(records) for key, records in one.rows.items()}
     assert len(one.of(RANDOM, "gqa")) == 2
     value = found.differences[GRID, "random", "gqa"].value
     assert value == pytest.approx(scores[GRID]["gqa"] - scores[RANDOM]["gqa"])

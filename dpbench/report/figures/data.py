@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, median
 
-from dpbench.report import intervals
+from dpbench.report.retention import averages
 from dpbench.report.runs import Comparison, RowKey, format_params, unpruned_tokens
 from dpbench.report.tables import ablation, efficiency
-from dpbench.report.tables.scores import RETENTION, retention, scores_of
 from dpbench.report.tables.visual_tokens import tokens
 from dpbench.storage.record import Profile, Record
 
@@ -94,23 +93,13 @@ class CostTable:
 def retention_points(comparison: Comparison, row_intervals: RowIntervals | None = None) -> list[Point]:
     """Return average retention in percent against the share of visual tokens read, mean over layers, in percent."""
     total, points = unpruned_tokens(comparison), []
-    for key, average in retentions(comparison).items():
+    for key, average in averages(comparison).items():
         read = tokens(comparison.rows[key])
         if total and read is not None:
             low, high = (row_intervals or {}).get(key, (None, None))
             at = 100 * read / total
             points.append(Point(key.label, key.method, at, average, low, high, key.budget.label))
     return points
-
-
-def retentions(comparison: Comparison) -> dict[RowKey, float]:
-    """Return the average retention of every row that has all benchmarks, in percent; none without the unpruned row."""
-    none = comparison.find("none")
-    unpruned = scores_of(comparison.rows[none]) if none else {}
-    rows = {key: scores_of(records) for key, records in comparison.rows.items()}
-    complete = {key: row for key, row in rows.items() if unpruned and set(row) == set(comparison.tasks)}
-    averages = {key: retention(row, unpruned) for key, row in complete.items()}
-    return {key: average for key, average in averages.items() if average is not None}
 
 
 def cost_tables(profiles: Iterable[Profile]) -> list[CostTable]:
@@ -158,7 +147,7 @@ def against_cost(
     """
     costs = {(cost.label, cost.budget): getattr(cost, quantity) for cost in table.costs}
     points = []
-    for key, average in retentions(comparison).items():
+    for key, average in averages(comparison).items():
         budget = key.budget.label
         at = costs.get((key.label, budget))
         if at is not None and comparison.cell["backbone"] == table.backbone:
@@ -208,12 +197,3 @@ def variant_points(comparison: Comparison) -> list[Point]:
 
 def _ends(pooled: ablation.Pooled) -> tuple[float | None, float | None]:
     return (None, None) if pooled.half is None else (pooled.value - pooled.half, pooled.value + pooled.half)
-
-
-def retention_intervals(bootstrap: intervals.Intervals) -> RowIntervals:
-    """Return every row's 95 % interval of average retention: that of its difference to the unpruned model."""
-    return {
-        key: (100 + difference.low, 100 + difference.high)
-        for (key, reference, column), difference in bootstrap.differences.items()
-        if reference == "none" and column == RETENTION
-    }

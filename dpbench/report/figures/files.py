@@ -90,7 +90,7 @@ def _figures(compared: Sequence[Comparison], tables: Sequence[data.CostTable]) -
         if variants := data.variant_points(comparison):
             yield f"ablation-{backbone}", scores.ablation(variants)
             continue
-        row_intervals = data.retention_intervals(intervals.load_or_compute(comparison))
+        row_intervals = intervals.load_or_compute(comparison).of_retention()
         if points := data.retention_points(comparison, row_intervals):
             yield f"retention-{backbone}", scores.retention(points)
         yield f"benchmarks-{backbone}", scores.benchmarks(comparison)

@@ -13,8 +13,8 @@ from dpbench import tasks
 from dpbench.budget import BudgetRequest
 from dpbench.report.figures.colours import look
 from dpbench.report.figures.data import Point
-from dpbench.report.runs import Comparison, RowKey
-from dpbench.report.tables.scores import budget_heading, scores_of
+from dpbench.report.groups import budget_heading
+from dpbench.report.runs import Comparison, RowKey, scores_of
 
 COLUMN, PAGE = 3.4, 7.0
 """Widths of a paper's column and page in inches."""

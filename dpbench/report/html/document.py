@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from dpbench import __version__
 from dpbench.errors import ConfigError
-from dpbench.report import intervals, runs
+from dpbench.report import intervals, runs, summary
 from dpbench.report.figures.costs import AXES
 from dpbench.report.figures.data import (
     CostTable,
@@ -29,10 +29,9 @@ from dpbench.report.figures.data import (
     RowIntervals,
     against_cost,
     cost_tables,
-    retention_intervals,
     retention_points,
 )
-from dpbench.report.html import samples, summary
+from dpbench.report.html import samples
 from dpbench.report.html.data import chart, environments, flat_table, records
 from dpbench.report.html.samples import Browser
 from dpbench.report.runs import Comparison, Run
@@ -105,7 +104,7 @@ def _part(comparison: Comparison, tables: Sequence[CostTable]) -> Part:
             flat_table(table, heading=_strip_start(table.heading, heading))
             for table in significance.sections(comparison, bootstrap)
         ),
-        chart=_chart(comparison, tables, retention_intervals(bootstrap)),
+        chart=_chart(comparison, tables, bootstrap.of_retention()),
         browser=Browser((), (), (), ""),
     )
 

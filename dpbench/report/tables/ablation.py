@@ -12,10 +12,11 @@ from statistics import mean, stdev
 
 from dpbench import tasks
 from dpbench.budget import BudgetRequest
-from dpbench.report.runs import Comparison, largest_first
+from dpbench.report import counted, marks, retention
+from dpbench.report.runs import Comparison, largest_first, scores_of
 from dpbench.report.tables.render import frame_of
-from dpbench.report.tables.scores import heading, retention, scores_of
-from dpbench.report.tables.table import Cell, Row, Section, mark_best, number
+from dpbench.report.tables.scores import heading
+from dpbench.report.tables.table import Cell, Row, Section, number
 from dpbench.storage.record import Record
 
 
@@ -47,8 +48,8 @@ def variants(
     full = scores_by_task(comparison.rows[none]) if none else {}
     retentions: dict[str, dict[BudgetRequest, list[float]]] = defaultdict(lambda: defaultdict(list))
     for key, records in comparison.rows.items():
-        name, value = _variant(key.method, key.params), retention(scores_by_task(records), full)
-        if name and value is not None and {record.cell["task"] for record in records} == set(comparison.tasks):
+        name, value = _variant(key.method, key.params), retention.average(comparison, scores_by_task(records), full)
+        if name and value is not None and counted.is_complete(comparison, key):
             retentions[name][key.budget].append(value)
     return {name: {budget: _pool(values) for budget, values in row.items()} for name, row in retentions.items()}
 
@@ -78,10 +79,10 @@ def section(comparison: Comparison) -> Section:
     """Return the table: variants by budgets, the smallest budget first as in the paper."""
     rows = variants(comparison)
     budgets = sorted({budget for row in rows.values() for budget in row}, key=largest_first, reverse=True)
-    marks = {b: mark_best({name: row[b].value if b in row else None for name, row in rows.items()}) for b in budgets}
+    found = {b: marks.rank({name: row[b].value if b in row else None for name, row in rows.items()}) for b in budgets}
     columns = ("Variant", *(f"Keep {b.keep}" if b.keep is not None else b.label for b in budgets))
     lines = [
-        Row((Cell(name), *(Cell(_text(row.get(b)), marks[b].get(name, "")) for b in budgets)))
+        Row((Cell(name), *(Cell(_text(row.get(b)), found[b].get(name, "")) for b in budgets)))
         for name, row in rows.items()
     ]
     numbers = [
@@ -95,10 +96,15 @@ def section(comparison: Comparison) -> Section:
         for name, row in rows.items()
         for b, pooled_note in row.items()
     ]
-    titles = ", ".join(tasks.ALL[name].title for name in comparison.tasks)
+    count = counted.find(comparison)
+    titles = ", ".join(tasks.ALL[name].title for name in count.tasks)
     seeds = {pooled_note.num_seeds for row in rows.values() for pooled_note in row.values()}
     pooled_note = f"Mean and 95 % interval (Student's t) over {'-'.join(map(str, sorted(seeds)))} trainings a variant."
-    notes = (f"Average retention in percent over {titles}.", *((pooled_note,) if max(seeds, default=1) > 1 else ()))
+    notes = (
+        f"Average retention in percent, {count.scope}: {titles}.",
+        *count.notes,
+        *((pooled_note,) if max(seeds, default=1) > 1 else ()),
+    )
     return Section(f"Ablation: {heading(comparison)}", frame_of(numbers), notes, columns, tuple(lines))
 
 

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from dpbench import backbones
+from dpbench.report.marks import REFERENCES, rank
 from dpbench.report.runs import format_params
 from dpbench.report.tables.render import frame_of
 from dpbench.report.tables.scores import at_layers
-from dpbench.report.tables.table import DASH, Cell, Footnotes, Mark, Row, Section, group_row, mark_best, number
+from dpbench.report.tables.table import DASH, Cell, Footnotes, Mark, Row, Section, group_row, number
 from dpbench.storage.record import Profile
 
 VOLATILE = ("gpu_clock_mhz",)
@@ -209,14 +210,14 @@ def _format_quantiles(row: Measured, stage: str) -> str:
 
 
 def _marks(rows: Sequence[Measured]) -> dict[str, dict[int, Mark]]:
-    """Mark the two fastest per budget, `none` apart; by column and row."""
+    """Mark the two fastest per budget, references apart; by column and row."""
     marks: dict[str, dict[int, Mark]] = {"TTFT (ms)": {}, "Speed-up": {}}
     for budget in dict.fromkeys(row.profile.budget for row in rows):
-        pruned = [row for row in rows if row.profile.budget == budget and row.profile.method != "none"]
+        pruned = [row for row in rows if row.profile.budget == budget and row.profile.method not in REFERENCES]
         times = {id(row): row.quantile("ttft", MEDIAN) for row in pruned}
-        # `mark_best` marks the largest, and the fastest is the smallest.
-        marks["TTFT (ms)"] |= mark_best({key: None if time is None else -time for key, time in times.items()}, 2)
-        marks["Speed-up"] |= mark_best({id(row): row.speedup for row in pruned}, 2)
+        # `rank` marks the largest, and the fastest is the smallest.
+        marks["TTFT (ms)"] |= rank({key: None if time is None else -time for key, time in times.items()}, 2)
+        marks["Speed-up"] |= rank({id(row): row.speedup for row in pruned}, 2)
     return marks
 
 

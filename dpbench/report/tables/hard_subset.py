@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from dpbench import tasks
 from dpbench.errors import ConfigError
+from dpbench.report.groups import groups
 from dpbench.report.intervals import load_usable
-from dpbench.report.runs import Comparison, RowKey
+from dpbench.report.runs import Comparison, RowKey, scores_of
 from dpbench.report.tables.render import frame_of
-from dpbench.report.tables.scores import budget_heading, heading, scores_of
+from dpbench.report.tables.scores import heading
 from dpbench.report.tables.table import DASH, Cell, Row, Section, group_row, number
 from dpbench.storage.contributions import Contribution
 from dpbench.storage.record import Record
@@ -43,15 +44,14 @@ def section(comparison: Comparison) -> Section:
     hard_scores = scores(comparison)
     names = [name for name in comparison.tasks if any(name in row for row in hard_scores.values())]
     columns = ("Method", *(tasks.ALL[name].title for name in names))
-    lines, budget = list[Row](), None
+    lines = list[Row]()
     numbers: list[dict[str, Any]] = []
-    for key, row in hard_scores.items():
-        if key.budget != budget:
-            budget = key.budget
-            lines += [group_row(budget_heading(comparison, key), len(columns)), _count_row(row, names)]
-        full = scores_of(comparison.rows[key])
-        lines.append(Row((Cell(key.label), *(Cell(_text(row.get(name), full.get(name))) for name in names))))
-        numbers += _numbers(key, row, full)
+    for title, keys in groups(comparison, hard_scores):
+        lines += [group_row(title, len(columns)), _count_row(hard_scores[keys[0]], names)]
+        for key in keys:
+            row, full = hard_scores[key], scores_of(comparison.rows[key])
+            lines.append(Row((Cell(key.label), *(Cell(_text(row.get(name), full.get(name))) for name in names))))
+            numbers += _numbers(key, row, full)
     return Section(
         f"{heading(comparison)}: hard subset, hard / full score",
         frame_of(numbers),

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dpbench import backbones
-from dpbench.report.runs import Comparison, RowKey, unpruned_tokens
+from dpbench.report import counted
+from dpbench.report.retention import retention
+from dpbench.report.runs import Comparison, RowKey, scores_of, unpruned_tokens
 from dpbench.report.tables import ablation, published
 from dpbench.report.tables.published import PaperTable
 from dpbench.report.tables.same_quantity import (
@@ -17,7 +19,7 @@ from dpbench.report.tables.same_quantity import (
     why_not,
     why_not_at_all,
 )
-from dpbench.report.tables.scores import heading, retention, scores_of
+from dpbench.report.tables.scores import heading
 from dpbench.report.tables.side_by_side import Pair, is_near, share_removed, side_by_side
 from dpbench.report.tables.table import Section
 from dpbench.storage.record import Record
@@ -38,6 +40,7 @@ def scores(comparison: Comparison) -> Section:
     refusal = why_not_at_all(table, comparison.cell)
     titles = {name: column.title for name, column in table.columns.items()} | {PRINTED: PRINTED, SHARED: SHARED}
     notes = [f"{SHARED}: average retention over those benchmarks of a row that theirs and ours measure the same way."]
+    notes += counted.find(comparison).notes
     if comparison.cell["backbone"] == table.backbone:
         ours = {**comparison.cell, "gpu": gpu_of(comparison.records[0].environment)}
         here = [column.task for column in table.columns.values() if task_for(column, comparison) in comparison.tasks]
@@ -58,7 +61,10 @@ def _pair(comparison: Comparison, table: PaperTable, row: Mapping[str, Any]) -> 
     ours = _points(comparison, table, key) if key else {}
     unpruned = _points(comparison, table, none) if none else {}
     why = _reasons(comparison, table, key, ours) if key else {}
+    count = counted.find(comparison).tasks
+    counting = [name for name, column in table.columns.items() if task_for(column, comparison) in count]
     both = [name for name, value in row["scores"].items() if value is not None and name in ours and name not in why]
+    both = [name for name in both if name in counting]
     average = retention({name: ours[name] for name in both}, unpruned)
     theirs: dict[str, float | None] = {**row["scores"], PRINTED: row["average"]}
     if average is not None:
@@ -137,8 +143,9 @@ def variants(comparison: Comparison) -> Section:
 
 def _why_not_ablation(comparison: Comparison, table: PaperTable) -> str | None:
     """Return why our average retention is over other numbers than Table 5's, or None."""
-    if set(comparison.tasks) != set(table.columns):
-        return f"theirs is over {', '.join(table.columns)}; ours over {', '.join(comparison.tasks)}"
+    ours = counted.find(comparison).tasks
+    if set(ours) != set(table.columns):
+        return f"theirs is over {', '.join(table.columns)}; ours over {', '.join(ours)}"
     for column in table.columns.values():
         if any(column.metric not in r.metrics for r in comparison.records if r.cell["task"] == column.task):
             return f"{column.title} of theirs is {column.metric}, which our records do not have"

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dpbench import tasks
+from dpbench.report.marks import rank
+from dpbench.report.retention import RETENTION, retention
 from dpbench.report.tables import published
 from dpbench.report.tables.published import PaperTable
 from dpbench.report.tables.render import frame_of
-from dpbench.report.tables.scores import RETENTION, retention
-from dpbench.report.tables.table import DASH, Cell, Footnotes, Mark, Row, Section, group_row, mark_best, number
+from dpbench.report.tables.table import DASH, Cell, Footnotes, Mark, Row, Section, group_row, number
 
 
 def sections(tables: Iterable[int] = published.TABLES) -> list[Section]:
@@ -84,8 +85,8 @@ def _marks(table: PaperTable) -> dict[str, dict[int, Mark]]:
     for heading in dict.fromkeys(published.group(table, row) for row in table.rows):
         same = {at: row for at, row in enumerate(table.rows) if published.group(table, row) == heading}
         for name in table.columns:
-            marks[name] |= mark_best({at: row["scores"][name] for at, row in same.items()})
-        marks[RETENTION] |= mark_best({at: row["average"] for at, row in same.items()})
+            marks[name] |= rank({at: row["scores"][name] for at, row in same.items()})
+        marks[RETENTION] |= rank({at: row["average"] for at, row in same.items()})
     return marks
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from dpbench import registry, tasks
-from dpbench.report.tables.scores import retention
+from dpbench.report.retention import retention
 
 TABLES = (1, 2, 3, 4, 5)
 COMPARISONS = (1, 2, 3)

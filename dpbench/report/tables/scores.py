@@ -4,38 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from statistics import mean
 from typing import Any
 
 from dpbench import tasks
-from dpbench.budget import BudgetRequest
 from dpbench.manifest.presets import describe
-from dpbench.report.runs import Comparison, RowKey, metric_of_score, unpruned_tokens
+from dpbench.report import counted, marks, retention, spending
+from dpbench.report.counted import Counted
+from dpbench.report.groups import groups
+from dpbench.report.marks import REFERENCES
+from dpbench.report.retention import RETENTION
+from dpbench.report.runs import Comparison, RowKey, metric_of_score, scores_of
 from dpbench.report.tables import seeds, visual_tokens
 from dpbench.report.tables.render import frame_of
-from dpbench.report.tables.table import DASH, Cell, Footnotes, Mark, Row, Section, group_row, mark_best, number
+from dpbench.report.tables.table import DASH, Cell, Footnotes, Mark, Row, Section, group_row, number
 from dpbench.report.tables.visual_tokens import tokens
 from dpbench.storage.record import Record
 from dpbench.storage.too_long import explain_too_long
 
-RETENTION = "Retention"
 LIKE_RANDOM = "~"
 UNFINISHED = "not finished in this run: start it again to resume it"
 ABSENT = "not part of this run"
-
-
-def retention(scores: Mapping[str, float], unpruned: Mapping[str, float]) -> float | None:
-    """Return the mean over benchmarks of score / unpruned score in percent, or None without a common benchmark."""
-    ratios = [100 * scores[name] / unpruned[name] for name in scores if unpruned.get(name)]
-    return mean(ratios) if ratios else None
-
-
-def scores_of(records: Iterable[Record]) -> dict[str, float]:
-    """Return a row's score per benchmark, mean over seeds."""
-    by_task: dict[str, list[float]] = {}
-    for record in records:
-        by_task.setdefault(record.cell["task"], []).append(record.score)
-    return {name: mean(values) for name, values in by_task.items()}
+Values = Mapping[RowKey, Mapping[str, float | None]]
+"""Scores by benchmark and the average retention under `RETENTION`, by row."""
 
 
 def section(comparison: Comparison, like_random: frozenset[RowKey] = frozenset()) -> Section:
@@ -45,42 +35,46 @@ def section(comparison: Comparison, like_random: frozenset[RowKey] = frozenset()
         comparison: records that may share a table.
         like_random: rows whose retention does not differ significantly from `random` at their budget.
     """
-    scores = {key: scores_of(records) for key, records in comparison.rows.items()}
-    none = comparison.find("none")
-    unpruned = scores[none] if none else {}
-    averages = {key: retention(row, unpruned) for key, row in scores.items()}
-    spreads = {key: _retention_spread(records, unpruned) for key, records in comparison.rows.items()}
-    values = {
-        key: {**{name: scores[key].get(name) for name in comparison.tasks}, RETENTION: averages[key]} for key in scores
-    }
+    count, values = counted.find(comparison), row_values(comparison)
+    spreads = {key: _retention_spread(comparison, records) for key, records in comparison.rows.items()}
     notes, unequal = Footnotes(), visual_tokens.unequal(comparison)
     titles = {name: tasks.ALL[name].title for name in comparison.tasks}
     columns = ("Method", "Loc.", "Tokens", *titles.values(), RETENTION)
+    refs = _explain_cells(comparison, count, values, unequal, like_random, notes)
     return Section(
         heading(comparison),
-        frame_of([_numbers(comparison, key, values[key], titles, spreads) for key in values]),
+        frame_of([_numbers(comparison, count, key, values[key], spreads) for key in values]),
         (
-            *notes_of(comparison, unpruned, like_random),
+            *notes_of(comparison, count, like_random),
             *seeds.notes(comparison, spreads),
             *visual_tokens.notes(comparison, unequal),
-            *_explain_letters(comparison, values, unequal, notes),
+            *notes.notes(),
         ),
         columns,
-        tuple(_rows(comparison, values, spreads, unequal, like_random, notes, len(columns))),
+        tuple(_rows(comparison, values, spreads, refs, len(columns))),
     )
 
 
-def _retention_spread(records: Iterable[Record], unpruned: Mapping[str, float]) -> float | None:
+def row_values(comparison: Comparison) -> dict[RowKey, dict[str, float | None]]:
+    """Return every row's score per benchmark, None where it has none, and its average retention."""
+    scores = {key: scores_of(records) for key, records in comparison.rows.items()}
+    return {
+        key: {**{name: row.get(name) for name in comparison.tasks}, RETENTION: retention.average(comparison, row)}
+        for key, row in scores.items()
+    }
+
+
+def _retention_spread(comparison: Comparison, records: Iterable[Record]) -> float | None:
     """Return the standard deviation of a row's retention over seeds, None if it has none or is the same for all."""
-    retentions = [retention(scores, unpruned) for scores in seeds.scores_by_seed(records).values()]
-    return seeds.spread([value for value in retentions if value is not None])
+    averages = [retention.average(comparison, scores) for scores in seeds.scores_by_seed(records).values()]
+    return seeds.spread([value for value in averages if value is not None])
 
 
 def _numbers(
     comparison: Comparison,
+    count: Counted,
     key: RowKey,
     values: Mapping[str, float | None],
-    titles: Mapping[str, str],
     spreads: Mapping[RowKey, float | None],
 ) -> dict[str, Any]:
     records = comparison.rows[key]
@@ -89,75 +83,70 @@ def _numbers(
         "Budget": key.budget.label,
         "Location": location(records),
         "Tokens": tokens(records),
-        **{titles.get(name, name): value for name, value in values.items()},
+        "Over budget": spending.overspends(comparison, key),
+        **{tasks.ALL[name].title: values[name] for name in comparison.tasks},
+        RETENTION: values[RETENTION],
+        f"{RETENTION} benchmarks": sum(values[name] is not None for name in count.tasks),
         **({f"{RETENTION} deviation": spreads[key]} if any(spreads.values()) else {}),
     }
 
 
-def _explain_letters(
+def _explain_cells(
     comparison: Comparison,
-    values: Mapping[RowKey, Mapping[str, float | None]],
+    count: Counted,
+    values: Values,
     unequal: Mapping[RowKey, str],
+    like_random: frozenset[RowKey],
     notes: Footnotes,
-) -> tuple[str, ...]:
-    """Assign a footnote letter to unequal tokens and missing scores, in reading order, and return the footnotes."""
-    for key, row in values.items():
-        if key in unequal:
-            notes.letter(unequal[key])
-        for name in comparison.tasks:
-            if row[name] is None:
-                notes.letter(why_missing(comparison, key, name))
-    return notes.notes()
+) -> dict[tuple[RowKey, str], tuple[str, ...]]:
+    """Return the footnotes of every cell that has some, by row and column, lettered in reading order."""
+    refs: dict[tuple[RowKey, str], tuple[str, ...]] = {}
+    for _, keys in groups(comparison, values):
+        for key in keys:
+            overspends = spending.overspends(comparison, key)
+            if reason := spending.explain(comparison, key) if overspends else unequal.get(key):
+                refs[key, "Tokens"] = (notes.letter(reason),)
+            for name in comparison.tasks:
+                if values[key][name] is None:
+                    refs[key, name] = (notes.letter(why_missing(comparison, key, name)),)
+            num = sum(values[key][name] is not None for name in count.tasks)
+            partial = (notes.letter(_explain_partial(num, count)),) if 0 < num < len(count.tasks) else ()
+            refs[key, RETENTION] = (*((LIKE_RANDOM,) if key in like_random else ()), *partial)
+    return refs
+
+
+def _explain_partial(num: int, count: Counted) -> str:
+    return f"mean of {num} of the {len(count.tasks)} benchmarks that count; not comparable with other rows, not ranked"
 
 
 def _rows(
     comparison: Comparison,
-    values: Mapping[RowKey, Mapping[str, float | None]],
+    values: Values,
     spreads: Mapping[RowKey, float | None],
-    unequal: Mapping[RowKey, str],
-    like_random: frozenset[RowKey],
-    notes: Footnotes,
+    refs: Mapping[tuple[RowKey, str], tuple[str, ...]],
     width: int,
 ) -> Iterable[Row]:
-    budget: BudgetRequest | None = None
-    marks: Mapping[str, Mapping[RowKey, Mark]] = {}
-    for key, row in values.items():
-        if key.budget != budget:
-            budget = key.budget
-            marks = _marks(
-                {other: values[other] for other in values if other.budget == budget and other.method != "none"}
-            )
-            yield group_row(budget_heading(comparison, key), width)
-        read = Cell(number(tokens(comparison.rows[key])), "", (notes.letter(unequal[key]),) if key in unequal else ())
-        head = Cell(key.label), Cell(location(comparison.rows[key]) or DASH), read
-        yield Row((*head, *_score_cells(comparison, key, row, spreads[key], marks, key in like_random, notes)))
+    found = marks.of(comparison, values)
+    for title, keys in groups(comparison, values):
+        yield group_row(title, width)
+        for key in keys:
+            head = Cell(key.label), Cell(location(comparison.rows[key]) or DASH)
+            read = Cell(number(tokens(comparison.rows[key])), "", refs.get((key, "Tokens"), ()))
+            row_marks = {name: column.get(key, "") for name, column in found.items()}
+            cells = _score_cells(key, values[key], spreads[key], row_marks, refs)
+            yield Row((*head, read, *cells))
 
 
 def _score_cells(
-    comparison: Comparison,
     key: RowKey,
     row: Mapping[str, float | None],
     spread: float | None,
-    marks: Mapping[str, Mapping[RowKey, Mark]],
-    like_random: bool,
-    notes: Footnotes,
+    row_marks: Mapping[str, Mark],
+    refs: Mapping[tuple[RowKey, str], tuple[str, ...]],
 ) -> Iterable[Cell]:
     for name, value in row.items():
-        refs = (LIKE_RANDOM,) if name == RETENTION and like_random else ()
-        if value is None and name != RETENTION:
-            refs = (notes.letter(why_missing(comparison, key, name)),)
         text = number(value) + (f" ± {spread:.1f}" if name == RETENTION and spread is not None else "")
-        yield Cell(text, marks.get(name, {}).get(key, ""), refs)
-
-
-def _marks(rows: Mapping[RowKey, Mapping[str, float | None]]) -> dict[str, dict[RowKey, Mark]]:
-    """Return the best and second of every column; a retention over fewer benchmarks than other rows' is not ranked."""
-    num = {key: sum(value is not None for value in row.values()) for key, row in rows.items()}
-    most = max(num.values(), default=0)
-    names = list(next(iter(rows.values()), {}))
-    columns = {name: {key: row[name] for key, row in rows.items()} for name in names}
-    complete = {key: value for key, value in columns.get(RETENTION, {}).items() if num[key] == most}
-    return {name: mark_best(complete if name == RETENTION else columns[name]) for name in names}
+        yield Cell(text, row_marks.get(name, ""), refs.get((key, name), ()))
 
 
 def why_missing(comparison: Comparison, key: RowKey, task: str) -> str:
@@ -186,18 +175,6 @@ def at_layers(visual_tokens_per_layer: Sequence[float]) -> str:
     return f"L{cuts[0]}" if len(cuts) == 1 else f"L{cuts[0]}-L{cuts[-1]}"
 
 
-def budget_heading(comparison: Comparison, key: RowKey) -> str:
-    """Return the heading of a budget's rows."""
-    total = unpruned_tokens(comparison)
-    keep, rate = key.budget.keep, key.budget.prune_rate
-    if key.budget.keeps_all:
-        return f"Unpruned{f', {total:.0f} visual tokens' if total else ''} (100 %)"
-    if keep is None:
-        return f"Pruning rate {100 * (rate or 0):.1f} %"
-    share = f" ({100 * (1 - keep / total):.1f} % pruned)" if total else ""
-    return f"Keep {keep} visual tokens{share}"
-
-
 def heading(comparison: Comparison) -> str:
     """Return the model, the number of samples, the protocol and the device."""
     cell = comparison.cell
@@ -208,18 +185,17 @@ def heading(comparison: Comparison) -> str:
     return f"{cell['backbone']}, {limit}, {cell['dtype']}, {cell['attention']} attention; answered on {device}"
 
 
-def notes_of(comparison: Comparison, unpruned: Mapping[str, float], like_random: frozenset[RowKey]) -> Iterable[str]:
+def notes_of(comparison: Comparison, count: Counted, like_random: frozenset[RowKey]) -> Iterable[str]:
     """Yield notes that explain the numbers."""
     mme = "; MME as share of its maximum" if "mme" in comparison.tasks else ""
     yield (
         f"Scores 0-100{mme}. Tokens: visual tokens read, mean over layers and samples. Best bold, second underlined "
-        "within a budget."
+        f"within a budget; {', '.join(REFERENCES[:-1])} and {REFERENCES[-1]} are references and get no mark."
     )
     yield f"Protocol: {describe(comparison.cell, without=('dtype', 'limit'))}."
-    if unpruned:
-        yield "Retention: mean over benchmarks of score / score of none, in percent."
-        if zero := [tasks.ALL[name].title for name, score in unpruned.items() if not score]:
-            yield f"Retention leaves out {', '.join(zero)}: none scores 0 there."
+    if comparison.find("none"):
+        yield f"Retention: {count.scope} of score / score of none, in percent."
+        yield from count.notes
     else:
         yield "No retention: this run has no cell of method none."
     if like_random:
@@ -235,9 +211,6 @@ def _warnings(comparison: Comparison) -> Iterable[str]:
     if failed := sum(record.num_failed for record in records):
         yield f"{failed} samples failed and count as wrong; the journals say why."
     yield from explain_too_long(records)
-    partial = [key.label for key, rows in comparison.rows.items() if len(scores_of(rows)) < len(comparison.tasks)]
-    if partial:
-        yield "A retention over fewer benchmarks than other rows' is not comparable and takes no part in the ranking."
     for name in ("torch", "transformers", "lmms_eval"):
         versions = sorted({record.cell["fingerprints"].get(name, "") for record in records} - {""})
         if len(versions) > 1:

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from dpbench import tasks
-from dpbench.budget import BudgetRequest
+from dpbench.report import counted
+from dpbench.report.groups import groups
 from dpbench.report.intervals import REFERENCES, SIGNIFICANT, Intervals, Key
+from dpbench.report.retention import RETENTION
 from dpbench.report.runs import Comparison, RowKey
 from dpbench.report.statistics import RESAMPLES, Difference
 from dpbench.report.tables.render import frame_of
-from dpbench.report.tables.scores import RETENTION, budget_heading, heading
+from dpbench.report.tables.scores import heading
 from dpbench.report.tables.table import DASH, Cell, Row, Section, group_row, number
 
 Outcome = Literal["win", "tie", "loss"]
@@ -71,6 +73,7 @@ def _averages(comparison: Comparison, intervals: Intervals) -> Section:
         frame_of(numbers),
         (
             METHOD,
+            f"Average retention: {counted.find(comparison).scope}.",
             f"p: two-sided, Holm-corrected over its column. {SURE}: p < {SIGNIFICANT}. Win, tie, loss: benchmarks "
             f"whose difference is more than noise at {SIGNIFICANT}, Holm-corrected over all rows and benchmarks.",
         ),
@@ -99,13 +102,10 @@ def _benchmarks(comparison: Comparison, intervals: Intervals, reference: str) ->
 
 
 def _with_groups(comparison: Comparison, keys: Sequence[RowKey], width: int, lines: list[Row]) -> Iterable[RowKey]:
-    """Yield rows, adding the heading of each budget to the lines first."""
-    budget: BudgetRequest | None = None
-    for key in keys:
-        if key.budget != budget:
-            budget = key.budget
-            lines.append(group_row(budget_heading(comparison, key), width))
-        yield key
+    """Yield rows, adding the heading of each group to the lines first."""
+    for title, rows in groups(comparison, keys):
+        lines.append(group_row(title, width))
+        yield from rows
 
 
 def _interval(difference: Difference | None, p: float | None) -> Cell:

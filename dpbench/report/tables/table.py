@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Literal
 
 import pandas as pd
 
-Name = TypeVar("Name")
 Mark = Literal["", "best", "second"]
 
 MARKS: tuple[Mark, Mark] = ("best", "second")
@@ -86,25 +85,6 @@ def number(value: float | None, digits: int = 1, *, sign: bool = False) -> str:
     if value and float(text) == 0 and not sign:
         return f"{value:.2g}"
     return text.replace("-", "+", 1) if sign and float(text) == 0 else text
-
-
-def mark_best(values: Mapping[Name, float | None], digits: int = 1) -> dict[Name, Mark]:
-    """Mark the best and the second of a column; rows that print the same number share a mark.
-
-    A mark that half of the rows or more would share is dropped, as it would distinguish nothing.
-
-    Args:
-        values: by row; None where nothing was measured.
-        digits: decimals the table prints.
-    """
-    printed = {name: round(value, digits) for name, value in values.items() if value is not None and value == value}
-    steps = sorted(set(printed.values()), reverse=True)
-    marks: dict[Name, Mark] = dict.fromkeys(values, "")
-    for mark, value in zip(MARKS, steps, strict=False):
-        hits = [name for name, rounded in printed.items() if rounded == value]
-        if len(printed) > 1 and (len(hits) == 1 or 2 * len(hits) < len(printed)):
-            marks.update(dict.fromkeys(hits, mark))
-    return marks
 
 
 def plain_section(heading: str, columns: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str]) -> Section:

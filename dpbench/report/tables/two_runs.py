@@ -11,7 +11,7 @@ from typing import Any
 from dpbench import tasks
 from dpbench.errors import ConfigError
 from dpbench.report import statistics
-from dpbench.report.intervals import SIGNIFICANT, TOLERANCE
+from dpbench.report.intervals import SIGNIFICANT
 from dpbench.report.runs import RowKey, Run, load, metric_of_score, row_key
 from dpbench.report.statistics import Difference, difference, holm
 from dpbench.report.tables.render import frame_of
@@ -98,8 +98,7 @@ def _load_samples(run: Run, records: Mapping[Key, Record], common: list[Key]) ->
     """Return the samples of a run's cells that give the recorded score."""
     loaded = contributions.load(run.folder, [records[key] for key in common])
     cells = {key: loaded[records[key].cell_id] for key in common if records[key].cell_id in loaded}
-    scored = {key: float(aggregators.score(cell.sums())[0]) for key, cell in cells.items()}
-    return {key: cell for key, cell in cells.items() if abs(scored[key] - records[key].score) <= TOLERANCE}
+    return {key: cell for key, cell in cells.items() if cell.gives(records[key].score)}
 
 
 def _difference(first: Contribution, second: Contribution, resamples: int) -> Difference | None:

@@ -91,7 +91,7 @@ def test_a_band_is_the_interval_of_the_difference_to_the_unpruned_model(comparis
             (row, "random", "Retention"): Difference(1, 0, 2, 1),
         }
     )  # type: ignore[dict-item]
-    assert data.retention_intervals(found) == {row: (65, 76)}
+    assert found.of_retention() == {row: (65, 76)}
     (point,) = [p for p in data.retention_points(comparison, {row: (65.0, 76.0)}) if p.budget == "16"]
     assert (point.low, point.high) == (65, 76)
 

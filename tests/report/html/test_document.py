@@ -18,8 +18,8 @@ import pytest
 from made_records import make_profile, make_record, write_run
 
 from dpbench.errors import ConfigError
-from dpbench.report import runs
-from dpbench.report.html import document, samples, summary
+from dpbench.report import runs, summary
+from dpbench.report.html import document, samples
 from dpbench.report.intervals import Intervals
 from dpbench.storage import record
 

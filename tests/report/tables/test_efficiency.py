@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from made_records import make_profile
 
+from dpbench.report import summary
 from dpbench.report.figures import data
-from dpbench.report.html import summary
 from dpbench.report.tables import efficiency
 from dpbench.report.tables.table import DASH, Section
 

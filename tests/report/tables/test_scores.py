@@ -9,11 +9,11 @@ from made_records import make_record, write_run
 from dpbench import tasks
 from dpbench.budget import BudgetRequest
 from dpbench.errors import ConfigError, RecordError
-from dpbench.report import runs
+from dpbench.report import retention, runs
+from dpbench.report.retention import RETENTION
 from dpbench.report.runs import Comparison, RowKey, Run
 from dpbench.report.tables import scores as comparison
 from dpbench.report.tables.render import render
-from dpbench.report.tables.scores import RETENTION
 from dpbench.report.tables.table import Section
 from dpbench.storage.record import Record
 
@@ -65,8 +65,8 @@ def test_a_benchmark_that_the_unpruned_model_cannot_do_is_left_out_of_retention_
 
 
 def test_a_retention_of_nothing_is_nothing() -> None:
-    assert comparison.retention({"pope": 50.0}, {}) is None
-    assert comparison.retention({"pope": 50.0}, {"pope": 0.0}) is None
+    assert retention.retention({"pope": 50.0}, {}) is None
+    assert retention.retention({"pope": 50.0}, {"pope": 0.0}) is None
 
 
 def test_a_benchmark_that_was_not_run_is_a_dash_with_its_reason() -> None:

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from dpbench.report.tables.render import escape_latex, render
-from dpbench.report.tables.table import Cell, Footnotes, Row, Section, group_row, mark_best, number, plain_section
+from dpbench.report.tables.table import Cell, Footnotes, Row, Section, group_row, number, plain_section
 
 
 @pytest.mark.parametrize(
@@ -23,15 +23,6 @@ from dpbench.report.tables.table import Cell, Footnotes, Row, Section, group_row
 )
 def test_numbers(value: float | None, digits: int, sign: bool, text: str) -> None:
     assert number(value, digits, sign=sign) == text
-
-
-def test_marks_follow_the_printed_number() -> None:
-    assert mark_best({"a": 1.04, "b": 1.01, "c": 0.5, "d": 0.2, "e": None}) == {
-        "a": "", "b": "", "c": "second", "d": "", "e": "",
-    }  # fmt: skip
-    assert mark_best({"a": 2.0, "b": 1.0}) == {"a": "best", "b": "second"}
-    assert mark_best({"a": 2.0}) == {"a": ""}
-    assert mark_best({}) == {}
 
 
 def test_a_reason_keeps_its_letter() -> None:

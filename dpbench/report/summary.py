@@ -1,38 +1,44 @@
-"""The result of a comparison in three sentences."""
+"""The result of a comparison in three sentences, for the terminal and the page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dpbench.report.figures.data import CostTable, retention_intervals, retentions
+from dpbench.report import counted, marks, retention
+from dpbench.report.figures.data import CostTable
 from dpbench.report.intervals import SIGNIFICANT, Intervals
-from dpbench.report.runs import Comparison, RowKey, largest_first, unpruned_tokens
-from dpbench.report.tables.scores import RETENTION, scores_of
+from dpbench.report.retention import RETENTION
+from dpbench.report.runs import Comparison, RowKey, largest_first, scores_of, unpruned_tokens
 
 
-def sentences(comparison: Comparison, intervals: Intervals) -> tuple[str, str, str]:
-    """Return what was compared, the best method at the smallest budget, and which differences are significant."""
+def sentences(comparison: Comparison, bootstrap: Intervals) -> tuple[str, str, str]:
+    """Return what was compared, the best at the smallest budget, and which differences are significant.
+
+    Plain text. All averages are over the benchmarks that count, and the best are those that the tables mark.
+    """
     return (
         _describe_comparison(comparison),
-        _describe_best(comparison, intervals),
-        _describe_significance(comparison, intervals),
+        _describe_best(comparison, bootstrap),
+        _describe_significance(bootstrap),
     )
 
 
 def _describe_comparison(comparison: Comparison) -> str:
     methods = {(key.method, key.params) for key in comparison.rows}
     budgets = {key.budget for key in comparison.rows if not key.budget.keeps_all}
-    tasks, none = comparison.tasks, comparison.find("none")
-    num_questions = _count_questions(comparison)
-    total = sum(num_questions.values())
+    none, num_questions = comparison.find("none"), _count_questions(comparison)
     text = (
-        f"{_count(len(methods), 'method')} at {_count(len(budgets), 'budget')} answered {total:,} "
-        f"questions of {_count(len(num_questions), 'benchmark')} on {comparison.cell['backbone']}"
+        f"{_count(len(methods), 'method')} at {_count(len(budgets), 'budget')} answered "
+        f"{sum(num_questions.values()):,} questions of {_count(len(num_questions), 'benchmark')} on "
+        f"{comparison.cell['backbone']}"
     )
-    if none is None or set(scores_of(comparison.rows[none])) != set(tasks):
+    if none is None:
         return f"{text}; the unpruned model is not among them, so there is no retention."
-    scores = scores_of(comparison.rows[none])
-    return f"{text}, which unpruned scores {sum(scores.values()) / len(scores):.1f} of 100 on average."
+    scores, count = scores_of(comparison.rows[none]), counted.find(comparison)
+    if not count.tasks:
+        return f"{text}; none of them counts for retention, so there is no average."
+    mean = sum(scores[name] for name in count.tasks) / len(count.tasks)
+    return f"{text}, which unpruned scores {mean:.1f} of 100 ({count.scope})."
 
 
 def _count_questions(comparison: Comparison) -> dict[str, int]:
@@ -47,17 +53,32 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _describe_best(comparison: Comparison, intervals: Intervals) -> str:
-    averages = {key: value for key, value in retentions(comparison).items() if key.method != "none"}
+def _describe_best(comparison: Comparison, bootstrap: Intervals) -> str:
+    averages = {k: v for k, v in retention.averages(comparison).items() if marks.takes_part(comparison, k)}
     if not averages:
-        return "No pruned method has a score on every benchmark yet, so none is ranked."
+        return "No pruned method is ranked: none keeps to its budget with a score on every benchmark that counts."
     budget = max((key.budget for key in averages), key=largest_first)
     same = {key: value for key, value in averages.items() if key.budget == budget}
-    best = max(same, key=lambda key: same[key])
+    found = marks.rank(same)
+    best = [key for key in same if found[key] == "best"] or list(same)
+    interval = _format_interval(bootstrap.of_retention().get(best[0])) if len(best) == 1 else ""
+    text = (
+        f"{_format_budget(comparison, best[0])} {_name_best(best, len(same))} {same[best[0]]:.1f} % of the unpruned "
+        f"scores ({interval}{counted.find(comparison).scope})"
+    )
     random = comparison.find("random", budget)
-    text = f"{_format_budget(comparison, best)} {best.label} retains most: {same[best]:.1f} % of the unpruned scores"
-    text += _format_interval(retention_intervals(intervals).get(best))
-    return text + (f"; random tokens retain {same[random]:.1f} %." if random in same and random != best else ".")
+    reference = retention.averages(comparison).get(random) if random else None
+    return text + (f"; random tokens retain {reference:.1f} %." if reference is not None else ".")
+
+
+def _name_best(best: Sequence[RowKey], num_ranked: int) -> str:
+    """Return who retains most as the marks have it: one row, rows that print the same number, or all of them."""
+    if len(best) == 1:
+        return f"{best[0].label} retains {'most: ' if num_ranked > 1 else ''}".rstrip()
+    if len(best) == num_ranked:
+        return f"all {num_ranked} methods retain the same:"
+    names = ", ".join(key.label for key in best[:-1])
+    return f"{names} and {best[-1].label} tie and retain most:"
 
 
 def _format_budget(comparison: Comparison, key: RowKey) -> str:
@@ -69,19 +90,19 @@ def _format_budget(comparison: Comparison, key: RowKey) -> str:
 
 
 def _format_interval(ends: tuple[float, float] | None) -> str:
-    return f" (95 % interval {ends[0]:.1f} to {ends[1]:.1f})" if ends else ""
+    return f"95 % interval {ends[0]:.1f} to {ends[1]:.1f}; " if ends else ""
 
 
-def _describe_significance(comparison: Comparison, intervals: Intervals) -> str:
-    against = intervals.corrected("random", of_retention=True)
+def _describe_significance(bootstrap: Intervals) -> str:
+    against = bootstrap.corrected("random", of_retention=True)
     if not against:
         return "No retention has an interval here, so small differences may be noise."
-    alike = len(intervals.like_random())
-    above = [key for key, p in against.items() if p < SIGNIFICANT and intervals.differences[key].value > 0]
+    alike = len(bootstrap.like_random())
+    above = [key for key, p in against.items() if p < SIGNIFICANT and bootstrap.differences[key].value > 0]
     below = len(against) - alike - len(above)
     lossless = [
         key[0].label
-        for key, p in intervals.corrected("none", of_retention=True).items()
+        for key, p in bootstrap.corrected("none", of_retention=True).items()
         if p >= SIGNIFICANT and key[2] == RETENTION
     ]
     equal = f"{_count(len(lossless), 'row')} cannot be told from the unpruned model" if lossless else (
