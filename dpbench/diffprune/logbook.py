@@ -25,7 +25,7 @@ class Logbook:
     def __init__(self, bar: Bar, log: Path | None, board: Any, *, title: str, num_steps: int, step: int) -> None:
         self.bar, self.log, self.board = bar, log, board
         self.task = bar.add_task(title, total=num_steps, completed=step, numbers="validating")
-        self.hard = float("nan")
+        self.hard = math.nan
         self.clock = time.perf_counter()
 
     def log_step(self, row: Mapping[str, float], num_images: int) -> None:
@@ -33,9 +33,7 @@ class Logbook:
         now = time.perf_counter()
         speed, self.clock = num_images / (now - self.clock), now
         self._write({**row, "images_per_s": round(speed, 2)})
-        numbers = f"loss {row['loss']:.3f} hard {self.hard:.3f} tau {row['tau']:.3f} "
-        numbers += f"mass {row['mass_on_top_k']:.0%} {speed:.0f} img/s"
-        self.bar.update(self.task, completed=row["step"], numbers=numbers)
+        self.bar.update(self.task, completed=row["step"], numbers=format_numbers(row, self.hard, speed))
 
     def log_validation(self, row: Mapping[str, float]) -> None:
         """Log a validation; its time is not counted in images per second."""
@@ -49,6 +47,21 @@ class Logbook:
             files.append(self.log, line.encode(), sync=False)
         for name, value in row.items() if self.board else ():
             self.board.add_scalar(name, value, row["step"])
+
+
+def format_numbers(row: Mapping[str, float], hard: float, speed: float) -> str:
+    """Return the numbers beside the bar, the deployed loss first: only that one says whether the scorer learns.
+
+    The training loss also falls where only the denoiser learns what all captions have in common.
+
+    Args:
+        row: of the log.
+        hard: validation loss under hard top-k, NaN before the first.
+        speed: images per second.
+    """
+    deployed = "-" if math.isnan(hard) else f"{hard:.3f}"
+    per_second = f"{speed:.1f}" if speed < 10 else f"{speed:.0f}"
+    return f"deployed {deployed} train {row['loss']:.3f} tau {row['tau']:.3f} {per_second} img/s"
 
 
 @contextmanager
