@@ -1,30 +1,35 @@
-"""Table 5 on the embedded backbone: train four variants with three seeds each, score them, print retention.
+"""Table 5 on the embedded backbone: train every variant and control with five seeds, score them, print the table.
 
     python benchmarks/ablation.py            # from the repository's root; resumes a stopped run
 
-Trainings are in scorers/ablation/VARIANT-SEED; answers and records in results/ablation, run by manifests/ablation.yaml.
+Trainings are in scorers/ablation/NAME-SEED, the same data, schedule and seeds for all; their cards are gathered in
+results/ablation/trainings.jsonl, from which the report chooses the control. Answers and records are in
+results/ablation, run by manifests/ablation.yaml.
 """
 
 import sys
 
 sys.path.pop(0)  # a script's folder comes first, where selectors.py hides the standard library's module
 
+import argparse
+import json
 import subprocess
-from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
-from statistics import mean, stdev
-from typing import get_args
 
-from scipy.stats import t
-from tabulate import tabulate
-
-from dpbench.diffprune.recipe import Variant
-from dpbench.report.request import retention
-from dpbench.storage.record import Record, read
-
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2, 3, 4)
+VARIANTS = {
+    "diffprune": (),
+    "gumbel-ste": ("--variant", "gumbel-ste"),
+    "gumbel-ste-mean": ("--variant", "gumbel-ste", "--param", "fill=mean"),
+    "gumbel-ste-noise": ("--variant", "gumbel-ste", "--param", "fill=noise"),
+    "identity-ste": ("--variant", "identity-ste"),
+    "scale-gate": ("--variant", "scale-gate"),
+    "global-denoiser": ("--variant", "global-denoiser"),
+}
+"""The name of a scorer's folder without its seed, and the flags it is trained with."""
 SCORERS = Path("scorers/ablation")
-RESULTS = Path("results/ablation/records.jsonl")
+RESULTS = Path("results/ablation")
 
 
 def dpbench(*arguments: str) -> None:
@@ -32,49 +37,35 @@ def dpbench(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "dpbench", *arguments], check=True)
 
 
-def train(variant: str, seed: int) -> None:
+def train(name: str, seed: int) -> None:
     """Train one scorer, or resume a stopped training."""
-    out = SCORERS / f"{variant}-{seed}"
+    out = SCORERS / f"{name}-{seed}"
     resume = ["--resume"] if (out / "training.safetensors").is_file() else []
-    flags = ["--backbone", "toy-llava", "--variant", variant, "--seed", str(seed), "--out", str(out)]
-    dpbench("train", *flags, *resume)
+    dpbench("train", "--backbone", "toy-llava", *VARIANTS[name], "--seed", str(seed), "--out", str(out), *resume)
 
 
-def format_interval(values: list[float]) -> str:
-    """Return mean and 95 % confidence interval over seeds, by Student's t."""
-    half = t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
-    return f"{mean(values):.1f} ± {half:.1f}"
-
-
-def format_table(records: list[Record]) -> str:
-    """Return average retention per variant and budget over the tasks, mean and interval over seeds."""
-    unpruned = {record.cell["task"]: record.score for record in records if record.cell["method"] == "none"}
-    scores: dict[tuple[str, int], dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-    for record in records:
-        if record.cell["method"] == "diffprune":
-            variant, seed = Path(record.cell["params"]["checkpoint"]).name.rsplit("-", 1)
-            scores[variant, record.cell["keep"]][seed][record.cell["task"]] = record.score
-    keeps = sorted({keep for _, keep in scores})
-    rows = [
-        [
-            variant,
-            *(
-                format_interval([retention(by_task, unpruned) for by_task in scores[variant, keep].values()])
-                for keep in keeps
-            ),
-        ]
-        for variant in get_args(Variant)
-    ]
-    return tabulate(rows, ["Variant", *(f"keep {keep}" for keep in keeps)], tablefmt="github")
+def read_cards() -> Iterator[dict[str, object]]:
+    """Yield how each scorer was trained and its validation losses, with the name of its folder."""
+    for seed in SEEDS:
+        for name in VARIANTS:
+            folder = SCORERS / f"{name}-{seed}"
+            yield {"scorer": folder.name, **json.loads((folder / "card.json").read_text(encoding="utf-8"))}
 
 
 def main() -> None:
     """Run missing trainings and cells, and print the table."""
-    for seed in SEEDS:
-        for variant in get_args(Variant):
-            train(variant, seed)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS, help="train these only, and stop there")
+    chosen = parser.parse_args().seeds
+    for seed in chosen:
+        for name in VARIANTS:
+            train(name, seed)
+    if set(chosen) != set(SEEDS):
+        return
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "trainings.jsonl").write_text("".join(json.dumps(card) + "\n" for card in read_cards()))
     dpbench("run", "manifests/ablation.yaml")
-    print(format_table(read(RESULTS, Record)))
+    dpbench("report", str(RESULTS), "--table", "5", "--format", "markdown")
 
 
 if __name__ == "__main__":

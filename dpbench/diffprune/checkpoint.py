@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from dpbench.diffprune.recipe import Fill
 from dpbench.diffprune.scorer import Scorer, ScorerSize
 from dpbench.errors import ConfigError, MissingError
 
@@ -27,6 +28,7 @@ class Card(BaseModel):
         backbone_weights: hash of the backbone's weights it was trained on.
         size: shape of the scorer.
         variant: throttler and denoiser it was trained with.
+        fill: what stood in for dropped tokens; of the straight-through variants only.
         keep: budgets it was trained for.
         tau: temperature at the first and the last step, in units of the logits.
         data: image-caption pairs it was trained on.
@@ -45,6 +47,7 @@ class Card(BaseModel):
     backbone_weights: str
     size: ScorerSize
     variant: str
+    fill: Fill = "zero"
     keep: str
     tau: tuple[float, float]
     data: str

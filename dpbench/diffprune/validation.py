@@ -109,6 +109,7 @@ def _build_card(setup: Setup, progress: Progress, losses: dict[str, float]) -> C
         backbone_weights=weights,
         size=setup.objective.scorer.size,
         variant=recipe.variant,
+        fill=recipe.fill,
         keep=recipe.keep,
         tau=(progress.spread * recipe.tau[0], progress.spread * recipe.tau[1]),
         data=recipe.data,
