@@ -123,10 +123,10 @@ def _scored(cell: Cell, answers: Sequence[Answer]) -> list[Answer]:
 
 def _score(answered: CellAnswers, built: BuiltTask, scored: Sequence[Answer]) -> tuple[Mapping[str, float], float]:
     """Score a task's answers with lmms-eval; return its metrics and the score in percent."""
-    from dpbench.tasks import lmms_eval_adapter
+    from dpbench.tasks import lmms_eval_scores
 
     pairs = zip(answered.requests, answered.answers, strict=True)
     texts = {(request.doc_id, request.text): answer.answer for request, answer in pairs}
     left_out = {answer.doc_id for answer in answered.answers} - {answer.doc_id for answer in scored}
-    scores = lmms_eval_adapter.score(built, answered.cell.id, texts, left_out)
-    return scores.metrics, lmms_eval_adapter.percent(answered.cell.task, scores)
+    scores = lmms_eval_scores.score(built, answered.cell.id, texts, left_out)
+    return scores.metrics, lmms_eval_scores.percent(answered.cell.task, scores)

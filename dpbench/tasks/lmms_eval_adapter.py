@@ -1,47 +1,31 @@
-"""The lmms-eval adapter: tasks in, requests out, scores back. Only `dpbench/tasks/` imports lmms_eval.
+"""The lmms-eval adapter: a task's data in, requests out. Only `dpbench/tasks/` imports lmms_eval.
 
 There are two passes. `build` loads a task's data once and lists its requests, which the runner answers for every cell.
-`score` lets lmms-eval score a cell through a model that only looks up its answers in the journal.
+`dpbench.tasks.lmms_eval_scores` then lets lmms-eval score a cell's answers.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import io
-import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from glob import escape
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import datasets
-from datasets import Image as ImageColumn
-from loguru import logger as eval_logger
 from PIL.Image import Image
-from tenacity import RetryError
 
 from dpbench import tasks
-from dpbench.errors import ConfigError, DpbenchError
-from dpbench.storage.locks import explain_missing_locks
 from dpbench.tasks import scoring, truth
 from dpbench.tasks.aggregators import ROTATION
 from dpbench.tasks.data.image_file import open_image
 from dpbench.tasks.data.root import data_files
+from dpbench.tasks.lmms_eval_quiet import explained_locks, quiet, unwrapped, without_download_counts
+from dpbench.tasks.partial_task import UNASKABLE, PartialTask
+from dpbench.tasks.stored_images import ImageFiles, ImageTable, image_files, literal_paths
 
-eval_logger.disable("lmms_eval")  # before the imports below, which log
-
-from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts  # noqa: E402
-from lmms_eval.api.model import lmms  # noqa: E402
-from lmms_eval.api.task import ConfigurableTask  # noqa: E402
-from lmms_eval.evaluator import simple_evaluate  # noqa: E402
-from lmms_eval.tasks import TaskManager  # noqa: E402
-from lmms_eval.utils import load_yaml_config  # noqa: E402
-
-LEFT_OUT = "\0left out"
-"""Stands in lmms-eval for the answer to a sample that no metric counts; no model can give it."""
+# isort: split
+from lmms_eval.api.instance import Instance
+from lmms_eval.api.task import ConfigurableTask
+from lmms_eval.utils import load_yaml_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +72,7 @@ class BuiltTask:
     name: str
     task: ConfigurableTask
     requests: tuple[Request, ...]
-    files: Callable[[int], list[bytes]]
+    files: ImageFiles
     hashes: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
     def image_hashes(self, request: Request) -> tuple[str, ...]:
@@ -113,80 +97,8 @@ class BuiltTask:
     def scores(self, request: Request, answer: str) -> dict[str, Any]:
         """Return what lmms-eval's `process_results` returns for one answer."""
         doc = self.task.test_docs_no_media()[request.doc_id]
-        with _unwrapped():
+        with unwrapped():
             return dict(self.task.process_results(doc, [answer]))
-
-
-UNASKABLE = "\0"
-"""Begins the prompt of a sample that cannot be asked."""
-ASKED = ("question", "choices", "choice_a", "choice_b", "choice_c", "choice_d")
-"""Columns without which a sample has no question; MMBench's rows may lack options, hints and OCR tokens anyway."""
-
-
-class PartialTask(ConfigurableTask):  # type: ignore[misc]
-    """A task of which some samples are left out of every metric: those whose answer is `LEFT_OUT`."""
-
-    def doc_to_text(self, doc: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Return the sample's prompt, or after `UNASKABLE` why it has none: that fails the sample, not the task."""
-        empty = _empty_column(doc)
-        return f"{UNASKABLE}{empty} is empty" if empty else super().doc_to_text(doc, *args, **kwargs)
-
-    def doc_to_target(self, doc: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Return the truth, or None of a sample that cannot be asked and has none without its options."""
-        try:
-            return super().doc_to_target(doc, *args, **kwargs)
-        except (TypeError, LookupError):
-            if _empty_column(doc):
-                return None
-            raise
-
-    def process_results(self, doc: Mapping[str, Any], results: Sequence[str], *args: Any, **kwargs: Any) -> Any:
-        """Return the sample's contribution to each metric, none if it is left out."""
-        return {} if results[0] == LEFT_OUT else super().process_results(doc, results, *args, **kwargs)
-
-
-def _empty_column(doc: Mapping[str, Any]) -> str | None:
-    """Return the first of a sample's columns that has to hold something and does not, or None."""
-    return next((name for name in ASKED if name in doc and doc[name] in (None, "", [])), None)
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """What lmms-eval reports for one cell: its metrics, and the results of each sample that they are made of."""
-
-    metrics: Mapping[str, float]
-    samples: Sequence[Mapping[str, Any]]
-
-
-class LookUp(lmms):  # type: ignore[misc]
-    """A model that looks up its answers and never generates."""
-
-    is_simple = True
-
-    def __init__(self, cell_id: str, answer: Callable[[int, str], str]) -> None:
-        super().__init__()
-        self.cell_id = cell_id
-        self.answer = answer
-
-    def __repr__(self) -> str:
-        """Name the cell: lmms-eval uses this as a cache key."""
-        return f"dpbench:{self.cell_id}"
-
-    def clean(self) -> None:
-        """Do nothing; lmms-eval's own version deletes the model."""
-
-    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Look up every answer, by sample number and prompt."""
-        texts = [self.answer(request.args[3], request.args[0]) for request in requests]
-        return [GenerationResult(text, TokenCounts()) for text in texts]
-
-    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Refuse; none of the ten tasks has several rounds."""
-        raise DpbenchError("dpbench's tasks have one round")
-
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Refuse; all ten tasks generate."""
-        raise DpbenchError("dpbench's tasks generate")
 
 
 def build(
@@ -213,16 +125,16 @@ def build(
         ConfigError: a sample has no right answer, or a group is not whole.
     """
     benchmark = tasks.find(name)
-    with _quiet(), _without_download_counts(), _explained_locks(), _unwrapped():
+    with quiet(), without_download_counts(), explained_locks(), unwrapped():
         config = _load_config(name, ocr=ocr, wording=wording, reading=reading)
-        config["dataset_kwargs"] = {"data_files": {benchmark.split: _literal(data_files(name, data_root))}}
+        config["dataset_kwargs"] = {"data_files": {benchmark.split: literal_paths(data_files(name, data_root))}}
         table = ImageTable.load(data_files(name, data_root, benchmark.images)) if benchmark.images else None
         task = PartialTask(config=config, model_name=wording)
         stop = round_up_to_groups(benchmark, task, limit)
         truth.check(name, task.test_docs_no_media(), stop)
         task.build_all_requests(limit=stop)
     requests = tuple(_request(name, instance) for instance in task.instances)
-    files = table.files(task) if table else _files(task.test_docs())
+    files = table.files(task.test_docs_no_media()) if table else image_files(task.test_docs())
     if benchmark.middle_frame:
         return BuiltTask(name, task, requests, lambda doc_id: [scoring.middle(files(doc_id))])
     return BuiltTask(name, task, requests, files)
@@ -246,61 +158,6 @@ def _load_config(name: str, *, ocr: bool, wording: str, reading: str) -> dict[st
     if reading == "llava" and benchmark in scoring.OF_LLAVA:
         config["process_results"] = scoring.OF_LLAVA[benchmark]
     return config
-
-
-def _explained_locks() -> contextlib.AbstractContextManager[None]:
-    """Name the cache of `datasets` where its file system has no locks."""
-    return explain_missing_locks(
-        Path(datasets.config.HF_DATASETS_CACHE), "set HF_DATASETS_CACHE to a folder on a local disk"
-    )
-
-
-def _literal(paths: Sequence[Path]) -> list[str]:
-    """Return paths that `datasets` takes literally.
-
-    It reads [, ? and * as patterns, so they are escaped. Patterns do not follow linked folders, so those are resolved.
-    """
-    return [escape(str(path.parent.resolve() / path.name)) for path in paths]
-
-
-@dataclass(frozen=True, slots=True)
-class ImageTable:
-    """Images that are stored apart from their questions (GQA), by id."""
-
-    images: datasets.Dataset
-    row_of: Mapping[str, int]
-
-    @classmethod
-    def load(cls, paths: Sequence[Path]) -> ImageTable:
-        """Open a split of images with their ids."""
-        images = datasets.load_dataset("parquet", data_files=_literal(paths), split="train")
-        return cls(images, {image_id: row for row, image_id in enumerate(images["id"])})
-
-    def files(self, task: ConfigurableTask) -> Callable[[int], list[bytes]]:
-        """Return a function that reads the image file of a sample, by its number."""
-        ids, file_of = task.test_docs_no_media()["imageId"], _files(self.images)
-        return lambda doc_id: file_of(self.row_of[ids[doc_id]]) if ids[doc_id] in self.row_of else [b""]
-
-
-def _files(docs: datasets.Dataset) -> Callable[[int], list[bytes]]:
-    """Return a function that reads the image files of a row without decoding them."""
-    columns = [name for name, kind in docs.features.items() if isinstance(getattr(kind, "feature", kind), ImageColumn)]
-    rows = docs.select_columns(columns).with_format("arrow")
-
-    def read(row: int) -> list[bytes]:
-        cells = [cell for column in rows[row].columns for cell in column.to_pylist()]
-        return [_read_entry(entry) for cell in cells for entry in (cell if isinstance(cell, list) else [cell])]
-
-    return read
-
-
-def _read_entry(entry: Mapping[str, Any] | None) -> bytes:
-    """Return an image file; empty if the row has none, which decoding reports later."""
-    if entry is None:
-        return b""
-    if entry["bytes"] is None and entry["path"] is not None:
-        return Path(entry["path"]).read_bytes()
-    return entry["bytes"] or b""
 
 
 def _request(name: str, instance: Instance) -> Request:
@@ -327,98 +184,3 @@ def round_up_to_groups(benchmark: tasks.Task, task: ConfigurableTask, limit: int
         stop = max(stop, last[keys[at]] + 1)
         at += 1
     return stop
-
-
-def score(
-    built: BuiltTask, cell_id: str, answers: Mapping[tuple[int, str], str], left_out: Collection[int] = ()
-) -> Scores:
-    """Let lmms-eval score a cell's answers.
-
-    Args:
-        built: the task, with the requests that were answered.
-        cell_id: names the look-up model.
-        answers: by sample number and prompt.
-        left_out: numbers of the samples that no metric counts; whole groups, and not all.
-    """
-    settings = argparse.Namespace(process_with_media=False, output_path=os.devnull, reasoning_tags=None)
-    model = LookUp(cell_id, lambda doc_id, text: LEFT_OUT if doc_id in left_out else answers[doc_id, text])
-    with _quiet(), _unwrapped():
-        result = simple_evaluate(
-            model=model,
-            tasks=[built.task],
-            task_manager=_task_manager(),
-            cli_args=settings,
-            log_samples=True,
-            batch_size=1,
-            limit=len(built.requests),
-            bootstrap_iters=0,
-            verbosity="ERROR",
-            process_docs_parallel=1,
-        )
-    key = f"dpb_{built.name}"
-    metrics = {
-        name.removesuffix(",none"): float(value)  # "none" is the filter, and part of every metric's name
-        for name, value in result["results"][key].items()
-        if isinstance(value, int | float) and "_stderr" not in name
-    }
-    return Scores(metrics, result["samples"][key])
-
-
-def percent(name: str, scores: Scores) -> float:
-    """Return a task's score, 0-100.
-
-    Raises:
-        ConfigError: only a server can score it.
-    """
-    benchmark = tasks.find(name)
-    if benchmark.metric is None:
-        raise ConfigError(f"task {name}: only its server can score it; see dpbench.evaluation.submission")
-    value = scores.metrics[benchmark.metric]
-    if benchmark.percent == "percent":
-        return value
-    if benchmark.percent == "ratio":
-        return 100 * value
-    parts = [sample[benchmark.metric] for sample in scores.samples if sample.get(benchmark.metric)]
-    return 100 * value / scoring.mme_maximum(parts)
-
-
-def _task_manager() -> TaskManager:
-    """Return a manager that knows dpbench's tasks only: indexing lmms-eval's own takes seconds."""
-    return TaskManager(
-        "ERROR", include_path=str(tasks.yaml_path("gqa").parent), include_defaults=False, model_name="dpbench"
-    )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide lmms-eval's tables, progress bars and prints; errors still raise."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        bars = datasets.are_progress_bars_disabled()
-        datasets.disable_progress_bars()
-        try:
-            yield
-        finally:
-            if not bars:
-                datasets.enable_progress_bars()
-
-
-@contextlib.contextmanager
-def _without_download_counts() -> Iterator[None]:
-    """Stop `datasets` from reporting every load, even of local files, to a server; offline it waits for a timeout."""
-    counting = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
-    # The only switch: `datasets` reads its environment variable once, at import, which other code may have done before.
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    try:
-        yield
-    finally:
-        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counting  # as it was before
-
-
-@contextlib.contextmanager
-def _unwrapped() -> Iterator[None]:
-    """Raise the error itself instead of the RetryError that lmms-eval's tenacity wraps it in."""
-    try:
-        yield
-    except RetryError as error:
-        cause = error.last_attempt.exception()
-        raise cause if cause is not None else error from None

@@ -28,7 +28,7 @@ from dpbench.manifest.cell import Cell, cells
 from dpbench.manifest.reading import make_manifest
 from dpbench.method import Method, Reduction, VisualTokens
 from dpbench.storage.journal import Answer
-from dpbench.tasks import lmms_eval_adapter
+from dpbench.tasks import lmms_eval_adapter, lmms_eval_scores
 from dpbench.tasks.lmms_eval_adapter import BuiltTask
 
 
@@ -441,7 +441,7 @@ def test_every_reading_of_nothing_is_wrong() -> None:
     for name in ("gqa", "mmbench_en", "mme", "pope", "scienceqa", "vqav2", "textvqa", "seedbench", "vizwiz"):
         built = lmms_eval_adapter.build(name, TOY_DATA, limit=12)
         nothing = {(each.doc_id, each.text): "" for each in built.requests}
-        assert lmms_eval_adapter.percent(name, lmms_eval_adapter.score(built, "nothing", nothing)) == 0, name
+        assert lmms_eval_scores.percent(name, lmms_eval_scores.score(built, "nothing", nothing)) == 0, name
 
 
 def test_a_cell_without_a_single_answer_has_no_score(tmp_path: Path) -> None:

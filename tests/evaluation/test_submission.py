@@ -15,7 +15,7 @@ from dpbench.evaluation import runner, submission
 from dpbench.evaluation.answering import to_plain
 from dpbench.manifest.reading import make_manifest
 from dpbench.storage.journal import Answer, Journal
-from dpbench.tasks import lmms_eval_adapter
+from dpbench.tasks import lmms_eval_adapter, lmms_eval_scores
 
 
 @pytest.fixture
@@ -52,10 +52,10 @@ def test_a_journal_becomes_evalais_file(built: lmms_eval_adapter.BuiltTask, tmp_
 def test_test_dev_is_asked_as_validation_and_has_no_score(built: lmms_eval_adapter.BuiltTask) -> None:
     validation = lmms_eval_adapter.build("vqav2", TOY_DATA, limit=3)
     assert [r.text for r in built.requests] == [r.text for r in validation.requests]
-    scores = lmms_eval_adapter.score(built, "cell", {(r.doc_id, r.text): "no" for r in built.requests})
+    scores = lmms_eval_scores.score(built, "cell", {(r.doc_id, r.text): "no" for r in built.requests})
     assert scores.metrics == {}
     with pytest.raises(ConfigError, match="task vqav2_testdev: only its server can score it"):
-        lmms_eval_adapter.percent("vqav2_testdev", scores)
+        lmms_eval_scores.percent("vqav2_testdev", scores)
 
 
 def test_other_journals_are_refused(built: lmms_eval_adapter.BuiltTask, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from dpbench.report.tables import scores
 from dpbench.storage import contributions, record
 from dpbench.storage.journal import Answer, Journal
 from dpbench.storage.record import Record
-from dpbench.tasks import aggregators, lmms_eval_adapter
+from dpbench.tasks import aggregators, lmms_eval_adapter, lmms_eval_scores
 
 QUIET = Console(quiet=True)
 LIMIT = 24
@@ -187,7 +187,7 @@ def test_lmms_eval_counts_no_sample_that_is_left_out(name: str) -> None:
     left_out = {request.doc_id for request in built.requests[:stop]}
     given = {(request.doc_id, request.text): "yes" if request.doc_id % 3 else "A" for request in built.requests}
     other = {key: "B" if key[0] in left_out else answer for key, answer in given.items()}
-    first, second = (lmms_eval_adapter.score(built, "x", each, left_out) for each in (given, other))
+    first, second = (lmms_eval_scores.score(built, "x", each, left_out) for each in (given, other))
     assert first.metrics == second.metrics
     kept = [built.scores(request, given[request.doc_id, request.text]) for request in built.requests[stop:]]
     for metric, value in aggregators.metrics(name, kept).items():

@@ -15,7 +15,7 @@ from places import TOY_DATA
 
 from dpbench import tasks
 from dpbench.errors import ConfigError, RecordError
-from dpbench.tasks import aggregators, lmms_eval_adapter
+from dpbench.tasks import aggregators, lmms_eval_adapter, lmms_eval_scores
 
 SCORED = [name for name, task in tasks.ALL.items() if task.metric]
 FORMS = ("{}", "{}.", " {} ")
@@ -115,10 +115,10 @@ def test_the_score_is_lmms_evals_on_random_answers(name: str) -> None:
 def test_score_and_metrics_are_what_the_evaluator_reports_of_our_yaml(name: str) -> None:
     answers = random_answers(name, 2)
     known = {(r.doc_id, r.text): said for r, said in zip(built(name).requests, answers, strict=True)}
-    reported = lmms_eval_adapter.score(built(name), "cell", known)
+    reported = lmms_eval_scores.score(built(name), "cell", known)
     kept = journalled(name, answers)
     mine = aggregators.score(aggregators.sums(name, kept, image_groups(name)))[0]
-    assert mine == pytest.approx(lmms_eval_adapter.percent(name, reported))
+    assert mine == pytest.approx(lmms_eval_scores.percent(name, reported))
     assert aggregators.metrics(name, kept) == pytest.approx(dict(reported.metrics))
 
 

@@ -10,7 +10,7 @@ from places import TOY_DATA
 
 from dpbench import tasks
 from dpbench.errors import MissingError
-from dpbench.tasks import lmms_eval_adapter
+from dpbench.tasks import lmms_eval_adapter, lmms_eval_scores
 
 
 def truth(name: str, doc: dict[str, Any]) -> str:
@@ -45,18 +45,18 @@ def test_the_prompt_is_upstreams_to_the_letter(built: lmms_eval_adapter.BuiltTas
 
 
 def test_right_answers_score_a_hundred_and_wrong_ones_nothing(built: lmms_eval_adapter.BuiltTask) -> None:
-    assert lmms_eval_adapter.percent(
-        built.name, lmms_eval_adapter.score(built, "right", answers(built))
+    assert lmms_eval_scores.percent(
+        built.name, lmms_eval_scores.score(built, "right", answers(built))
     ) == pytest.approx(100)
     nothing = dict.fromkeys(answers(built), "qqq")
-    assert lmms_eval_adapter.percent(built.name, lmms_eval_adapter.score(built, "wrong", nothing)) == 0
+    assert lmms_eval_scores.percent(built.name, lmms_eval_scores.score(built, "wrong", nothing)) == 0
 
 
 def test_scoring_again_gives_the_new_cells_score(built: lmms_eval_adapter.BuiltTask) -> None:
     """The task object is shared between cells; nothing of one cell may stay for the next."""
-    first = lmms_eval_adapter.score(built, "a", answers(built)).metrics
-    lmms_eval_adapter.score(built, "b", dict.fromkeys(answers(built), "qqq"))
-    assert lmms_eval_adapter.score(built, "c", answers(built)).metrics == first
+    first = lmms_eval_scores.score(built, "a", answers(built)).metrics
+    lmms_eval_scores.score(built, "b", dict.fromkeys(answers(built), "qqq"))
+    assert lmms_eval_scores.score(built, "c", answers(built)).metrics == first
 
 
 def test_every_sample_has_an_image_and_a_length_limit(built: lmms_eval_adapter.BuiltTask) -> None:
@@ -77,7 +77,7 @@ def test_one_samples_scores_are_plain_numbers_of_the_tasks_metric(built: lmms_ev
 def test_a_limit_splits_no_group(name: str, limit: int, wanted: int) -> None:
     built = lmms_eval_adapter.build(name, TOY_DATA, limit=limit)
     assert len(built.requests) == wanted
-    lmms_eval_adapter.score(built, "x", answers(built))
+    lmms_eval_scores.score(built, "x", answers(built))
 
 
 def test_seedbench_leaves_videos_out() -> None:
@@ -107,7 +107,7 @@ def test_the_yaml_files_are_tasks_lmms_eval_can_find() -> None:
 
 
 def test_the_look_up_model_keeps_itself_and_names_its_cell() -> None:
-    model = lmms_eval_adapter.LookUp("abc", lambda doc_id, text: "yes")
+    model = lmms_eval_scores.LookUp("abc", lambda doc_id, text: "yes")
     model.clean()
     assert repr(model) == "dpbench:abc"
     assert model.answer(0, "") == "yes"

@@ -15,7 +15,7 @@ from PIL import Image
 from places import TOY_DATA
 
 from dpbench import tasks
-from dpbench.tasks import aggregators, lmms_eval_adapter, scoring
+from dpbench.tasks import aggregators, lmms_eval_adapter, lmms_eval_scores, scoring
 
 MMBENCH: dict[str, Any] = {
     "index": 7, "question": "What is it?", "hint": "nan", "answer": "B", "A": "apple", "B": "banana", "C": "nan",
@@ -74,7 +74,7 @@ def test_an_answer_that_says_nothing_is_wrong_by_its_first_word_and_a_yes_with_l
     for reading in ("first-word", "llava"):
         built = lmms_eval_adapter.build("pope", TOY_DATA, limit=None, reading=reading)
         known = {(request.doc_id, request.text): "" for request in built.requests}
-        scores.append(lmms_eval_adapter.score(built, reading, known).metrics)
+        scores.append(lmms_eval_scores.score(built, reading, known).metrics)
     assert [each["pope_f1_score"] for each in scores] == pytest.approx([0, 2 / 3], abs=0.02)
     assert [each["pope_yes_ratio"] for each in scores] == [0, 1]
 
@@ -302,4 +302,4 @@ def test_the_other_tasks_are_worded_alike(name: str) -> None:
 def test_a_task_in_llavas_wording_is_scored_by_its_own_prompts() -> None:
     built = lmms_eval_adapter.build("mmbench_en", TOY_DATA, limit=8, wording="llava")
     answers = {(r.doc_id, r.text): built.task.test_docs_no_media()[r.doc_id]["answer"] for r in built.requests}
-    assert lmms_eval_adapter.score(built, "cell", answers).metrics == {"gpt_eval_score": 100}
+    assert lmms_eval_scores.score(built, "cell", answers).metrics == {"gpt_eval_score": 100}
