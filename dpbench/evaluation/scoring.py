@@ -67,11 +67,12 @@ def submission_path(folder: Path, cell: Cell) -> Path:
 
 
 def sort_and_pack_records(folder: Path) -> None:
-    """Sort a run's records, and pack what each sample contributes to the scores into one small file."""
-    from dpbench.storage import contributions
+    """Sort a run's records, and pack what outlives its journals: what samples contribute, and some of the answers."""
+    from dpbench.storage import contributions, packed_answers
 
     record.rewrite(folder / "records.jsonl", record.read(folder / "records.jsonl", Record))
     contributions.pack(folder)
+    packed_answers.pack(folder)
 
 
 def _build_record(answered: CellAnswers, built: BuiltTask, environment: Mapping[str, Any]) -> Record:

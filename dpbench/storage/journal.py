@@ -42,7 +42,7 @@ class Answer:
         answer: the model's text; empty if the sample failed.
         scores: what lmms-eval's `process_results` returned for it.
         visual_tokens: number read by each decoder layer.
-        kept: per image the kept indices, packed; None if rows are not single tokens.
+        kept: per image the kept tokens, packed by `pack_indices`; None if no row is a single token.
         failure: why there is no answer, else None.
         too_long: the reason is that the sample does not fit into the model's context unpruned; it is not scored.
         seed: the cell's.
@@ -77,11 +77,22 @@ class Answer:
 
 
 def pack_indices(indices: Sequence[int], num_visual: int) -> str | None:
-    """Pack kept indices as base64 of a bit field; their order is lost. None if a row is merged or occurs twice."""
-    if len(set(indices)) < len(indices) or any(index < 0 for index in indices):
+    """Pack which tokens were kept as base64 of a bit field; their order is lost.
+
+    Rows that are no single token (-1: merged, or zeros) are left out: how many there are follows from the tokens read.
+
+    Args:
+        indices: which token each row is, or -1.
+        num_visual: tokens of the image.
+
+    Returns:
+        The packed tokens; None if rows were kept and none is a single token, or if a token is kept twice.
+    """
+    tokens = [index for index in indices if index >= 0]
+    if len(set(tokens)) < len(tokens) or (indices and not tokens):
         return None
     field = bytearray((num_visual + 7) // 8)
-    for index in indices:
+    for index in tokens:
         field[index // 8] |= 1 << (index % 8)
     return f"{num_visual}:{base64.b64encode(bytes(field)).decode()}"
 

@@ -164,5 +164,6 @@ def test_kept_indices_pack() -> None:
     assert len(packed) < 30
     assert pack_indices([143, 0, 3], 144) == packed, "the order is lost"
     assert pack_indices([3, 3], 144) is None
-    assert pack_indices([-1, 2], 144) is None
+    assert pack_indices([3, -1, 0, 143, -1], 144) == packed, "a row that is no token is left out (HoloV's zeros)"
+    assert pack_indices([-1, -1], 144) is None
     assert pack_indices([], 144) == "144:" + "A" * 24
