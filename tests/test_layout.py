@@ -15,7 +15,7 @@ from dpbench.manifest import source_files
 ROOMS = {
     "backbones", "cli", "conformance", "diffprune", "engine",
     "estimate", "evaluation", "machine", "manifest", "measure",
-    "report", "storage", "tasks", "toy", "visualize",
+    "probe", "report", "storage", "tasks", "toy", "visualize",
 }  # fmt: skip
 AT_THE_TOP = {"__init__", "__main__", "budget", "errors", "method", "registry", "schedule"}
 ALLOWED = {

@@ -32,8 +32,6 @@ class DiffPrune(Method):
     graph: on a GPU, replay scorer and ranking as a CUDA graph, one per number of tokens and budget.
     """
 
-    budgeted = True
-
     positions: Literal["compact", "original"] = "original"
     checkpoint: str | None = None
     graph: bool = False

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dpbench.backbones.base import Backbone, Features, Prompt
+from dpbench.backbones.caption_loss import caption_losses
 from dpbench.diffprune.denoiser import Denoiser
 from dpbench.diffprune.example import Example
 from dpbench.diffprune.recipe import Fill
@@ -183,7 +184,7 @@ class Objective:
         return self._losses(batch, batch.embeds)
 
     def _losses(self, batch: Batch, visual: Sequence[Tensor], kept: Sequence[Tensor] | None = None) -> Tensor:
-        return self.backbone.caption_losses(batch.prompts, batch.features, visual, batch.captions, kept)
+        return caption_losses(self.backbone, batch.prompts, batch.features, visual, batch.captions, kept)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ Shape letters: R rows (one view each), N visual tokens of a view, D the LLM's wi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,8 +57,9 @@ def vp_noise(tokens_RND: Tensor, weights_RN: Tensor, noise_RND: Tensor) -> Tenso
 
 
 def root_mean_square(tokens_RND: Tensor) -> Tensor:
-    """Return the root mean square of every token over its D values, (R, N, 1)."""
-    return tokens_RND.square().mean(-1, keepdim=True).sqrt()
+    """Return the root mean square of every token over its D values, (R, N, 1); its gradient at a zero token is zero."""
+    norm: Tensor = torch.linalg.vector_norm(tokens_RND, dim=-1, keepdim=True)
+    return norm / math.sqrt(tokens_RND.shape[-1])
 
 
 def throttle(logits_RN: Tensor, tokens_RND: Tensor, gate: Gate) -> Tensor:

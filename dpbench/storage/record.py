@@ -141,12 +141,47 @@ class Profile:
             ) from None
 
 
-Line = TypeVar("Line", Record, Profile)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """One measurement of `dpbench probe`, with its raw values.
+
+    Attributes:
+        schema: version of this format.
+        probe: coherence, landscape or noise.
+        model: name of the frozen model.
+        site: where the scorer sits: "projector" or "patch".
+        checkpoint: folder of the trained scorer; None for a fresh one.
+        step: training step of that scorer, 0 for a fresh one.
+        setting: what identifies the measurement within the probe.
+        shared: what all measurements of the command have in common: data, sizes, seed, the unit of tau.
+        values: raw, a tuple of numbers by name.
+        sources: hash of the code that measured.
+        seconds: it took.
+        finished: UTC, ISO 8601.
+        environment: the machine and versions.
+    """
+
+    schema: int = 1
+    probe: str
+    model: str
+    site: str
+    checkpoint: str | None
+    step: int
+    setting: Mapping[str, Any]
+    shared: Mapping[str, Any]
+    values: Mapping[str, tuple[float, ...]]
+    sources: str
+    seconds: float
+    finished: str
+    environment: Mapping[str, Any]
+
+
+Line = TypeVar("Line", Record, Profile, Probe)
 _HIGHEST_RATE = 0.9995  # the label of this rate and of higher ones is -100.0%, but a request needs a rate below 1
-_TYPES: Mapping[type, TypeAdapter[Any]] = {Record: TypeAdapter(Record), Profile: TypeAdapter(Profile)}
+_TYPES: Mapping[type, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (Record, Profile, Probe)}
 
 
-def append(path: Path, line: Record | Profile) -> None:
+def append(path: Path, line: Record | Profile | Probe) -> None:
     """Append one line to a JSON-lines file, after removing what a kill may have left of the last line.
 
     Raises:
@@ -156,7 +191,7 @@ def append(path: Path, line: Record | Profile) -> None:
     files.append(path, _encode(line), sync=True)
 
 
-def _encode(line: Record | Profile) -> bytes:
+def _encode(line: Record | Profile | Probe) -> bytes:
     return (json.dumps(asdict(line), ensure_ascii=False) + "\n").encode()
 
 

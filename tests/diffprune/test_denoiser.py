@@ -43,6 +43,15 @@ def test_tokens_of_another_scale_are_denoised_alike(attention: str) -> None:
     torch.testing.assert_close(made(7 * tokens), 7 * denoised, rtol=1e-4, atol=1e-4)
 
 
+def test_a_token_of_zeros_has_a_finite_gradient() -> None:
+    """As a straight-through mask leaves it; the square root of its size has none."""
+    tokens = normal(2, 5, 24).index_fill(1, torch.tensor([1, 3]), 0).requires_grad_()
+    made = denoiser(trained=False)
+    made(tokens).pow(3).sum().backward()
+    assert tokens.grad.isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in made.parameters())
+
+
 @pytest.mark.parametrize("train", [True, False])
 def test_under_the_identity_mask_a_token_changes_no_other(train: bool) -> None:
     made, tokens = denoiser().train(train), normal(3, 7, 24)
