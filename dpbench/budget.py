@@ -59,10 +59,10 @@ class BudgetRequest:
 EVERYTHING = BudgetRequest()
 
 
-def tolerance(budget: float) -> float:
-    """Return by how many tokens the mean over samples may lie above a budget: half a token, or 1 % of a large one.
+ROUNDING = 0.5
+"""Tokens by which one image may exceed its budget: cuts inside the LLM leave whole tokens to whole layers."""
 
-    A cut inside the LLM keeps whole tokens in whole layers, so that its mean over layers misses a budget by up to half
-    a token.
-    """
-    return max(0.5, 0.01 * budget)
+
+def tolerance(budget: float) -> float:
+    """Return by how many tokens the mean over images may lie above a budget: half a token, or 1 % of a large one."""
+    return max(ROUNDING, 0.01 * budget)

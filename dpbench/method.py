@@ -125,6 +125,8 @@ class DecoderInput:
     text_index: Tensor
 
 
+Spends = Literal["per-image", "on-average", "own"]
+
 LAST = slice(-1, None)
 """The last prompt token, as the rows of `LayerView.attention`."""
 
@@ -196,10 +198,13 @@ class Method:
     Subclasses are frozen dataclasses whose fields are their hyper-parameters.
 
     positions: position ids of the kept tokens, consecutive ("compact") or as in the full prompt ("original").
+
+    spends: what the budget holds for: every image ("per-image", checked), the mean over the images of a cell
+        ("on-average"), or not at all, because a hyper-parameter sets the number of tokens ("own").
     """
 
     anyres: ClassVar[Literal["per-view", "global", "own"]] = "per-view"
-    budgeted: ClassVar[bool] = False
+    spends: ClassVar[Spends] = "per-image"
 
     positions: Literal["compact", "original"] = "compact"
 

@@ -11,62 +11,55 @@ from dpbench.method import Budget, Cut, LayerView, Method, Reduction, VisualToke
 
 
 @dataclass(frozen=True, kw_only=True)
-class Before(Method):
-    budgeted = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Raises(Before):
+class Raises(Method):
     def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
         raise ZeroDivisionError("no such luck")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table(Before):
+class Table(Method):
     def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
         return Reduction(torch.arange(keep)[None])
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShortRows(Before):
+class ShortRows(Method):
     def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
         return Reduction(torch.arange(keep), embeds_KD=visual.embeds_ND[: keep - 1])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nothing(Before):
+class Nothing(Method):
     def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
         return None  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Twice(Before):
+class Twice(Method):
     def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
         return Reduction(torch.zeros(keep, dtype=torch.int64))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outside(Before):
+class Outside(Method):
     def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
         return Reduction(torch.arange(keep) + len(visual) - keep + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Undefined(Before):
+class Undefined(Method):
     def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
         return Reduction(torch.arange(keep), scores_N=visual.embeds_ND[:, 0] * torch.nan)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TooMany(Before):
+class TooMany(Method):
     def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
         return Reduction(torch.arange(keep + 1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inside(Method):
-    budgeted = True
-
     def cuts(self, num_visual: int, num_layers: int, budget: Budget) -> tuple[Cut, ...]:
         return (Cut(layer=2, keep=min(num_visual, budget.count), probe=2),)
 
@@ -102,7 +95,7 @@ class NeverCuts(Inside):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FailsLater(Before):
+class FailsLater(Method):
     """Prunes `images_left` images, then fails."""
 
     images_left: ClassVar[int] = 0

@@ -77,8 +77,6 @@ class CDPruner(Method):
     """
 
     anyres = "own"
-    budgeted = True
-
     relevance: Literal["clip", "words", "none"] = "clip"
     clip: str | None = None
     relevance_of: Any = field(default=None, init=False, repr=False, compare=False)

@@ -18,8 +18,6 @@ from dpbench.method import Method, Reduction, VisualTokens, top_indices
 class CLSAttention(Method):
     """Keep the tokens that the vision tower's CLS token attends to most (FasterVLM)."""
 
-    budgeted = True
-
     def needs(self, provides: frozenset[str]) -> frozenset[str]:
         """Ask for the CLS row of the select layer."""
         if "cls_attention" not in provides:

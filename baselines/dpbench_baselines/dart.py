@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dpbench.errors import ConfigError
-from dpbench.method import Budget, Cut, LayerView, Method, Reduction
+from dpbench.method import Budget, Cut, LayerView, Method, Reduction, Spends
 from dpbench.schedule import scaled_layers, solve_keeps
 
 LAYER = 2
@@ -69,9 +69,9 @@ class DART(Method):
             raise ConfigError("--param: dart takes ratio (a count of its own) or exact (the budget's), not both")
 
     @property
-    def budgeted(self) -> bool:  # type: ignore[override]
-        """Return True if the budget is met; equal shares, a ratio and "official" have counts of their own."""
-        return self.exact and self.preset == "mean"
+    def spends(self) -> Spends:  # type: ignore[override]
+        """Hold to the budget for every image; a ratio and "official" have counts of their own."""
+        return "per-image" if self.ratio is None and self.preset == "mean" else "own"
 
     def cuts(self, num_visual: int, num_layers: int, budget: Budget) -> tuple[Cut, ...]:
         """Return the one cut, its size in whole shares for the pivots unless `exact`."""

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from dpbench.errors import ConfigError
-from dpbench.method import Method, Reduction, VisualTokens
+from dpbench.method import Method, Reduction, Spends, VisualTokens
 
 PANEL = 192
 """Rows of the products computed at once."""
@@ -48,9 +48,9 @@ class DivPrune(Method):
             raise ConfigError(f"--param: divprune.keep_ratio is the share kept, above 0 to 1, got {self.keep_ratio}")
 
     @property
-    def budgeted(self) -> bool:  # type: ignore[override]
-        """Return True if the budget is met; a ratio given has a count of its own."""
-        return self.keep_ratio is None
+    def spends(self) -> Spends:  # type: ignore[override]
+        """Hold to the budget for every image; a ratio given has a count of its own."""
+        return "per-image" if self.keep_ratio is None else "own"
 
     @torch.no_grad()
     def reduce(self, visual: VisualTokens, keep: int) -> Reduction:

@@ -18,7 +18,7 @@ from typing import Literal
 from torch import Tensor
 
 from dpbench.errors import ConfigError
-from dpbench.method import Budget, Cut, LayerView, Method
+from dpbench.method import Budget, Cut, LayerView, Method, Spends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +42,16 @@ class FastV(Method):
             raise ConfigError(f"--param: fastv.ratio is the share dropped, 0 to 1, got {self.ratio}")
 
     @property
-    def budgeted(self) -> bool:  # type: ignore[override]
-        """Return True if the budget is met; a ratio given, or the official one, has a count of its own."""
-        return self.preset == "mean" and self.ratio is None
+    def spends(self) -> Spends:  # type: ignore[override]
+        """Hold to the budget for every image; a ratio given, or the official one, has a count of its own."""
+        return "per-image" if self.preset == "mean" and self.ratio is None else "own"
 
     def cuts(self, num_visual: int, num_layers: int, budget: Budget) -> tuple[Cut, ...]:
         """Return the one cut, its size from the ratio, or solved from the budget."""
         layer = self.layer or (2 if self.preset == "official" else max(1, round(num_layers / 16)))
         if layer >= num_layers:
             raise ConfigError(f"--param: fastv.layer must be below the decoder's {num_layers} layers, got {layer}")
-        if self.budgeted:
+        if self.spends != "own":
             keep = solve_keep(num_visual, num_layers, layer, budget)
         else:
             keep = round(num_visual * (1 - (0.5 if self.ratio is None else self.ratio)))

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from dpbench.errors import ConfigError, UnsupportedError
-from dpbench.method import Method, Reduction, VisualTokens, top_indices
+from dpbench.method import Method, Reduction, Spends, VisualTokens, top_indices
 
 FIRST = 0
 """The tower layer that splits the budget."""
@@ -55,9 +55,9 @@ class HiRED(Method):
             raise ConfigError(f"--param: hired.alpha is the base view's share, 0 to 1, got {self.alpha}")
 
     @property
-    def budgeted(self) -> bool:  # type: ignore[override]
-        """Return True if the budget is met; a rate given has a count of its own."""
-        return self.token_budget_rate is None
+    def spends(self) -> Spends:  # type: ignore[override]
+        """Hold to the budget for every image; a rate given has a count of its own."""
+        return "per-image" if self.token_budget_rate is None else "own"
 
     def needs(self, provides: frozenset[str]) -> frozenset[str]:
         """Ask for the CLS rows of the select layer and, where there is one, of the first."""

@@ -48,8 +48,6 @@ class HoloV(Method):
     """
 
     anyres = "global"
-    budgeted = True
-
     num_crops: int | None = None
     variance_weight: float = 0.09
     attention_scale: float = 1000.0

@@ -62,8 +62,6 @@ class PruneSID(Method):
     """
 
     anyres = "own"
-    budgeted = True
-
     tokens_per_group: int = 4
     min_groups: int = 4
     num_iterations: int = 2

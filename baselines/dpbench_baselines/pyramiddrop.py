@@ -23,7 +23,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from dpbench.errors import ConfigError
-from dpbench.method import Budget, Cut, LayerView, Method
+from dpbench.method import Budget, Cut, LayerView, Method, Spends
 
 OF_LAYERS = 32
 """The depth that the presets' layers are meant for."""
@@ -68,9 +68,9 @@ class PyramidDrop(Method):
             )
 
     @property
-    def budgeted(self) -> bool:  # type: ignore[override]
-        """Return True if the budget is met; a ratio given, or the official one, has a count of its own."""
-        return self.preset == "mean" and self.ratio is None and self.ratios is None
+    def spends(self) -> Spends:  # type: ignore[override]
+        """Hold to the budget for every image; a ratio given, or the official one, has a count of its own."""
+        return "per-image" if self.preset == "mean" and self.ratio is None and self.ratios is None else "own"
 
     def cuts(self, num_visual: int, num_layers: int, budget: Budget) -> tuple[Cut, ...]:
         """Return a cut per stage, their sizes from the ratios, or the ratio solved from the budget."""
@@ -79,7 +79,7 @@ class PyramidDrop(Method):
             raise ConfigError(
                 f"--param: pyramiddrop.layers must be below the decoder's {num_layers} layers, got {list(layers)}"
             )
-        if self.budgeted:
+        if self.spends != "own":
             keeps = solve_keeps(num_visual, num_layers, layers, budget)
         else:
             ratio = 0.5 if self.ratio is None else self.ratio

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from dpbench.errors import ConfigError, UnsupportedError
-from dpbench.method import Budget, Cut, LayerView, Method, Reduction, top_indices
+from dpbench.method import Budget, Cut, LayerView, Method, Reduction, Spends, top_indices
 from dpbench.schedule import scaled_layers, solve_keeps
 
 LAYERS = (2, 6, 15)
@@ -91,14 +91,14 @@ class SparseVLM(Method):
             )
 
     @property
-    def budgeted(self) -> bool:  # type: ignore[override]
-        """Return True if the budget is met; a schedule given, or the official one, has a count of its own."""
-        return self.preset == "mean" and self.schedule is None
+    def spends(self) -> Spends:  # type: ignore[override]
+        """Hold to the budget for every image; a schedule given, or the official one, has a count of its own."""
+        return "per-image" if self.preset == "mean" and self.schedule is None else "own"
 
     def cuts(self, num_visual: int, num_layers: int, budget: Budget) -> tuple[Cut, ...]:
         """Return a cut per stage: what it keeps, and how many rows it merges the rest into."""
         before = self._before(num_layers)
-        if not self.budgeted:
+        if self.spends == "own":
             return self._cuts_of_kept(before, self.schedule or self._official(budget.count), num_visual)
         lists = LISTS[self.version]
         nearest = min(lists, key=lambda count: abs(count / NUM_VISUAL - budget.count / num_visual))
@@ -115,7 +115,7 @@ class SparseVLM(Method):
     def _before(self, num_layers: int) -> tuple[int, ...]:
         """Return the layers before which it cuts."""
         before = tuple(layer + 1 for layer in self.layers or LAYERS)
-        if self.layers is None and (self.budgeted or before[-1] >= num_layers):
+        if self.layers is None and (self.spends != "own" or before[-1] >= num_layers):
             return scaled_layers("sparsevlm", before, num_layers)
         if before[-1] >= num_layers:
             raise ConfigError(

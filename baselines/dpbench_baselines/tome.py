@@ -32,8 +32,6 @@ class ToMe(Method):
         ("token", merged behind it). Default None: keys where the backbone has them.
     """
 
-    budgeted = True
-
     metric: Literal["key", "token"] | None = None
 
     def __post_init__(self) -> None:

@@ -18,8 +18,6 @@ MOST_DISTORTED = 1.25
 class Random(Method):
     """Keep a uniformly random subset of the visual tokens."""
 
-    budgeted = True
-
     def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
         """Draw `keep` of N tokens without replacement, in reading order."""
         order = torch.randperm(len(visual), generator=visual.generator)
@@ -30,8 +28,6 @@ class Random(Method):
 class Grid(Method):
     """Keep an evenly spaced subset of the visual tokens in raster order."""
 
-    budgeted = True
-
     def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
         """Take the middle token of each of `keep` equal runs of the raster."""
         return Reduction(middles(len(visual), keep, visual.embeds_ND.device))
@@ -40,8 +36,6 @@ class Grid(Method):
 @dataclass(frozen=True, kw_only=True)
 class Pool(Method):
     """Average neighbouring visual tokens down to a smaller grid (adaptive average pooling, after the projector)."""
-
-    budgeted = True
 
     def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
         """Pool each view's grid to the largest within its share; a row stands where its cell's middle token stood."""
@@ -59,8 +53,6 @@ class Pool(Method):
 @dataclass(frozen=True, kw_only=True)
 class Downsample(Method):
     """Shrink the image so that the tower itself makes no more tokens than the budget; it is never blown up again."""
-
-    budgeted = True
 
     def resize(self, grid_hw: tuple[int, int], budget: Budget) -> tuple[int, int]:
         """Return the largest grid within the budget that has about the image's aspect."""

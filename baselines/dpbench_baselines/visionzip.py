@@ -46,8 +46,6 @@ class VisionZip(Method):
     """
 
     anyres = "own"
-    budgeted = True
-
     contextual: int | None = None
     parity: bool = False
 

@@ -19,7 +19,7 @@ from tabulate import tabulate
 from dpbench import backbones, registry
 from dpbench.backbones import miniatures
 from dpbench.backbones.base import Backbone
-from dpbench.budget import BudgetRequest
+from dpbench.budget import ROUNDING, BudgetRequest
 from dpbench.engine import decision, forward, pruned_prompt
 from dpbench.engine.decision import Rule
 from dpbench.engine.pruned_prompt import PrunedPrompt
@@ -127,13 +127,15 @@ def asks_for_what_exists(trial: Trial) -> str:
 
 
 def keeps_to_the_budget(trial: Trial) -> str:
-    """No layer reads more than allowed: the count at the end, or the mean over layers, within one token."""
-    counts = trial.build_prompt(0).per_layer(trial.backbone.num_layers)
+    """What the layers read is no more than allowed: at the end, or as the mean over layers, rounding apart."""
+    prompt = trial.build_prompt(0)
+    counts = prompt.read_per_layer(trial.backbone.num_layers, forward.survivors(trial.backbone, trial.method, prompt))
     if any(after > before for before, after in pairwise(counts)):
         return f"layers read {counts}"
     reached = counts[-1] if trial.rule.kind == "final" else sum(counts) / len(counts)
     allowed = _count_allowed(trial)
-    return f"{reached:g} visual tokens of {allowed}" if trial.method.budgeted and reached > allowed + 1 else ""
+    is_held = trial.method.spends == "per-image" and type(trial.method) is not Method
+    return f"{reached:g} visual tokens of {allowed}" if is_held and reached > allowed + ROUNDING else ""
 
 
 def _count_allowed(trial: Trial) -> int:

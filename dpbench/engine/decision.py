@@ -100,7 +100,7 @@ def _validate(method: Method, reduction: Reduction, visual: VisualTokens, keep: 
     name = f"{type(method).__name__}.reduce"
     _check_shapes(name, reduction, visual)
     indices, scores = reduction.indices_K, reduction.scores_N
-    if has_reduce(method) and method.budgeted and len(indices) > keep:
+    if has_reduce(method) and method.spends == "per-image" and len(indices) > keep:
         raise ValueError(f"{name}: {len(indices)} rows for a budget of {keep}")
     if scores is None:
         indices, undefined = indices.cpu(), 0
@@ -188,5 +188,12 @@ def target_grid(method: Method, grid: tuple[int, int], rule: Rule) -> tuple[int,
         method: resizes.
         grid: rows and columns at the image's own size.
         rule: the budget per image.
+
+    Raises:
+        ValueError: the grid has more tokens than the budget (a bug in the method).
     """
-    return method.resize(grid, Budget(rule.budget.count(grid[0] * grid[1]), rule.kind))
+    count = rule.budget.count(grid[0] * grid[1])
+    rows, columns = method.resize(grid, Budget(count, rule.kind))
+    if method.spends == "per-image" and rows * columns > count:
+        raise ValueError(f"{type(method).__name__}.resize: {rows} x {columns} tokens for a budget of {count}")
+    return rows, columns

@@ -107,6 +107,16 @@ def logits(backbone: Backbone, method: Method, prompts: Sequence[PrunedPrompt]) 
         return backbone.logits(batch.embeds_BLD, batch.mask_BL, batch.positions_PBL)
 
 
+def survivors(backbone: Backbone, method: Method, prompt: PrunedPrompt) -> tuple[int, ...]:
+    """Prefill one prompt and return how many visual rows each cut left."""
+    if not prompt.cuts:
+        return ()
+    batch = collate([prompt])
+    with drop_inside_llm(backbone, method, [prompt]) as state:
+        backbone.logits(batch.embeds_BLD, None, batch.positions_PBL, last=True)
+    return tuple(map(len, state.kept_rows()[0]))
+
+
 def prefill(backbone: Backbone, method: Method, prompts: Sequence[PrunedPrompt]) -> Tensor:
     """Prefill a batch and return the logits of the next token, (B, vocabulary)."""
     batch = collate(prompts)

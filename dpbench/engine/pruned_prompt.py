@@ -10,12 +10,13 @@ M-RoPE's 3).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from dpbench.backbones.base import Backbone, Features, Prompt
+from dpbench.budget import ROUNDING
 from dpbench.engine.decision import Rule, has_reduce, reduce_image, visual_tokens
 from dpbench.method import Budget, Cut, Method, Reduction
 
@@ -46,13 +47,23 @@ class PrunedPrompt:
         """Return how many visual rows the first layer reads."""
         return int(self.visual_L.sum())
 
-    def per_layer(self, num_layers: int) -> tuple[int, ...]:
-        """Return how many visual rows each decoder layer reads."""
+    def allowed_per_layer(self, num_layers: int) -> tuple[int, ...]:
+        """Return how many visual rows each decoder layer may read; a method's `select` may keep fewer."""
         return per_layer(self.num_visual, num_layers, self.cuts)
+
+    def read_per_layer(self, num_layers: int, survivors: Sequence[int]) -> tuple[int, ...]:
+        """Return how many visual rows each decoder layer read.
+
+        Args:
+            num_layers: of the decoder.
+            survivors: how many rows each cut left, merged ones included.
+        """
+        made = [replace(cut, keep=num) for cut, num in zip(self.cuts, survivors, strict=True)]
+        return per_layer(self.num_visual, num_layers, made)
 
 
 def per_layer(num_visual: int, num_layers: int, cuts: Sequence[Cut]) -> tuple[int, ...]:
-    """Return how many visual rows each decoder layer reads, given what the first one reads."""
+    """Return how many visual rows each decoder layer reads if every cut leaves `keep`, given what the first reads."""
     counts = [num_visual] * num_layers
     for cut in cuts:
         counts[cut.layer :] = [min(cut.keep, counts[cut.layer - 1])] * (num_layers - cut.layer)
@@ -181,7 +192,7 @@ def _positions(backbone: Backbone, method: Method, prompt: Prompt, slots_L: Tens
 
 
 def validate_cuts(method: Method, num_visual: int, num_layers: int, budget: Budget) -> tuple[Cut, ...]:
-    """Return a method's cuts for one prompt, checked against the contract and, for budgeted methods, the budget.
+    """Return a method's cuts for one prompt, checked against the contract and, unless they spend their own, the budget.
 
     Raises:
         ValueError: the cuts break the contract (a bug in the method).
@@ -198,6 +209,6 @@ def validate_cuts(method: Method, num_visual: int, num_layers: int, budget: Budg
         before = cut
     counts = per_layer(num_visual, num_layers, cuts)
     reached = sum(counts) / num_layers if budget.kind == "mean" else counts[-1]
-    if method.budgeted and abs(reached - min(budget.count, num_visual)) > 1:
+    if method.spends == "per-image" and reached > min(budget.count, num_visual) + ROUNDING:
         raise ValueError(f"{name}.cuts: {reached:.1f} visual tokens ({budget.kind}) for a budget of {budget.count}")
     return cuts

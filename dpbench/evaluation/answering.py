@@ -153,7 +153,7 @@ def _journal_line(
         image_group=sample.image_group,
         answer=text,
         scores=to_plain(built.scores(request, text)),
-        visual_tokens=reply.prompt.per_layer(backbone.num_layers) if reply.prompt else (),
+        visual_tokens=_tokens_read(backbone, reply),
         kept=_pack_kept(sample, reply),
         failure=reply.failure,
         too_long=sample.too_long,
@@ -163,6 +163,13 @@ def _journal_line(
         encoded=sample.encoded,
         ms=ms,
     )
+
+
+def _tokens_read(backbone: Backbone, reply: Reply) -> tuple[int, ...]:
+    """Return how many visual tokens each layer read, counted from what the cuts left; nothing without an answer."""
+    if reply.prompt is None or reply.generated is None:
+        return ()
+    return reply.prompt.read_per_layer(backbone.num_layers, [len(rows) for rows in reply.generated.kept_rows])
 
 
 def _pack_kept(sample: Sample, reply: Reply) -> tuple[str | None, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,19 @@ from dpbench.method import Method, Reduction
 
 NUM_DECODED = 32
 """Tokens decoded after the first one where decoding is timed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """What a prefill leaves.
+
+    Attributes:
+        cache: keys and values of every layer.
+        survivors: by prompt and cut, how many visual rows the cut left.
+    """
+
+    cache: Any
+    survivors: tuple[tuple[int, ...], ...]
 
 
 class FirstToken:
@@ -133,12 +146,13 @@ class FirstToken:
     def _logits(self, embeds_BLD: Tensor, positions_PBL: Tensor) -> Tensor:
         return self.backbone.logits(embeds_BLD, None, positions_PBL, last=True)[:, -1]
 
-    def cache(self) -> Any:
-        """Return the KV cache after a prefill."""
+    def prefilled(self) -> Prefilled:
+        """Run a prefill that is not timed, and return what it leaves."""
         batch = forward.collate(self.pruned_prompts)
-        with forward.drop_inside_llm(self.backbone, self.method, self.pruned_prompts):
+        with forward.drop_inside_llm(self.backbone, self.method, self.pruned_prompts) as state:
             output = self.backbone.forward(batch.embeds_BLD, batch.mask_BL, batch.positions_PBL, last=True)
-        return output.past_key_values
+        survivors = tuple(tuple(map(len, kept)) for kept in state.kept_rows())
+        return Prefilled(output.past_key_values, survivors)
 
     def _generate(self, marker: _TokenMarker) -> None:
         batch = forward.collate(self.pruned_prompts)

@@ -112,18 +112,24 @@ class CountedMethod:
         before = prompt.spans[0][0]
         after = len(spliced.visual_L) - spliced.num_visual - before
         layout = random_features.PromptLayout(before, spliced.num_visual, after)
-        total += splice_flops + flops_only.count_ranking(self.backbone, self.method, spliced.cuts, layout, count)
+        ranking = flops_only.count_ranking(self.backbone, self.method, spliced.cuts, layout, count)
+        total += splice_flops + ranking.flops
         on_meta = replace(spliced, embeds_LD=spliced.embeds_LD.to("meta"), positions_PL=spliced.positions_PL.to("meta"))
-        return total + count(lambda: forward.prefill(meta, _KeepFirst(positions=self.method.positions), [on_meta]))
+        stand_in = _KeepFirst(positions=self.method.positions, survivors=ranking.survivors)
+        return total + count(lambda: forward.prefill(meta, stand_in, [on_meta]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _KeepFirst(Method):
-    """Replaces a method at its cuts, where only the number of remaining tokens matters."""
+    """Replaces a method at its cuts, where only the number of remaining tokens matters.
+
+    survivors: how many tokens each cut leaves.
+    """
+
+    survivors: tuple[int, ...] = ()
 
     def select(self, view: LayerView) -> Reduction:
-        num_visual = len(view.visual_index_N)
-        return Reduction(torch.arange(min(view.cut.keep, num_visual), device=view.visual_index_N.device))
+        return Reduction(torch.arange(self.survivors[view.stage], device=view.visual_index_N.device))
 
 
 def compare(manifest: Manifest, *, text_tokens: int, image_hw: tuple[int, int] | None = None) -> list[ComparisonRow]:

@@ -29,7 +29,7 @@ from dpbench.measure import flops_formula, random_features
 from dpbench.measure.flops import Count, count_flops
 from dpbench.measure.settings import cells_to_measure
 from dpbench.measure.synthetic_prompts import QUESTION, usual_size
-from dpbench.method import Cut, Method
+from dpbench.method import Cut, LayerView, Method, Reduction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,14 +226,15 @@ def count_method(
     splice_flops, spliced = count_splice(backbone, method, prompt, features, rule, count_flops)
     start, stop = prompt.spans[0]
     newlines = len(spliced.visual_L) - spliced.num_visual - (len(prompt.ids_L) - (stop - start))
-    per_layer, num_text = spliced.per_layer(backbone.num_layers), newlines + text_tokens
-    before = min(start, text_tokens - 1)
+    num_text, before = newlines + text_tokens, min(start, text_tokens - 1)
     layout = random_features.PromptLayout(before, spliced.num_visual, num_text - before, seed)
+    ranking = count_ranking(backbone, method, spliced.cuts, layout)
+    per_layer = spliced.read_per_layer(backbone.num_layers, ranking.survivors)
     stages_flops = {
         "tower": flops_formula.tower(config, grid, num_views),
         "projector": flops_formula.projector(config, num_views * grid[0] * grid[1]),
         "signals": flops_formula.signals(config, needs, grid, num_views),
-        "reduce": splice_flops + count_ranking(backbone, method, spliced.cuts, layout),
+        "reduce": splice_flops + ranking.flops,
         "decoder": flops_formula.decoder(config, [num + num_text for num in per_layer]),
         "lm_head": flops_formula.lm_head(config),
     }
@@ -250,14 +251,22 @@ def count_splice(
     return flops, results[0]
 
 
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """FLOPs of what a method computes at its cuts, and how many visual tokens each of them leaves."""
+
+    flops: int
+    survivors: tuple[int, ...]
+
+
 def count_ranking(
     backbone: Backbone,
     method: Method,
     cuts: Sequence[Cut],
     layout: random_features.PromptLayout,
     count: Count = count_flops,
-) -> int:
-    """Return the FLOPs of what a method computes at its cuts.
+) -> Ranking:
+    """Let a method decide its cuts on noise, and count.
 
     Args:
         backbone: gives the decoder's widths.
@@ -266,9 +275,15 @@ def count_ranking(
         layout: of the prompt that the first layer reads.
         count: the counter.
     """
-    total, num_visual = 0, layout.num_visual
+    total, num_visual, survivors = 0, layout.num_visual, list[int]()
     for stage, cut in enumerate(cuts):
         view = random_features.layer_view(backbone, cut, stage, layout, num_visual)
-        total += count(partial(method.select, view))
-        num_visual = min(num_visual, cut.keep)
-    return total
+        decisions = list[Reduction]()
+        total += count(partial(_select, method, view, decisions))
+        num_visual = len(decisions[0].indices_K)
+        survivors.append(num_visual)
+    return Ranking(total, tuple(survivors))
+
+
+def _select(method: Method, view: LayerView, decisions: list[Reduction]) -> None:
+    decisions.append(method.select(view))

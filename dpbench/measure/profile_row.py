@@ -70,9 +70,10 @@ def build_row(session: ProfileSession, method: ProfiledMethod, series: Series, c
     flops = count_stage_flops(first_token) if eager else {}
     prompt = first_token.pruned_prompts[0]
     weights = memory.weights_bytes(backbone.model)
-    kv = memory.kv_bytes(first_token.cache())
+    prefilled = first_token.prefilled()
+    kv = memory.kv_bytes(prefilled.cache)
     moved = roofline.stage_bytes(backbone, _visual_bytes(first_token), _prompt_bytes(first_token), sum(kv))
-    layers = prompt.per_layer(backbone.num_layers)
+    layers = prompt.read_per_layer(backbone.num_layers, prefilled.survivors[0])
     return Profile(
         backbone=cell.backbone,
         weights=cell.entry.weights or backbones.find(cell.backbone).weights,

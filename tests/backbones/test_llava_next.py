@@ -200,7 +200,7 @@ def asked(method: type[Leading], size: tuple[int, int], rule: decision.Rule) -> 
     prompt = prune(model, method(told=calls.append), picture(1, size), rule=rule)
     kept = prompt.kept[0].indices_K
     read = kept[features.read_N[kept]]
-    assert prompt.per_layer(4) == (len(read),) * 4
+    assert prompt.allowed_per_layer(4) == (len(read),) * 4
     return calls, features.view_N[read].bincount(minlength=int(features.view_N[-1]) + 1).tolist()
 
 
@@ -336,7 +336,7 @@ def test_cuts_inside_the_llm_never_take_a_newline(name: str, newline: Literal["k
     model, image, features = tiny(), picture(1, SIZES[name]), features_of(name)
     prompt = prune(model, Cutter(), image, rule=decision.Rule(newline=newline))
     num_newlines = int((model.layout(SIZES[name]) < 0).sum())
-    assert prompt.per_layer(4) == (features.num_read, 6, 6, 0)
+    assert prompt.allowed_per_layer(4) == (features.num_read, 6, 6, 0)
     forward.logits(model, Cutter(), [prompt])
     for view, left in zip(seen, (features.num_read, 6), strict=True):
         newlines = (view.embeds_LD == model.core.image_newline).all(1).nonzero()[:, 0]
@@ -454,7 +454,7 @@ def test_every_method_answers_about_a_thin_image(
     generators = [decision.image_generator(0, "test", 0)]
     spliced = pruned_prompt.splice(model, method, prompt, features, generators, rule)
     (answer,) = forward.generate(model, method, [spliced], max_new_tokens=2)
-    read = spliced.per_layer(model.num_layers)
+    read = spliced.allowed_per_layer(model.num_layers)
     assert 0 < max(read) <= 16
     assert isinstance(answer.text, str)
 
@@ -474,7 +474,7 @@ def test_under_parity_padding_that_is_kept_is_read_by_the_llm_and_counted(name: 
         spliced = pruned_prompt.splice(model, method, prompt, features, generators, rule)
         (decided,) = spliced.kept
         rows[parity], mixed[parity] = int(spliced.visual_L.sum()), int((decided.indices_K < 0).sum())
-        assert spliced.per_layer(model.num_layers) == (rows[parity],) * model.num_layers
+        assert spliced.allowed_per_layer(model.num_layers) == (rows[parity],) * model.num_layers
     num_views = int(features[0].view_N.max()) + 1
     assert rows[False] < rows[True] == num_views * (75 // model.max_views)
     assert mixed[True] > mixed[False], "padding that is read stands as a row of its own"

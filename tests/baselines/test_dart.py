@@ -79,7 +79,7 @@ def test_pivots_in_another_order_fail(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_ratio_keeps_what_the_paper_code_keeps(ratio: float, count: int) -> None:
     method = registry.load("dart", {"ratio": ratio})
     assert {kept(method, budget, kind) for budget in (1, 64, 576) for kind in ("mean", "final")} == {count}
-    assert not method.budgeted
+    assert method.spends == "own"
 
 
 @pytest.mark.parametrize(("budget", "count"), [(192, 188), (128, 124), (64, 60), (13, 12), (5, 4), (3, 3), (576, 576)])
@@ -97,8 +97,7 @@ def test_the_mean_over_layers_is_the_budget_or_less() -> None:
             assert sum(below[0]) / depth > count - 9
             exact = pruned_prompt.per_layer(num, depth, DART(exact=True).cuts(num, depth, Budget(count)))
             assert abs(sum(exact) / depth - count) <= 1
-    assert DART(exact=True).budgeted
-    assert not DART().budgeted
+    assert DART(exact=True).spends == DART().spends == "per-image"
 
 
 def test_it_cuts_a_sixteenth_down_the_decoder() -> None:

@@ -164,7 +164,7 @@ def test_picks_are_in_reading_order() -> None:
 )
 def test_a_ratio_rounds_half_to_even_whatever_the_budget(num: int, ratio: float, count: int) -> None:
     method = DivPrune(keep_ratio=ratio)
-    assert not method.budgeted
+    assert method.spends == "own"
     assert len(method.reduce(visual(noise(num)), 3).indices_K) == count
 
 

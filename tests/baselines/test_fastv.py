@@ -124,14 +124,14 @@ def test_the_official_preset_reads_its_own_mean_whatever_the_budget(
         assert only_cut(method, 576, 32, count) == cut
         assert only_cut(method, 576, 32, count, "final") == cut
         assert mean(method, 576, 32, count) == reached
-    assert not method.budgeted
-    assert FastV().budgeted
+    assert method.spends == "own"
+    assert FastV().spends == "per-image"
 
 
 def test_a_ratio_is_not_ignored_without_the_preset() -> None:
     method = FastV(ratio=0.75)
     assert only_cut(method, 576, 32, 64) == Cut(2, 144, 1)
-    assert not method.budgeted
+    assert method.spends == "own"
 
 
 @pytest.mark.parametrize(

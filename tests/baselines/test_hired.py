@@ -118,7 +118,7 @@ def test_padding_lies_on_both_sides() -> None:
 def test_a_rate_rounds_down_whatever_the_budget(rate: float, count: int) -> None:
     tokens = visual(noise(1, 2, 576))
     method = HiRED(token_budget_rate=rate)
-    assert not method.budgeted
+    assert method.spends == "own"
     assert len(method.reduce(tokens, 5).indices_K) == count
 
 

@@ -123,8 +123,8 @@ def test_the_official_preset_reads_its_own_mean_whatever_the_budget(depth: int, 
     for count in (1, 64, 576):
         for kind in ("mean", "final"):
             assert schedule(method, 576, depth, count, kind) == ((8, 16, 24), (288, 144, 72), mean)
-    assert not method.budgeted
-    assert PyramidDrop().budgeted
+    assert method.spends == "own"
+    assert PyramidDrop().spends == "per-image"
 
 
 def test_the_official_layers_are_scaled_where_the_decoder_is_too_shallow_for_them() -> None:
@@ -147,7 +147,7 @@ def test_the_official_layers_are_scaled_where_the_decoder_is_too_shallow_for_the
 def test_ratios_given_count_whatever_the_budget(params: dict[str, object], num: int, kept: tuple[int, ...]) -> None:
     method = registry.load("pyramiddrop", params)
     assert schedule(method, num, 32, 7)[:2] == ((2, 8, 16), kept)
-    assert not method.budgeted
+    assert method.spends == "own"
 
 
 def test_the_authors_own_advice_for_64() -> None:

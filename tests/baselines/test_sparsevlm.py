@@ -92,7 +92,7 @@ def test_the_official_lists_and_what_they_really_cost(
     expected = zip((3, 7, 16), left, (2, 6, 15), merged, strict=True)
     assert cuts == tuple(Cut(*each) for each in expected)
     assert sum(pruned_prompt.per_layer(576, 32, cuts)) / 32 == pytest.approx(mean, abs=0.06)
-    assert not method.budgeted
+    assert method.spends == "own"
 
 
 @pytest.mark.parametrize(("count", "left"), [(192, (300, 200, 118)), (64, (66, 34, 20))])
@@ -112,7 +112,7 @@ def test_versions_have_their_own_positions() -> None:
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_a_budget_is_met_within_one_token(version: Any) -> None:
     method = SparseVLM(version=version)
-    assert method.budgeted
+    assert method.spends == "per-image"
     for num, depth in ((16, 4), (144, 12), (576, 32), (576, 40), (2880, 32), (391, 28)):
         first = method.cuts(num, depth, Budget(num))[0].layer
         for count in sorted({-(-first * num // depth), num // 2, num // 3, num - 1, num}):

@@ -15,7 +15,7 @@ from dpbench.backbones.base import Backbone
 from dpbench.engine import decision, dropping, forward, pruned_prompt
 from dpbench.engine.pruned_prompt import PrunedPrompt
 from dpbench.errors import UnsupportedError
-from dpbench.method import Budget, Cut, LayerView, Method, Reduction
+from dpbench.method import Budget, Cut, LayerView, Method, Reduction, Spends
 
 QUESTION = "Is there a red circle in the image?"
 
@@ -220,7 +220,7 @@ def test_layers_behind_a_cut_cache_what_they_read(family: str) -> None:
     text, answered = int((~prompt.visual_L).sum()), 4
     lengths = [text + prompt.num_visual + answered, *[text + 5 + answered] * 2, text + 2 + answered]
     assert [out.past_key_values.get_seq_length(layer) for layer in range(4)] == lengths
-    assert prompt.per_layer(4) == (prompt.num_visual, 5, 5, 2)
+    assert prompt.allowed_per_layer(4) == (prompt.num_visual, 5, 5, 2)
 
 
 def num_hooks(model: Backbone) -> int:
@@ -431,21 +431,24 @@ def test_cuts_that_break_the_contract_are_bugs(cuts: tuple[Cut, ...], message: s
 
 
 @pytest.mark.parametrize(("kind", "fits"), [("mean", Cut(1, 4, 0)), ("final", Cut(1, 7, 0))])
-def test_a_budgeted_method_is_held_to_its_budget(kind: Any, fits: Cut) -> None:
+def test_a_method_is_held_to_its_budget_unless_it_spends_its_own(kind: Any, fits: Cut) -> None:
     """7 of 16 tokens over 4 layers: 16 + 3 * 4 = 28."""
 
-    def method(cut: Cut) -> Method:
-        class Budgeted(Method):
-            budgeted = True
+    def method(cut: Cut, how: Spends = "per-image") -> Method:
+        class OneCut(Method):
+            spends = how
 
             def cuts(self, num_visual: int, num_layers: int, budget: Budget) -> tuple[Cut, ...]:
                 return (cut,)
 
-        return Budgeted()
+        return OneCut()
 
     assert pruned_prompt.validate_cuts(method(fits), 16, 4, Budget(7, kind)) == (fits,)
+    over = Cut(1, fits.keep + 1, 0)
     with pytest.raises(ValueError, match="for a budget of 7"):
-        pruned_prompt.validate_cuts(method(Cut(1, 10, 0)), 16, 4, Budget(7, kind))
+        pruned_prompt.validate_cuts(method(over), 16, 4, Budget(7, kind))
+    assert pruned_prompt.validate_cuts(method(over, "own"), 16, 4, Budget(7, kind)) == (over,)
+    assert pruned_prompt.validate_cuts(method(over, "on-average"), 16, 4, Budget(7, kind)) == (over,)
 
 
 def test_a_selection_of_too_many_rows_is_a_bug() -> None:

@@ -234,8 +234,8 @@ def test_every_method_meets_its_budget_and_answers(tiny: Llava, picture: Picture
     rule = decision.Rule(BudgetRequest(keep=keep), kind="final")
     prompt = decision.build_unpruned_prompt(tiny, method, [picture(1)], QUESTIONS[0], rule)
     once, again = (prune(tiny, method, prompt, keep, "final") for _ in range(2))
-    read = once.per_layer(tiny.num_layers)[-1]
-    assert read <= keep if name in AT_MOST else read == (keep if method.budgeted else 144)
+    read = once.allowed_per_layer(tiny.num_layers)[-1]
+    assert read <= keep if name in AT_MOST else read == (144 if name == "none" else keep)
     kept = once.kept[0].indices_K
     assert torch.equal(kept, again.kept[0].indices_K)
     single = kept[kept >= 0]
@@ -261,5 +261,5 @@ def test_the_tokens_of_a_prompt_are_those_its_rows_are_the_embeddings_of(family:
     assert torch.equal(rows[single], features.embeds_ND[tokens[single]])
     (told,) = forward.generate(model, method, [cut], max_new_tokens=1)
     (alive,) = forward.last_indices(cut, told)
-    assert len(alive) == cut.per_layer(model.num_layers)[-1]
+    assert len(alive) == cut.allowed_per_layer(model.num_layers)[-1]
     assert set(alive.tolist()) <= set(tokens.tolist())

@@ -81,7 +81,7 @@ def test_decoder_and_lm_head_follow_the_cuts(count: Callable[..., int], family: 
     features, generators = ours.encode(prompt.pixels), [decision.image_generator(0, "test", 0)]
     spliced = pruned_prompt.splice(ours, method, prompt, features, generators, Rule(BudgetRequest(prune_rate=0.5)))
     num_text, config = len(spliced.visual_L) - spliced.num_visual, ours.model.config
-    lengths = [num_text + num for num in spliced.per_layer(ours.num_layers)]
+    lengths = [num_text + num for num in spliced.allowed_per_layer(ours.num_layers)]
     assert (len(set(lengths)) == 3) == (method != Method())
     expected = flops_formula.decoder(config, lengths) + flops_formula.lm_head(config)
     assert count(lambda: forward.prefill(ours, method, [spliced])) == expected

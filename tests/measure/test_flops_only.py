@@ -66,7 +66,7 @@ def test_every_stage_equals_both_counters(name: str, family: str) -> None:
         return pruned_prompt.splice(ours, method, prompt, features, generators, RULE)
 
     spliced = splice()
-    assert counted.visual_tokens_per_layer == spliced.per_layer(ours.num_layers)
+    assert counted.visual_tokens_per_layer == spliced.allowed_per_layer(ours.num_layers)
     assert counted.num_newlines == len(spliced.visual_L) - spliced.num_visual - num_text
     for count in (count_flops, count_flops_by_fvcore):
         encoded = count(lambda: ours.encode(prompt.pixels, needs))

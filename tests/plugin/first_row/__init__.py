@@ -11,8 +11,6 @@ from dpbench.method import Method, Reduction, VisualTokens
 class FirstRow(Method):
     """Keep the first tokens in reading order."""
 
-    budgeted = True
-
     def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
         """Take the first `keep`."""
         return Reduction(torch.arange(keep, device=visual.embeds_ND.device))
