@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaModel
 
 from dpbench import backbones
+from dpbench.backbones.caption_loss import caption_losses
 from dpbench.diffprune.denoiser import Denoiser
 from dpbench.diffprune.objective import Objective, generator_of
 from dpbench.diffprune.scorer import Scorer, ScorerSize
@@ -181,7 +182,7 @@ def measure_toy_step(device: torch.device) -> list[object]:
     visual = [embeds_ND.clone().requires_grad_() for embeds_ND in batch.embeds]
 
     def frozen() -> None:
-        backbone.caption_losses(batch.prompts, batch.features, visual, batch.captions).sum().backward()
+        caption_losses(backbone, batch.prompts, batch.features, visual, batch.captions).sum().backward()
 
     def step() -> None:
         objective.soft_losses(objective.logits(batch), batch, gate).sum().backward()

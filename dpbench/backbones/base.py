@@ -13,17 +13,14 @@ from typing import Any
 
 import torch
 from PIL.Image import Image, Resampling
-from PIL.Image import new as new_image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
+from dpbench.backbones.conversation import ConversationTokenizer, find_spans
 from dpbench.backbones.finite_logits import FiniteLogits
 from dpbench.errors import ConfigError, ImageError, UnsupportedError
 from dpbench.machine.image_memory import explain_too_large
 from dpbench.method import ImageTokens
-
-_STAND_IN = "\ue000"
-"""A private-use character in place of a question that contains a special token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,21 +74,6 @@ class Features(ImageTokens):
         return int((self.slot_N >= 0).sum())
 
 
-@dataclass(frozen=True, slots=True)
-class Captioned:
-    """One prompt with its image and a caption behind it: the input of `caption_losses`.
-
-    Attributes:
-        embeds_LD: prompt and caption.
-        positions_PL: int64 position ids.
-        reply: int64 ids of the caption and the end token, the last of the L positions.
-    """
-
-    embeds_LD: Tensor
-    positions_PL: Tensor
-    reply: Tensor
-
-
 class Backbone(ABC):
     """A vision-language model on transformers, behind the few calls the engine makes."""
 
@@ -119,6 +101,7 @@ class Backbone(ABC):
         """The text model: the module whose forward takes `inputs_embeds`, `attention_mask` and `position_ids`."""
         self.num_layers: int = len(self.decoder.layers)
         self.image_id: int = model.config.image_token_id
+        self.conversation = ConversationTokenizer(processor.tokenizer, self.image_id)
         self.system = ""
         """A sentence before "USER:", in place of the processor's own chat template; empty for the template."""
 
@@ -218,39 +201,10 @@ class Backbone(ABC):
             sizes: `Pixels.size` of each image.
             text: what is asked.
         """
-        ids = self._tokenize_conversation(len(rows), text)
+        ids = self.conversation.prompt(lambda asked: self.chat(len(rows), asked), text)
         repeats = torch.ones_like(ids).masked_scatter(ids == self.image_id, torch.tensor(rows, dtype=torch.int64))
         ids = ids.repeat_interleave(repeats)
         return Prompt(ids, find_spans(ids, self.image_id, rows), (), text, self.positions(ids, sizes))
-
-    def _tokenize_conversation(self, num_images: int, text: str) -> Tensor:
-        """Return the ids of a conversation with one placeholder an image, int64 (L,).
-
-        The pieces around the placeholders are tokenised apart, as in LLaVA's code. Given the whole, a SentencePiece
-        tokenizer with `legacy: false` in its file loses the space that begins the text behind an image.
-        """
-        tokenizer = self.processor.tokenizer
-        placeholder = tokenizer.convert_ids_to_tokens(self.image_id)
-        is_plain = not any(word in text for word in tokenizer.get_added_vocab())
-        # A question may name a special token, such as "<image>"; where it is put in later, it is found to be text.
-        conversation = self.chat(num_images, text if is_plain else _STAND_IN)
-        first, *others = conversation.split(placeholder)
-        ids = self._piece_ids(first, text, add_special_tokens=True)
-        for piece in others:
-            ids += [self.image_id, *self._piece_ids(piece, text, add_special_tokens=False)]
-        return torch.tensor(ids, dtype=torch.int64)
-
-    def _piece_ids(self, piece: str, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Return the ids of a piece; the text that stands for the stand-in has no special tokens, whatever it says."""
-        tokenizer = self.processor.tokenizer
-        if _STAND_IN not in piece:
-            return list(tokenizer(piece, add_special_tokens=add_special_tokens)["input_ids"]) if piece else []
-        before, after = piece.split(_STAND_IN)
-        if not any(word in before + after for word in tokenizer.get_added_vocab()):
-            before, text, after = "", before + text + after, ""
-        ids = tokenizer(before, add_special_tokens=add_special_tokens)["input_ids"]
-        ids += tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return [*ids, *tokenizer(after, add_special_tokens=False)["input_ids"]]
 
     def positions(self, ids_L: Tensor, sizes: Sequence[tuple[int, ...]]) -> Tensor | None:
         """Return a prompt's position ids, (P, L), where they are not 0..L-1."""
@@ -357,102 +311,3 @@ class Backbone(ABC):
         return [
             text.strip() if is_finite else None for text, is_finite in zip(texts, watch.rows(len(texts)), strict=True)
         ]
-
-    def caption_losses(
-        self,
-        prompts: Sequence[Prompt],
-        features: Sequence[Features],
-        visual: Sequence[Tensor],
-        captions: Sequence[str],
-        kept: Sequence[Tensor] | None = None,
-    ) -> Tensor:
-        """Return the cross-entropy of every caption token, (T,), differentiable in the visual embeddings.
-
-        Args:
-            prompts: B prompts of one image each.
-            features: B images, for where each token goes.
-            visual: per image (N, D), in tower order, in place of `Features.embeds_ND`.
-            captions: the B replies.
-            kept: per image the int64 indices, on the CPU, of the tokens that stay, at their original positions and
-                without newlines; by default all stay.
-        """
-        stays = kept if kept is not None else [None] * len(prompts)
-        rows = [self._captioned(*image) for image in zip(prompts, features, visual, captions, stays, strict=True)]
-        sizes = torch.tensor([len(row.embeds_LD) for row in rows])
-        embeds = nn.utils.rnn.pad_sequence([row.embeds_LD for row in rows], batch_first=True)
-        positions = nn.utils.rnn.pad_sequence([row.positions_PL.T for row in rows], batch_first=True).permute(2, 0, 1)
-        mask = (torch.arange(embeds.shape[1]) < sizes[:, None]).long()
-        mask, positions = mask.to(self.device), positions.to(self.device)
-        hidden = self.decoder(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=self.position_ids(positions, mask),
-            use_cache=False,
-        ).last_hidden_state
-        wanted = torch.cat(
-            [hidden[i, len(r.embeds_LD) - len(r.reply) - 1 :][: len(r.reply)] for i, r in enumerate(rows)]
-        )
-        labels = torch.cat([row.reply for row in rows]).to(self.device)
-        scores = self.model.lm_head(wanted)
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        return nn.functional.cross_entropy(scores, labels, reduction="none")
-
-    def _captioned(
-        self, prompt: Prompt, features: Features, visual_ND: Tensor, caption: str, kept: Tensor | None
-    ) -> Captioned:
-        """Put an image's embeddings, or those kept of them, into its prompt and the caption behind it."""
-        reply = self._reply(caption)
-        (start, stop), slots = prompt.spans[0], features.slot_N
-        text = self.embed(torch.cat([prompt.ids_L, reply]))
-        read = (slots >= 0).nonzero()[:, 0] if kept is None else kept[slots[kept] >= 0]
-        read = read[slots[read].argsort()]
-        rows, places = visual_ND.to(text.dtype)[read.to(text.device)], slots[read]
-        if kept is None and features.newline_D is not None:
-            newlines = features.newline_D.to(text.dtype).expand(stop - start, -1)
-            rows, places = newlines.index_copy(0, places.to(text.device), rows), torch.arange(stop - start)
-        positions = prompt.positions_PL if prompt.positions_PL is not None else torch.arange(len(prompt.ids_L))[None]
-        later = positions[:, -1:] + torch.arange(1, len(reply) + 1)
-        positions = torch.cat([positions[:, :start], positions[:, start + places], positions[:, stop:], later], 1)
-        return Captioned(torch.cat([text[:start], rows, text[stop:]]), positions, reply)
-
-    def _reply(self, caption: str) -> Tensor:
-        """Return the ids of a caption as an answer, with the end token."""
-        tokenizer = self.processor.tokenizer
-        ids = tokenizer(f" {caption}", add_special_tokens=False, return_tensors="pt")["input_ids"][0]
-        return torch.cat([ids, torch.tensor([tokenizer.eos_token_id])])
-
-
-def crop_centre_square(image: Image) -> Image:
-    """Return the middle of an image, as wide as high."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
-
-
-def pad_to_square(image: Image, mean: Sequence[float]) -> Image:
-    """Return an image in the middle of a square of the mean colour, whose side is the image's longer one.
-
-    Args:
-        image: RGB.
-        mean: the processor's `image_mean`, 0-1 per channel; LLaVA rounds the colour down.
-    """
-    side = max(image.size)
-    square = new_image("RGB", (side, side), tuple(int(255 * value) for value in mean))
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
-
-
-def find_spans(ids_L: Tensor, image_id: int, sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Return where each image's placeholders begin and end; adjacent images are told apart by size.
-
-    Raises:
-        ValueError: the placeholders are not those of images of these sizes.
-    """
-    at = (ids_L == image_id).nonzero()[:, 0].tolist()
-    if len(at) != sum(sizes):
-        raise ValueError(f"{len(at)} placeholders in the prompt, {sum(sizes)} rows of images")
-    spans, used = [], 0
-    for size in sizes:
-        spans.append((at[used], at[used] + size))
-        used += size
-    return tuple(spans)

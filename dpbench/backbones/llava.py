@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL.Image import Image
+from PIL.Image import fromarray as from_array
+from PIL.Image import new as new_image
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaImageProcessorPil, LlavaProcessor
 
 from dpbench.backbones import clip_tower
-from dpbench.backbones.base import Backbone, Features, Pixels, crop_centre_square, pad_to_square
+from dpbench.backbones.base import Backbone, Features, Pixels
 from dpbench.backbones.clip_tower import CLIPTower
 
 MODEL, PROCESSOR = LlavaForConditionalGeneration, LlavaProcessor
@@ -28,6 +31,7 @@ class Llava(Backbone):
         self.tower = CLIPTower(self.core.vision_tower, model.config.vision_feature_layer)
         self.num_visual = self.tower.side**2
         self.pads = False
+        self._values_of_levels: np.ndarray | None = None
 
     def grid(self, image: Image) -> tuple[int, int]:
         """Return the tower's rows and columns, the same for every image."""
@@ -37,16 +41,23 @@ class Llava(Backbone):
         """Resize images to the tower's square, padded or cropped as `set_image_aspect` says; by default cropped."""
         for image in images:
             self.check_image(image)
-        settings = {}
-        if grids is not None:
-            sizes = map(self.tower.pixel_size, grids)
-            images = [
-                self._square(image).resize(size, self.resample) for image, size in zip(images, sizes, strict=True)
-            ]
-            settings = {"do_resize": False, "do_center_crop": False, **({"do_pad": False} if self.pads else {})}
-        values = self.processor.image_processor(list(images), return_tensors="pt", **settings)["pixel_values"]
+        if grids is None and not self.pads:
+            values = self.processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
+        else:
+            side = self.tower.image_size
+            sizes = [(side, side)] * len(images) if grids is None else map(self.tower.pixel_size, grids)
+            values = [self._read_grey_levels(image, size) for image, size in zip(images, sizes, strict=True)]
         counts = [height * width for height, width in grids or [self.grid(image) for image in images]]
         return [Pixels(*image) for image in zip(values, counts, strict=True)]
+
+    def _read_grey_levels(self, image: Image, size: tuple[int, int]) -> Tensor:
+        """Return an image's square, resized, as the tower reads it, (3, height, width)."""
+        resized = self._square(image.convert("RGB")).resize(size, self.resample)
+        if self._values_of_levels is None:
+            self._values_of_levels = values_of_levels(self.processor.image_processor)
+        levels = np.asarray(resized)
+        read = zip(self._values_of_levels, levels.transpose(2, 0, 1), strict=True)
+        return torch.from_numpy(np.stack([values.take(channel) for values, channel in read]))
 
     def enlarged_size(self, image: Image) -> tuple[int, int]:
         """Return the padded square, or what the processor crops: the image with its shorter side as long as it asks."""
@@ -73,12 +84,12 @@ class Llava(Backbone):
             # Pillow's resizing gives the tensors of LLaVA's code bit for bit; torchvision's differs by a grey level.
             settings = self.processor.image_processor.to_dict()
             self.processor.image_processor = LlavaImageProcessorPil(**{**settings, "do_pad": True})
+        self._values_of_levels = None
 
     def _square(self, image: Image) -> Image:
-        image = image.convert("RGB")
-        return (
-            pad_to_square(image, self.processor.image_processor.image_mean) if self.pads else crop_centre_square(image)
-        )
+        if self.pads:
+            return pad_to_square(image, self.processor.image_processor.image_mean)
+        return crop_centre_square(image)
 
     @torch.no_grad()
     def encode(self, pixels: Sequence[Pixels], needs: frozenset[str] = frozenset()) -> list[Features]:
@@ -109,3 +120,37 @@ class Llava(Backbone):
     def project(self, hidden_KC: Tensor) -> Tensor:
         """Project rows from tower space, (K, D)."""
         return self.core.multi_modal_projector(hidden_KC)  # type: ignore[no-any-return]
+
+
+def crop_centre_square(image: Image) -> Image:
+    """Return the middle of an image, as wide as high."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+def pad_to_square(image: Image, mean: Sequence[float]) -> Image:
+    """Return an image in the middle of a square of the mean colour, whose side is the image's longer one.
+
+    Args:
+        image: RGB.
+        mean: the processor's `image_mean`, 0-1 per channel; LLaVA rounds the colour down.
+    """
+    side = max(image.size)
+    square = new_image("RGB", (side, side), tuple(int(255 * value) for value in mean))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def values_of_levels(image_processor: Any) -> np.ndarray:
+    """Return what a processor makes of each of the 256 grey levels, float32 (3, 256).
+
+    To look a picture's levels up there gives the processor's own values, without its several passes over the picture.
+    """
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    picture = from_array(np.stack([levels] * 3, -1))
+    settings = {"do_resize": False, "do_center_crop": False, "do_pad": False, "return_tensors": "pt"}
+    if not hasattr(image_processor, "do_pad"):
+        del settings["do_pad"]
+    values = image_processor([picture], **settings)["pixel_values"]
+    return values[0].reshape(3, 256).numpy()  # type: ignore[no-any-return]

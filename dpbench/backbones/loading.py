@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpbench.backbones.families import FAMILIES, RANDOM, VICUNA_V1, find
-from dpbench.backbones.weights import is_quantized, locate
+from dpbench.backbones.weights import locate
 from dpbench.errors import ConfigError, MissingError
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def load(
     else:
         folder, settings = locate(name, weights, revision), _settings(device_map, quantize, dtype)
         model, processor = _trained(name, folder, dtype=dtype, attention=attention, settings=settings)
-        is_placed = bool(settings) or is_quantized(folder)
+        # transformers places packed weights itself.
+        is_placed = bool(settings) or getattr(model, "hf_quantizer", None) is not None
         model = model if is_placed else model.to(device)
     module, class_name = family.module.split(":")
     backbone: Backbone = getattr(_module(module), class_name)(name, model, processor)

@@ -11,6 +11,7 @@ from typing import Any
 
 from dpbench.backbones.families import FAMILIES, RANDOM, find
 from dpbench.errors import ConfigError, MissingError, format_value
+from dpbench.machine import hub_cache
 
 _CONFIGS = ("config.json", "tokenizer.json")
 _PROCESSORS = ("processor_config.json", "preprocessor_config.json")
@@ -98,11 +99,6 @@ def _model_type(name: str) -> str:
     return find(name).module.split(":")[0]
 
 
-def is_quantized(folder: Path) -> bool:
-    """Return True if the weights in a folder are packed, so that transformers places them itself."""
-    return isinstance((_mapping(folder / "config.json") or {}).get("quantization_config"), dict)
-
-
 def _damaged(folder: Path) -> Iterator[str]:
     """Yield the files of a model that cannot be whole: no JSON, or no safetensors by header and length."""
     from safetensors import SafetensorError, safe_open
@@ -147,14 +143,6 @@ def _remedy(wanted: str, revision: str | None) -> str:
     return "give a folder that has them"
 
 
-def _cached_commits(repository: str) -> list[str]:
-    """Return the commits of a repository that the hub's cache holds, whatever its names of branches say."""
-    from huggingface_hub import constants
-
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "snapshots"
-    return sorted(path.name for path in folder.glob("*") if any(path.iterdir()))
-
-
 def _cached(name: str, repository: str, revision: str | None) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -167,7 +155,7 @@ def _cached(name: str, repository: str, revision: str | None) -> Path:
             "give a folder that has the weights"
         ) from None
     except LocalEntryNotFoundError:
-        if commits := _cached_commits(repository):
+        if commits := hub_cache.commits(repository, "model"):
             raise MissingError(
                 f"--backbone {name}: the hub's cache has {repository} at {', '.join(commits)}, but not at "
                 f"{revision or 'main'}; give --revision {commits[0]}, or {_remedy(repository, revision)}"

@@ -6,16 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from dpbench.backbones.base import Backbone
 from dpbench.engine import decision, pruned_prompt, shared_prefix
 from dpbench.engine.encoding import Sample
 from dpbench.engine.forward import Generated
 from dpbench.engine.pruned_prompt import PrunedPrompt
-from dpbench.errors import explain
-from dpbench.machine.device import is_gpu_lost
-from dpbench.machine.out_of_memory import OUT_OF_MEMORY, BatchLimiter
+from dpbench.machine.out_of_memory import BatchLimiter
 from dpbench.manifest.cell import Cell
 from dpbench.method import Method
 
@@ -73,28 +69,16 @@ def answer_samples(
         cell: gives the budget, the task and the seed.
         samples: with one limit on the answer's length.
         limiter: of the cell; halves the parts when memory runs out.
-
     """
     encoded = [sample for sample in samples if sample.failure is None]
-    replies = iter(limiter.map(encoded, lambda part: _answer_part(backbone, method, cell, part)))
-    return [
-        Reply(failure=sample.failure) if sample.failure else next(replies) or Reply(failure=OUT_OF_MEMORY)
-        for sample in samples
-    ]
-
-
-def _answer_part(backbone: Backbone, method: Method, cell: Cell, samples: Sequence[Sample]) -> list[Reply]:
-    """Answer samples together; if that raises, one by one, so that the odd one fails alone."""
-    try:
-        return _answer_together(backbone, method, cell, samples)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        if is_gpu_lost(error):
-            raise
-        if len(samples) == 1:
-            return [Reply(failure=explain(error), error=error)]
-    return [reply for sample in samples for reply in _answer_part(backbone, method, cell, [sample])]
+    replies = iter(
+        limiter.map(
+            encoded,
+            lambda part: _answer_together(backbone, method, cell, part),
+            lambda reason, error: Reply(failure=reason, error=error),
+        )
+    )
+    return [Reply(failure=sample.failure) if sample.failure else next(replies) for sample in samples]
 
 
 def _answer_together(backbone: Backbone, method: Method, cell: Cell, samples: Sequence[Sample]) -> list[Reply]:

@@ -18,8 +18,8 @@ from dpbench.backbones.base import Backbone, Features, Pixels, Prompt
 from dpbench.engine import context, decision
 from dpbench.engine.feature_cache import EncodedImage, FeatureCache, Key, compact
 from dpbench.errors import explain
-from dpbench.machine.device import is_gpu_lost, use_one_thread
-from dpbench.machine.out_of_memory import OUT_OF_MEMORY, BatchLimiter
+from dpbench.machine.device import use_one_thread
+from dpbench.machine.out_of_memory import BatchLimiter
 from dpbench.method import Method
 from dpbench.tasks.data.image_file import UNREADABLE
 
@@ -245,12 +245,12 @@ class Encoder:
                 images[key] = pixels
             else:
                 ready[key] = pixels
-        encoded = self.limiter.map(list(ready.values()), self._encode_part)
+        encoded = self.limiter.map(list(ready.values()), self._encode_together, lambda reason, _: reason)
         for (key, pixels), features in zip(ready.items(), encoded, strict=True):
-            if not isinstance(features, Features):
-                images[key] = features or OUT_OF_MEMORY
-            else:
+            if isinstance(features, Features):
                 images[key] = EncodedImage(compact(features), pixels.rows, pixels.size)
+            else:
+                images[key] = features
         for key, image in images.items():
             if isinstance(image, EncodedImage):
                 self.cache.put(key, image)
@@ -258,18 +258,8 @@ class Encoder:
                 self._batch.pixels.pop(key, None)  # other pixels may be needed again: their features are not cached
         return images
 
-    def _encode_part(self, part: Sequence[Pixels]) -> list[Features | str]:
-        """Encode images together; if that raises, one by one, with the reason in place of those that raise."""
-        try:
-            return list(self.backbone.encode(part, self.needs))
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            if is_gpu_lost(error):
-                raise
-            if len(part) == 1:
-                return [explain(error)]
-        return [features for pixels in part for features in self._encode_part([pixels])]
+    def _encode_together(self, part: Sequence[Pixels]) -> list[Features | str]:
+        return list(self.backbone.encode(part, self.needs))
 
     def _build_sample(
         self, keyed: _KeyedRequest, images: Mapping[Key, EncodedImage | str], missing: Mapping[Key, tuple[Request, int]]

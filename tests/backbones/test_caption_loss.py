@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from dpbench.backbones import miniatures as tinies
 from dpbench.backbones.base import Backbone, Features, Prompt
+from dpbench.backbones.caption_loss import caption_losses
 from dpbench.budget import BudgetRequest
 from dpbench.engine import decision, forward, pruned_prompt
 from dpbench.method import Method, Reduction, VisualTokens
@@ -101,7 +102,7 @@ def close(got: Tensor, wanted: Tensor) -> None:
 def test_the_caption_losses_are_transformers_losses_on_the_reply(family: str) -> None:
     model = backbone(family)
     prompts, features, visual = encoded(model)
-    losses = model.caption_losses(prompts, features, visual, CAPTIONS)
+    losses = caption_losses(model, prompts, features, visual, CAPTIONS)
     wanted = [transformers_losses(model, *each) for each in zip(prompts, CAPTIONS, strict=True)]
     close(losses, torch.cat(wanted))
     losses.mean().backward()
@@ -115,7 +116,7 @@ def test_the_caption_losses_of_what_is_kept_are_the_engines(family: str, num_kep
     model = backbone(family)
     prompts, features, visual = encoded(model)
     kept = [some_read(each, num, seed) for seed, (each, num) in enumerate(zip(features, num_kept, strict=True))]
-    losses = model.caption_losses(prompts, features, visual, CAPTIONS, kept)
+    losses = caption_losses(model, prompts, features, visual, CAPTIONS, kept)
     wanted = [engine_losses(model, *each) for each in zip(prompts, features, kept, CAPTIONS, strict=True)]
     close(losses, torch.cat(wanted))
     losses.mean().backward()
@@ -128,8 +129,8 @@ def test_leaving_tokens_out_changes_every_loss(family: str) -> None:
     model = backbone(family)
     prompts, features, visual = encoded(model)
     kept = [some_read(each, 3, 0) for each in features]
-    full = model.caption_losses(prompts, features, visual, CAPTIONS)
-    pruned = model.caption_losses(prompts, features, visual, CAPTIONS, kept)
+    full = caption_losses(model, prompts, features, visual, CAPTIONS)
+    pruned = caption_losses(model, prompts, features, visual, CAPTIONS, kept)
     assert ((full - pruned).abs() > 1e-4).all()
 
 
@@ -142,7 +143,7 @@ def test_what_takes_the_place_of_the_tokens_is_what_is_read(family: str) -> None
     changed = [each.detach().flip(-1) for each in visual]
     swapped = [replace(f, embeds_ND=v) for f, v in zip(features, changed, strict=True)]
     wanted = [engine_losses(model, *each) for each in zip(prompts, swapped, kept, CAPTIONS, strict=True)]
-    close(model.caption_losses(prompts, features, changed, CAPTIONS, kept), torch.cat(wanted))
+    close(caption_losses(model, prompts, features, changed, CAPTIONS, kept), torch.cat(wanted))
 
 
 def test_tokens_that_unpadding_drops_are_not_read_though_kept() -> None:
@@ -151,5 +152,5 @@ def test_tokens_that_unpadding_drops_are_not_read_though_kept() -> None:
     assert not features[0].read_N.all()
     read = [some_read(each, 5, 2) for each in features]
     more = [torch.cat([r, (~f.read_N).nonzero()[:, 0]]) for r, f in zip(read, features, strict=True)]
-    wanted = model.caption_losses(prompts, features, visual, CAPTIONS, read)
-    assert torch.equal(model.caption_losses(prompts, features, visual, CAPTIONS, more), wanted)
+    wanted = caption_losses(model, prompts, features, visual, CAPTIONS, read)
+    assert torch.equal(caption_losses(model, prompts, features, visual, CAPTIONS, more), wanted)

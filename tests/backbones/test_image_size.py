@@ -38,6 +38,7 @@ def llava_of_336_pixels(aspect: str) -> Llava:
     assert isinstance(backbone, Llava)
     side = {"height": 336, "width": 336}
     backbone.processor.image_processor = CLIPImageProcessor(size={"shortest_edge": 336}, crop_size=side)
+    backbone.tower.image_size = 336
     backbone.set_image_aspect(aspect)
     return backbone
 

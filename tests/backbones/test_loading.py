@@ -21,6 +21,7 @@ from dpbench import backbones
 from dpbench.backbones import architectures, loading
 from dpbench.backbones import miniatures as tinies
 from dpbench.backbones.base import Backbone
+from dpbench.backbones.conversation import ConversationTokenizer
 from dpbench.engine import decision, forward, pruned_prompt
 from dpbench.engine.pruned_prompt import PrunedPrompt
 from dpbench.errors import ConfigError, MissingError
@@ -630,7 +631,7 @@ def test_the_pieces_around_an_image_are_tokenised_apart_whatever_the_tokenizers_
     ids = {}
     for scheme in ("first", "always"):
         model = backbones.load("llava-1.5", weights="random", device="meta")
-        model.processor.tokenizer, model.image_id = sentencepiece(scheme), 3
+        model.conversation, model.image_id = ConversationTokenizer(sentencepiece(scheme), 3), 3
         ids[scheme] = model.tokenize([2, 2], [(), ()], "Why?").ids_L.tolist()
     assert ids["first"] == ids["always"]
     space, newline, image = 5, 6, 3

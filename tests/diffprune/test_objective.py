@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy, rms_norm
 from dpbench import backbones, registry
 from dpbench.backbones import miniatures as tinies
 from dpbench.backbones.base import Backbone
+from dpbench.backbones.caption_loss import caption_losses
 from dpbench.budget import BudgetRequest
 from dpbench.diffprune import checkpoint
 from dpbench.diffprune.denoiser import Denoiser
@@ -213,7 +214,7 @@ def test_full_losses_are_those_of_the_unpruned_backbone(family: str) -> None:
     made = objective(model)
     batch = made.encode(given)
     losses = made.full_losses(batch)
-    close(losses, model.caption_losses(batch.prompts, batch.features, batch.embeds, CAPTIONS))
+    close(losses, caption_losses(model, batch.prompts, batch.features, batch.embeds, CAPTIONS))
     close(losses, torch.cat([engine_losses(model, Method(), each, decision.Rule()) for each in given]))
 
 
@@ -333,7 +334,7 @@ def test_a_tiny_temperature_without_noise_is_the_hard_choice(family: str) -> Non
     assert hardness(logits, replace(gate, tau=100.0)) < 0.9
     kept = soft_topk(logits, gate.k_R, 1e-9, mask=gate.valid_RN).round()
     zeroed = batch.views.images(batch.views.rows(batch.embeds) * kept[..., None])
-    wanted = made.backbone.caption_losses(batch.prompts, batch.features, zeroed, CAPTIONS)
+    wanted = caption_losses(made.backbone, batch.prompts, batch.features, zeroed, CAPTIONS)
     close(made.soft_losses(logits, batch, gate), wanted, rtol=1e-6, atol=1e-6)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from dpbench.errors import ConfigError, MissingError
+from dpbench.machine import hub_cache
 from dpbench.tasks import ORGANISATIONS, Task, find
 
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?\.parquet$")
@@ -61,10 +63,8 @@ def folder(name: str, data_root: Path | None, config: str | None = None) -> Path
 
 def _other_commits(task: Task) -> str:
     """Return what the hub's cache holds of a benchmark's repository at other commits, as part of a sentence."""
-    from huggingface_hub import constants
-
-    folders = [Path(constants.HF_HUB_CACHE) / f"datasets--{name}--{task.repository}" for name in ORGANISATIONS]
-    commits = sorted(path.name for folder in folders for path in folder.glob("snapshots/*") if any(path.iterdir()))
+    found = [hub_cache.commits(f"{name}/{task.repository}", "dataset") for name in ORGANISATIONS]
+    commits = sorted(itertools.chain.from_iterable(found))
     return f", which has commit {', '.join(commits)}, while {task.revision or 'main'} is read" if commits else ""
 
 
