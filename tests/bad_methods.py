@@ -89,6 +89,14 @@ class InsideTooMany(Inside):
 
 
 @dataclass(frozen=True, kw_only=True)
+class InsideFewer(Inside):
+    """No fault: a cut allows, and a method may keep less."""
+
+    def select(self, view: LayerView) -> Reduction:
+        return Reduction(torch.arange(view.cut.keep - 2))
+
+
+@dataclass(frozen=True, kw_only=True)
 class NeverCuts(Inside):
     def cuts(self, num_visual: int, num_layers: int, budget: Budget) -> tuple[Cut, ...]:
         return (Cut(layer=num_layers, keep=1, probe=0),)
@@ -133,5 +141,5 @@ def entry_points() -> Mapping[str, EntryPoint]:
     """Return the entry points that a package of these methods would have."""
     return {
         named(method): EntryPoint(named(method), f"bad_methods:{method.__name__}", "dpbench.methods")
-        for method in (*REASONS, FailsLater)
+        for method in (*REASONS, FailsLater, InsideFewer)
     }

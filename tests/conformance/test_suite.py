@@ -12,7 +12,7 @@ from dpbench import registry
 from dpbench.cli import messages
 from dpbench.conformance import suite
 from dpbench.conformance.report import run_checks
-from dpbench.method import Method, Reduction, VisualTokens
+from dpbench.method import Budget, Method, Reduction, VisualTokens
 
 
 @pytest.mark.parametrize("name", sorted(registry.methods()))
@@ -25,6 +25,17 @@ def test_every_shipped_method_conforms_everywhere_it_claims(name: str) -> None:
 class TooMany(Method):
     def reduce(self, visual: VisualTokens, keep: int) -> Reduction:
         return Reduction(torch.arange(min(len(visual), keep + 1)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TooLarge(Method):
+    def resize(self, grid_hw: tuple[int, int], budget: Budget) -> tuple[int, int]:
+        return 1, budget.count + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Idle(Method):
+    """Decides nothing, and says nothing of its budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +73,8 @@ class Greedy(Method):
     ("method", "title"),
     [
         (TooMany, "keeps to the budget"),
+        (TooLarge, "keeps to the budget"),
+        (Idle, "keeps to the budget"),
         (Twice, "keeps valid tokens once"),
         (Restless, "repeats itself"),
         (Vandal, "does not change its input"),
@@ -77,6 +90,17 @@ def test_each_fault_is_found(monkeypatch: pytest.MonkeyPatch, method: type[Metho
     torch.manual_seed(0)
     found = {each.check for each in suite.check("theirs", {}, ("llava",)) if not each.passed}
     assert title in found
+
+
+def test_only_a_method_that_says_so_may_spend_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Own(TooMany):
+        spends = "own"
+
+    for method, passes in ((Own, True), (TooMany, False)):
+        monkeypatch.setattr(registry, "load", lambda name, params, method=method: method())
+        findings = [each for each in suite.check("theirs", {}, ("llava",)) if each.check == "keeps to the budget"]
+        assert [each.passed for each in findings] == [passes]
 
 
 def test_vectors_that_pass_are_counted() -> None:

@@ -451,6 +451,22 @@ def test_a_method_is_held_to_its_budget_unless_it_spends_its_own(kind: Any, fits
     assert pruned_prompt.validate_cuts(method(over, "on-average"), 16, 4, Budget(7, kind)) == (over,)
 
 
+def test_what_layers_read_is_what_the_cuts_left_not_what_they_allowed() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Sparing(Attended):
+        def select(self, view: LayerView) -> Reduction:
+            return Reduction(torch.arange(view.cut.keep - 1))
+
+    model = backbone("llava")
+    prompt = prune(model, Sparing(), picture(1))
+    (answer,) = forward.generate(model, Sparing(), [prompt], max_new_tokens=2)
+    assert [len(rows) for rows in answer.kept_rows] == [4, 1]
+    assert forward.survivors(model, Sparing(), prompt) == (4, 1)
+    num = prompt.num_visual
+    assert prompt.allowed_per_layer(4) == (num, 5, 5, 2)
+    assert prompt.read_per_layer(4, (4, 1)) == (num, 4, 4, 1)
+
+
 def test_a_selection_of_too_many_rows_is_a_bug() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Greedy(Attended):

@@ -122,10 +122,11 @@ def test_the_cache_holds_two_tensors_of_every_layers_length() -> None:
     first_token = first_token_of("fastv", keep=8)
     run(first_token)
     config = backbone().decoder.config
-    lengths = [30 + count for count in first_token.pruned_prompts[0].allowed_per_layer(backbone().num_layers)]
+    prefilled, (prompt,) = first_token.prefilled(), first_token.pruned_prompts
+    lengths = [30 + count for count in prompt.read_per_layer(backbone().num_layers, prefilled.survivors[0])]
     per_position = 2 * config.num_key_value_heads * config.hidden_size // config.num_attention_heads * 8  # float64
     assert len(set(lengths)) > 1
-    assert memory.kv_bytes(first_token.prefilled().cache) == tuple(per_position * length for length in lengths)
+    assert memory.kv_bytes(prefilled.cache) == tuple(per_position * length for length in lengths)
 
 
 def test_flops_of_the_stages_add_up_and_only_ranking_methods_have_flops_in_reduce() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -22,7 +23,7 @@ from dpbench.measure import flops_only
 from dpbench.measure.flops import count_flops, count_flops_by_fvcore
 from dpbench.measure.flops_only import FlopsRow
 from dpbench.measure.synthetic_prompts import QUESTION
-from dpbench.method import LayerView, Method, Reduction
+from dpbench.method import Budget, Cut, LayerView, Method, Reduction
 
 RULE = Rule(BudgetRequest(prune_rate=0.5))
 SIZES_HW = {"llava": (56, 56), "llava_next": (112, 112), "qwen2_5_vl": (140, 196)}
@@ -76,6 +77,32 @@ def test_every_stage_equals_both_counters(name: str, family: str) -> None:
         assert stages["decoder"] + stages["lm_head"] == prefill - decisions.flops
         if name not in FOLLOWS_CONTENT:
             assert stages["reduce"] == splice_flops + decisions.flops
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneCut(Method):
+    """Cut before layer 2 to `allowed` tokens, and keep `kept` of them."""
+
+    spends = "own"
+    allowed: int
+    kept: int
+
+    def cuts(self, num_visual: int, num_layers: int, budget: Budget) -> tuple[Cut, ...]:
+        return (Cut(2, self.allowed, 2),)
+
+    def select(self, view: LayerView) -> Reduction:
+        return Reduction(torch.arange(self.kept))
+
+
+def test_flops_are_of_the_tokens_that_are_kept_not_of_those_a_cut_allows() -> None:
+    ours = backbone("llava")
+    sparing, exact = (
+        flops_only.count_method(ours, OneCut(allowed=allowed, kept=4), RULE, SIZES_HW["llava"], 30)
+        for allowed in (8, 4)
+    )
+    assert sparing.visual_tokens_per_layer == exact.visual_tokens_per_layer
+    assert sparing.visual_tokens_per_layer[1:] == (sparing.visual_tokens_per_layer[0], 4, 4)
+    assert sparing.stages_flops["decoder"] == exact.stages_flops["decoder"]
 
 
 class CountedDecisions:

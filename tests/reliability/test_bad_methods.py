@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from bad_methods import REASONS, FailsLater, Raises, entry_points, named
+from bad_methods import REASONS, FailsLater, InsideFewer, Raises, entry_points, named
 from places import TOY_DATA
 from rich.console import Console
 
@@ -57,6 +57,13 @@ def test_every_fault_fails_its_cell_alone_and_is_tried_again(tiny_folder: Path, 
         assert not Journal(folder / "samples" / f"{failed.cell.id}.jsonl").answers
     again = run(wanted, tmp_path)
     assert (again.failed, len(again.existing), again.added) == (outcome.failed, 2, ())
+
+
+def test_a_record_has_the_tokens_that_a_method_kept_not_those_its_cut_allowed(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    (added,) = run(grid(tiny_folder, [named(InsideFewer)]), tmp_path).added
+    assert added.visual_tokens_per_layer == (144, 144, 3, 3, 3, 3)
 
 
 def test_a_cell_that_fails_late_keeps_its_answers_and_goes_on(
