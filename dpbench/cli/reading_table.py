@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from unicodedata import east_asian_width
 
-from dpbench.tasks import reading, reading_of_llava
+from dpbench.tasks import answer_forms, reading_of_llava
 
 READERS = {
     "a letter": ("mmbench_en", "mmbench_cn", "scienceqa", "seedbench", "seedbench_all"),
@@ -27,11 +27,11 @@ def format_readings(width: int) -> str:
         width: of the terminal, in characters.
     """
     kinds = [_entry(kind, ", ".join(names).split(), " ", width) for kind, names in READERS.items()]
-    options = ", ".join(f"{letter}. {text}" for letter, text in reading.EXAMPLE_OPTIONS.items())
-    forms = [_examples(form.name, (*form.letters, *form.yes), width) for form in reading.FORMS]
+    options = ", ".join(f"{letter}. {text}" for letter, text in answer_forms.EXAMPLE_OPTIONS.items())
+    forms = [_examples(form.name, (*form.letters, *form.yes), width) for form in answer_forms.FORMS]
     none = [
-        _examples("no letter", reading.NONE_LETTERS, width),
-        _examples("neither yes nor no", reading.NONE_YES, width),
+        _examples("no letter", answer_forms.NONE_LETTERS, width),
+        _examples("neither yes nor no", answer_forms.NONE_YES, width),
     ]
     llava = [_entry(name, text.split(), " ", width) for name, text in reading_of_llava.READINGS.items()]
     parts = {

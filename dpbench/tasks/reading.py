@@ -1,7 +1,7 @@
 """The one reader of answers that name an option's letter, or say yes or no. No torch, no lmms-eval.
 
 An answer that names two letters, or both yes and no, names none: an unreadable answer is wrong, never a guess.
-`FORMS` is the table of what is read; `dpbench list tasks --reading` prints it, and the tests read its examples.
+`dpbench.tasks.answer_forms` is the table of what is read.
 """
 
 from __future__ import annotations
@@ -9,117 +9,65 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
+from dpbench.tasks.answer_forms import FORMS
 
-@dataclass(frozen=True, slots=True)
-class Form:
-    """One way to state an answer.
-
-    Attributes:
-        name: in words.
-        letters: examples that name B, of the options A. cat, B. dog, C. bird.
-        yes: examples that say yes.
-        lead: what stands before the letter or word, a regular expression; None if `letter` and `yes_or_no` look.
-    """
-
-    name: str
-    letters: tuple[str, ...] = ()
-    yes: tuple[str, ...] = ()
-    lead: str | None = None
-
-
-_NOUN = r"(?:option|choice|letter|answer)"
-_NOT_DENIED = "".join(f"(?<!{word})" for word in ("不", "别", "不能", "不应", "不该", "不会", "不应该"))
-EXAMPLE_OPTIONS: Mapping[str, str] = {"A": "cat", "B": "dog", "C": "bird"}
-FORMS = (
-    Form(
-        "bare or first",
-        ("B", "b", "B. dog", "B: dog", "B, because", "B is correct", "Option B", "选项B", "B选项"),
-        ("Yes", "yes.", "YES", "Yes, there is", "y", "是", "是的。"),
-        rf"\A\W*?(?:(?:the\s+)?(?:correct\s+)?(?:{_NOUN}|选项|答案)\s*(?:is|是|为)?\W*)?",
-    ),
-    Form("bracketed", ("(B)", "B)", "[B]", "(b) dog", "【B】", "a dog (B)"), ("(yes)", "[Yes]")),
-    Form("bold, quoted, boxed", ("**B**", "**B.** dog", '"B"', r"$\boxed{B}$"), ("**Yes**", '"yes"', "`Yes`")),
-    Form("full width", ("\uff22", "\uff08\uff22\uff09", "\uff22\uff0e"), ("\uff39\uff45\uff53",)),
-    Form("a line of its own", ("It barks.\nB",), ("I see one.\nYes.",), r"(?m:^)[^\w\n]*?"),
-    Form(
-        "the answer is",
-        ("The answer is B.", "It barks, so the correct answer is (B)", "Answer: B", "The answer is option b"),
-        ("The answer is yes.", "Answer: yes", "My answer is: **Yes**"),
-        rf"\b{_NOUN}(?:\s+(?:to|for)\s+(?:this|the)\s+\w+)?\s*(?:\bis\b|\b(?:should|must|would)\s+be\b|:)\W*"
-        rf"(?:(?:the\s+)?{_NOUN}\b\W*)?",
-    ),
-    Form(
-        "I choose, it is, so",
-        ("I would choose B.", "I think it is B", "It barks. So B."),
-        ("I would say yes.", "I see one, so yes."),
-        r"(?:\bI(?:'d|'ll|\s+would|\s+will)?\s+(?:choose|select|pick|say|think|believe)|\bit\s+is|\bit's"
-        r"|\b(?:so|thus|therefore|hence))\b\W*(?:(?:option|choice)\s*)?",
-    ),
-    Form(
-        "the Chinese cues",
-        ("答案是B。", "正确答案是B。因为A不对", "答案:B", "答案应为B", "应该选B", "选择B", "因此B。"),
-        ("答案是:是的。", "所以,是的。"),
-        rf"(?:答案|正确选项)\s*(?:应该|应当|应)?\s*(?:是|为|:)\W*(?:选项?)?\s*|{_NOT_DENIED}选(?:择|项)?(?:的?是|为)?\W*"
-        r"|(?:因此|所以|故)\W*",
-    ),
-    Form("is the right one", ("I am sure that B is correct.", "选项里B是正确的"), (), None),
-    Form("the option's text, if no letter is named", ("dog", "It is a dog."), (), None),
-)
-"""What is read, by all tasks with letters (ScienceQA, SEED-Bench, MMBench) and with yes or no (POPE, MME)."""
-NONE_LETTERS = ("Both A and B", "A or B", "A, B", "cat or dog", "A or maybe B", "A is wrong", "不选B", "A dog",
-                "Both", "E", "A. So the answer is B.", "I am not sure", "maybe a dog", "B-flat", "")  # fmt: skip
-"""Answers that name no option of the example."""
-NONE_YES = ("yes or no", "Yes and no", "yes/no", "No, yes.", "Yes, so the answer is no.", "maybe", "I am not sure",
-            "no idea", "yesterday", "There is a dog", "")  # fmt: skip
-"""Answers that say neither yes nor no."""
-
-_LETTER = r"[(\[{【「<]*(?P<word>[A-Ha-h])(?![A-Za-z0-9_'+#])(?!-\w)[)\]}】」>]*"
+_LETTER = r"[(\[{【「『《<]*(?P<word>[A-Ha-h])(?![A-Za-z0-9_'+#])(?!-\w)[)\]}】」』》>]*"
 _NO_LETTER = (
-    r"\s*(?:(?:is|was|are|选项|项|是|也|并|都)\s*)*(?:(?:clearly|certainly|an?|the)\s+)?"
-    r"(?:not\b|wrong\b|incorrect\b|false\b|isn't|不|错|没)"
+    r"\s*(?:[:-]\s*(?=wrong|incorrect|false|错|不对))?(?:(?:is|was|are|选项|项|是|也|并|都)\s*)*"
+    r"(?:(?:clearly|certainly|an?|the)\s+)?"
+    r"(?:not\b|wrong\b|incorrect\b|false\b|isn't|不(?!选|是?\s*[A-Ha-h])|错|没|吗)"
 )
 """Behind a letter that is mentioned to be denied."""
 _CLOSED = (
-    r"\s*(?:\Z|\n|[.,:;!、。)\]](?![A-Za-z](?![A-Za-z]))|[-–—](?=\s)|[\u4e00-\u9fff])"
-    r"|\s+(?:is|was|because|since|seems)\b"
+    r"\s*(?:\Z|\n|[.,:;!)\]](?![A-Za-z](?![A-Za-z]))|[、。]|[-–—](?=\s)|[\u4e00-\u9fff])"
+    r"|\s+(?:because|since|instead\s+of|rather\s+than|(?:and|but)\s+not)\b|\s+(?:is|was|seems)\s+(?:the|my)\s+\w*\s*(?:answer|option|choice)\b"
 )
 """Behind a letter that is no article and no part of a word or a name."""
 _JOIN = (
-    r"(?:\s*(?:,\s*)?(?:\bor\b|\band\b|/|&|\||和|或者?|与|及)\s*(?:(?:maybe|perhaps|possibly|even)\s+)?"
+    r"(?:\s*(?:,\s*)?(?:\bor\b|\band\b|/|&|\||和|或者?|还是|与|及|跟)\s*(?:(?:maybe|perhaps|possibly|even)\s+)?"
     r"(?:选项|option\s+)?)"
 )
 _ENDED = r"(?=\s*(?:\Z|\n|[.,;:/&!、。]|\bor\b|\band\b|和|或))"
 _ALSO = re.compile(rf"(?:{_JOIN}{_LETTER}|\s*[,、]\s*{_LETTER.replace('?P<word>', '?P<listed>')}{_ENDED})")
-_RIGHT = r"\s*(?:(?:is|was|选项|项|是)\s*)*(?:the\s+)?(?:most\s+)?(?:correct|right|best|正确|对)"
+_RIGHT = r"\s*:?\s*(?:(?:is|was|seems|looks|选项|项|是)\s*)*(?:the\s+)?(?:most\s+)?(?:correct|right|best|正确|对)"
 _HEDGE = re.compile(
     r"\b(?:maybe|perhaps|possibly|probably|might|could|may|not sure|unsure|either|neither|both|cannot|can't|"
     r"don't know)\b|可能|也许|或许|不确定|不知道",
     re.IGNORECASE,
 )
-_YES, _NO = r"(?:yes|yeah|yep|是的?|对的?|有的?)", r"(?:no|nope|否|不是的?|不|没有)"
-_IDIOM = r"\s+(?:idea|clue|doubt|way\s+to|answer|comment|opinion|information)\b"
+_YES, _NO = r"(?:yes|yeah|yep|yup|是的?|对的?|有的?)", r"(?:no|nope|nah|否|不是的?|不对|不|没有)"
+_IDIOM = r"(?:\s+(?:idea|clue|doubt|way\s+to|answer|comment|opinion|information|problem|one)\b|\.?\s*\d)"
 _WORD = rf"[(\[{{【]*(?:(?P<yes>{_YES})|(?P<no>{_NO}))(?![\w'?-]|\s*[)\]]?\?)(?!{_IDIOM})[)\]}}】]*"
+_EITHER = r"(?:\s*(?:,\s*)?(?:\band\b|\bor\b|\bbut\b|/|&|\||或)\s*)"
 _UNDECIDED = re.compile(
-    rf"\b(?:{_YES}|{_NO})\s*(?:,\s*)?(?:\band\b|\bor\b|/|&|\||或)\s*(?:{_YES}|{_NO})\b"
-    rf"|\A\W*(?:{_YES}|{_NO})\W+(?:{_YES}|{_NO})\W*\Z",
+    rf"\b(?:{_YES}{_EITHER}{_NO}|{_NO}{_EITHER}{_YES})\b|\A\W*(?:{_YES}\W+{_NO}|{_NO}\W+{_YES})\W*\Z",
     re.IGNORECASE,
 )
 _LEADS = tuple(form.lead for form in FORMS if form.lead)
 _LETTERS = tuple(re.compile(f"(?:{lead}){_LETTER}", re.IGNORECASE) for lead in _LEADS)
 _RIGHT_LETTER = re.compile(rf"(?<![A-Za-z]){_LETTER}{_RIGHT}", re.IGNORECASE)
+_MODERN = str.maketrans("選項為對沒確錯應該擇並還與", "选项为对没确错应该择并还与")
 _BRACKETED = re.compile(r"[(\[【]([A-H])[)\]】]")
 _FIRST, *_STATED = (re.compile(f"(?:{lead}){_WORD}", re.IGNORECASE) for lead in _LEADS)
 _INITIAL = re.compile(r"\A\W*(?:(?P<yes>y)|(?P<no>n))\W*\Z", re.IGNORECASE)
+_SHORT = re.compile(
+    r"\A\W*(?:there|it|he|she|they|this|that)\s+(?:is|are|does|do|was|were)(?P<no>\s+not|n't)?\W*\Z", re.IGNORECASE
+)
+_LAST = re.compile(rf"[,?:]\s*{_WORD}\W*\Z", re.IGNORECASE)
 _BEHIND_STATED = re.compile(r"\s*(?:\Z|[.,;:!。]|\n|because\b|since\b)", re.IGNORECASE)
 
 
 def plain(text: str) -> str:
-    """Return a text without its looks: full width as ASCII, no bold, no quotes, no boxes; the letters' case stays."""
-    text = unicodedata.normalize("NFKC", text).translate(str.maketrans("“”‘’", "\"\"''"))
-    text = re.sub(r"\\[a-z]+\{([^{}]*)\}", r"\1", text)
-    text = re.sub(r"</?\w+>|[*`$\"#~_]", "", text)
+    """Return a text without its looks: full width as ASCII, no bold, no quotes, no boxes; the letters' case stays.
+
+    The traditional characters of a cue become simplified ones.
+    """
+    text = unicodedata.normalize("NFKC", text).translate(str.maketrans("“”‘’", "\"\"''")).translate(_MODERN)
+    while (unboxed := re.sub(r"\\[a-z]+\{([^{}]*)\}|<([a-z]+)>([^<]*)</\2>", r"\1\3", text)) != text:
+        text = unboxed
+    text = re.sub(r"<br ?/?>", "\n", text)
+    text = re.sub(r"[*`$\"#~_\\]", "", text)
     return re.sub(r"(?<!\w)'|'(?!\w)", "", text).strip()
 
 
@@ -130,8 +78,8 @@ def letter(answer: str, options: Mapping[str, str | None]) -> str | None:
         answer: of the model.
         options: the texts of the question's options by their capital letters, None where they are not known.
     """
-    text = plain(answer)
     texts = {name: plain(option) for name, option in options.items() if option is not None and plain(option)}
+    text = _without_repeated_options(plain(answer), texts)
     named = set(_letters_named(text, texts))
     bracketed = set(_BRACKETED.findall(text))
     if not named and bracketed:
@@ -141,6 +89,12 @@ def letter(answer: str, options: Mapping[str, str | None]) -> str | None:
         only = named.pop() if len(named) == 1 else None
         return only if only in options else None
     return _named_by_text(text, texts)
+
+
+def _without_repeated_options(text: str, texts: Mapping[str, str]) -> str:
+    """Return an answer without the question's options in their order, if it repeats them all."""
+    listed = [rf"[(\[]?{name}[)\].:、]+\s*{re.escape(option)}" for name, option in texts.items()]
+    return re.sub(r"\W*".join(listed) + r"(?!\w)\W*", "\n", text, flags=re.IGNORECASE) if len(listed) > 1 else text
 
 
 def _letters_named(text: str, texts: Mapping[str, str]) -> Iterator[str]:
@@ -153,6 +107,10 @@ def _letters_named(text: str, texts: Mapping[str, str]) -> Iterator[str]:
             yield from _letters_at(text, found, texts)
     for found in _RIGHT_LETTER.finditer(text):
         yield found["word"].upper()
+    for name, option in texts.items():
+        own = re.search(rf"(?<!\w)[(\[]?{name}[)\].:]+\s*{re.escape(option)}(?!\w)", text)
+        if own and not re.match(_NO_LETTER, text[own.end() :], re.IGNORECASE):
+            yield name
 
 
 def _letters_at(text: str, found: re.Match[str], texts: Mapping[str, str]) -> Iterator[str]:
@@ -164,7 +122,7 @@ def _letters_at(text: str, found: re.Match[str], texts: Mapping[str, str]) -> It
     elif re.match(_NO_LETTER, behind, re.IGNORECASE):
         return
     elif (
-        found[0][-1] in ")]}】」"
+        found[0][-1] in ")]}】」』》>"
         or re.match(_CLOSED, behind, re.IGNORECASE)
         or _has_own_text(found["word"], behind, texts)
     ):
@@ -212,4 +170,8 @@ def yes_or_no(answer: str) -> str | None:
         match for pattern in _STATED for match in pattern.finditer(text) if _BEHIND_STATED.match(text, match.end())
     ]
     said = {"yes" if match["yes"] else "no" for match in found}
+    if not found and not _HEDGE.search(text) and (last := _LAST.search(text)):
+        said = {"yes" if last["yes"] else "no"}
+    if short := _SHORT.match(text):
+        said = {"no" if short["no"] else "yes"}
     return said.pop() if len(said) == 1 else None

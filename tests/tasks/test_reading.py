@@ -9,11 +9,11 @@ from places import TOY_DATA
 
 from dpbench import tasks
 from dpbench.cli.reading_table import READERS, format_readings
-from dpbench.tasks import aggregators, lmms_eval_adapter, reading, reading_of_llava
+from dpbench.tasks import aggregators, answer_forms, lmms_eval_adapter, reading, reading_of_llava
 
-OPTIONS = reading.EXAMPLE_OPTIONS
-LETTER_FORMS = [answer for form in reading.FORMS for answer in form.letters]
-YES_FORMS = [answer for form in reading.FORMS for answer in form.yes]
+OPTIONS = answer_forms.EXAMPLE_OPTIONS
+LETTER_FORMS = [answer for form in answer_forms.FORMS for answer in form.letters]
+YES_FORMS = [answer for form in answer_forms.FORMS for answer in form.yes]
 CHOICES = {"choice_a": "cat", "choice_b": "dog", "choice_c": "bird", "choice_d": None}
 DOCS: dict[str, dict[str, Any]] = {
     "scienceqa": {"question": "Which?", "choices": list(OPTIONS.values()), "answer": 1, "hint": ""},
@@ -48,7 +48,7 @@ def test_a_form_of_a_letter_counts_in_every_task_and_a_hedge_in_none(name: str) 
     assert [answer for answer in LETTER_FORMS if not is_right(name, answer)] == []
     wrong = {"answer": 0 if name == "scienceqa" else "A"}
     assert [answer for answer in LETTER_FORMS if is_right(name, answer, **wrong)] == []
-    assert [answer for answer in reading.NONE_LETTERS if is_right(name, answer)] == []
+    assert [answer for answer in answer_forms.NONE_LETTERS if is_right(name, answer)] == []
 
 
 @pytest.mark.parametrize("name", READERS["yes or no"])
@@ -56,15 +56,15 @@ def test_a_form_of_yes_counts_in_every_task_and_a_hedge_in_none(name: str) -> No
     assert [answer for answer in YES_FORMS if not is_right(name, answer)] == []
     assert [answer for answer in YES_FORMS if is_right(name, answer, answer="no")] == []
     for truth in ("yes", "no"):
-        assert [answer for answer in reading.NONE_YES if is_right(name, answer, answer=truth)] == []
+        assert [answer for answer in answer_forms.NONE_YES if is_right(name, answer, answer=truth)] == []
 
 
 def test_every_form_has_examples_and_none_of_them_reads_as_anything_else() -> None:
-    assert [form.name for form in reading.FORMS if not form.letters] == []
+    assert [form.name for form in answer_forms.FORMS if not form.letters + form.yes] == []
     assert {reading.letter(answer, OPTIONS) for answer in LETTER_FORMS} == {"B"}
-    assert {reading.letter(answer, OPTIONS) for answer in reading.NONE_LETTERS} == {None}
+    assert {reading.letter(answer, OPTIONS) for answer in answer_forms.NONE_LETTERS} == {None}
     assert {reading.yes_or_no(answer) for answer in YES_FORMS} == {"yes"}
-    assert {reading.yes_or_no(answer) for answer in reading.NONE_YES} == {None}
+    assert {reading.yes_or_no(answer) for answer in answer_forms.NONE_YES} == {None}
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,48 @@ def test_letters_by_hand(answer: str, wanted: str | None) -> None:
      ("It is no dog", None), ("Yes.\nNo.", None), ("The answer is yes or no", None), ("\u662f\u5426", None)],
 )  # fmt: skip
 def test_yes_and_no_by_hand(answer: str, wanted: str | None) -> None:
+    assert reading.yes_or_no(answer) == wanted
+
+
+READ_BY_HAND: dict[str | None, tuple[str, ...]] = {
+    "B": (
+        "B, not A", "B instead of A", "B rather than C", "B but not A", "I'd go with B", "That would be B", "Ans: B",
+        "The correct option is letter B", "It is not A but B", "It's not A, it's B", "A is wrong, B is right",
+        "A: wrong. B: right", "B is the answer", "B seems correct", "Choose B", "OK: B", "<B>", "<answer>B</answer>",
+        "\\(\\boxed{B}\\)", "$\\boxed{\\text{B}}$", "B. A cat is not there.", "A. cat\nB. dog\nC. bird\nAnswer: B",
+        "『B』", "《B》", "选B不选A", "选B不是A", "正确答案:B。A不对", "答案不是A,而是B", "應該選B", "選項B", "答案為B",
+        "应该是B", "肯定是B", "答:B", "正解:B", "B正确", "不是A而是B", "\u200bB", "\r\nB\r\n", "即B",
+        "It is not a cat, it is a dog",
+    ),
+    None: (
+        "not B", "It isn't B", "The answer cannot be B", "Definitely not B", "Anything but B", "I'm not sure but B",
+        "Either B or C", "A man", "A woman is standing", "A is for apple", "A. cat B. dog C. bird", "A. cat or B. dog",
+        "1. A\n2. B", "All of the above", "Because", "I", "ABC", "C++", "Vitamin C", "I'd say maybe B", "It may be B",
+        "不是B", "并非B", "答案不是B", "A还是B", "A跟B", "A或B", "是A吗", "可能是B", "应该不是B", "不应该是B",
+    ),
+}  # fmt: skip
+"""What a careful person reads in an answer to the example."""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "answer"), [(letter, each) for letter, all_ in READ_BY_HAND.items() for each in all_]
+)
+def test_letters_are_read_as_a_careful_person_reads_them(answer: str, wanted: str | None) -> None:
+    assert reading.letter(answer, OPTIONS) == wanted
+
+
+SAID_BY_HAND: dict[str | None, tuple[str, ...]] = {
+    "yes": ("Yup", "Yes, yes.", "Definitely yes", "It is.", "They are", "A: Yes", "答:是", "對", "是的,有一只狗",
+            "<b>Yes</b>"),
+    "no": ("Nah", "No no no", "no, there is not", "There isn't.", "It is not.", "Unfortunately, no.", "Is there? No.",
+           "不对", "不,没有", "不是的,没有", "沒有", "答案:否", "回答:否", "No, but there is a cat"),
+    None: ("Yes, but no", "It is not clear", "There is not a dog", "I am not sure, yes", "No. 5", "No.5",
+           "No one knows", "No problem", "是不是", "unanswerable", "not no", "The answer is not yes", "It is a dog, no?"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("wanted", "answer"), [(word, each) for word, all_ in SAID_BY_HAND.items() for each in all_])
+def test_yes_and_no_are_read_as_a_careful_person_reads_them(answer: str, wanted: str | None) -> None:
     assert reading.yes_or_no(answer) == wanted
 
 
@@ -134,7 +176,7 @@ def test_the_printed_table_names_every_task_and_form_and_fits_a_terminal() -> No
     text = format_readings(80)
     assert sorted(name for names in READERS.values() for name in names) == sorted(tasks.ALL)
     assert all(name in text for name in (*tasks.ALL, *reading_of_llava.READINGS))
-    assert all(form.name in text for form in reading.FORMS)
+    assert all(form.name in text for form in answer_forms.FORMS)
     assert all(f"'{answer}'" in text for answer in (*LETTER_FORMS, *YES_FORMS) if "\n" not in answer)
     assert max(map(len, text.splitlines())) <= 80
     assert "'It barks.\\nB'" in text
