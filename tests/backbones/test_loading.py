@@ -688,3 +688,37 @@ def test_a_special_token_in_a_question_is_read_as_text(
     letters = tokenizer(word, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     assert len(letters) > 1
     assert len(odd.ids_L) - len(plain.ids_L) == len([i for i in letters if tokenizer.decode([i]).strip()]) - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("llava-1.5", ("<image>", "</s>", "<s>", "<pad>")),
+        ("llava-next-mistral", ("<image>", "</s>")),
+        ("qwen2.5-vl", ("<|image_pad|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>")),
+    ],
+)
+def test_a_special_token_in_a_caption_is_read_as_text_and_other_captions_as_ever(
+    name: str, words: tuple[str, ...], hub: Callable[[str], tuple[Path, Any]]
+) -> None:
+    model = backbones.load(name, weights=str(hub(name)[0]))
+    tokenizer = model.processor.tokenizer
+    for word in words:
+        caption = f"a sign that says {word} twice"
+        reply = model.conversation.reply(caption)
+        assert tokenizer.decode(reply[:-1]).strip() == caption
+        assert tokenizer.convert_tokens_to_ids(word) not in reply[:-1].tolist()
+        assert (reply == model.image_id).sum() == 0
+        assert reply[-1] == tokenizer.eos_token_id
+    plain = tokenizer(" a red circle", add_special_tokens=False)["input_ids"]
+    assert model.conversation.reply("a red circle").tolist() == [*plain, tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize("name", ["llava-1.5", "qwen2.5-vl"])
+def test_the_private_character_that_stands_for_odd_questions_may_be_asked_itself(
+    name: str, hub: Callable[[str], tuple[Path, Any]]
+) -> None:
+    model = backbones.load(name, weights=str(hub(name)[0]))
+    tokenizer, text = model.processor.tokenizer, "What is \ue000 here?"
+    ids = model.prompt([picture(1)], text).ids_L
+    assert tokenizer.decode(ids).count("What is") == tokenizer.decode(ids).count("here?") == 1
