@@ -1,7 +1,7 @@
 """The loss of a caption behind an image, which training differentiates in the image's visual tokens.
 
 Shape letters: L prompt positions, N visual tokens of one image, D the LLM's width, B prompts, T caption tokens of all
-prompts, P position axes (1, or M-RoPE's 3).
+prompts, V vocabulary, P position axes (1, or M-RoPE's 3).
 """
 
 from __future__ import annotations
@@ -40,6 +40,22 @@ def caption_losses(
 ) -> Tensor:
     """Return the cross-entropy of every caption token, (T,), differentiable in the visual embeddings.
 
+    Arguments as of `caption_logits`.
+    """
+    logits_TV, labels_T = caption_logits(backbone, prompts, features, visual, captions, kept)
+    return nn.functional.cross_entropy(logits_TV, labels_T, reduction="none")
+
+
+def caption_logits(
+    backbone: Backbone,
+    prompts: Sequence[Prompt],
+    features: Sequence[Features],
+    visual: Sequence[Tensor],
+    captions: Sequence[str],
+    kept: Sequence[Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return what is predicted for every caption token, (T, V) in float32 or better, and the token, (T,) int64.
+
     Args:
         backbone: reads the prompts.
         prompts: B prompts of one image each.
@@ -55,9 +71,8 @@ def caption_losses(
     hidden = _hidden(backbone, rows)
     wanted = torch.cat([hidden[i, len(r.embeds_LD) - len(r.reply) - 1 :][: len(r.reply)] for i, r in enumerate(rows)])
     labels = torch.cat([row.reply for row in rows]).to(backbone.device)
-    scores = backbone.model.lm_head(wanted)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    return nn.functional.cross_entropy(scores, labels, reduction="none")
+    logits = backbone.model.lm_head(wanted)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)), labels
 
 
 def _put_together(

@@ -10,24 +10,17 @@ Shape letters: B batches, P parameters of the scorer.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor
 
-from dpbench.diffprune.recipe import Recipe
-from dpbench.diffprune.spread import deviations
 from dpbench.probe.gradients import flat_gradient, moved, weights_norm
-from dpbench.probe.projector_site import open_projector_site
-from dpbench.probe.runner import Measured, Setting, run
-from dpbench.probe.settings import CoherenceSettings, Sources, check_budgets, find_way
-from dpbench.probe.site import Site
+from dpbench.probe.runner import Kind, Setting
+from dpbench.probe.settings import CoherenceSettings, Sources, find_way
+from dpbench.probe.site import Site, deployed_loss, throttled_loss
 from dpbench.probe.statistics import pack
-from dpbench.storage.record import Probe
 
 
 def settings_of(settings: CoherenceSettings) -> Iterator[Setting]:
@@ -69,7 +62,7 @@ def _loss(site: Site, setting: Setting, settings: CoherenceSettings, number: int
     sources: Sources = setting["sources"]
     batch = site.load_batch(0 if sources == "noise" else number, settings.batch_size)
     noise = 0 if sources == "data" else number
-    return site.loss(batch, find_way(setting["way"]), keep=setting["keep"], tau=tau, noise=noise)
+    return throttled_loss(site, batch, find_way(setting["way"]), keep=setting["keep"], tau=tau, noise=noise)
 
 
 def _deployed_after_steps(
@@ -83,55 +76,7 @@ def _deployed_after_steps(
     held_out = [site.load_batch(number, settings.batch_size, held_out=True) for number in range(settings.held_out)]
     for size in (0.0, *settings.step_sizes):
         with moved(site.scorer, size * length * direction_P):
-            yield from (site.deployed_loss(batch, keep=setting["keep"]) for batch in held_out)
+            yield from (deployed_loss(site, batch, keep=setting["keep"]) for batch in held_out)
 
 
-@torch.no_grad()
-def measure_spread(site: Site, settings: CoherenceSettings) -> float:
-    """Return the standard deviation of the logits over the tokens of a view, mean over the held-out batches' views."""
-    found = []
-    for number in range(settings.held_out):
-        batch = site.load_batch(number, settings.batch_size, held_out=True)
-        found.append(deviations(site.logits(batch), site.valid(batch)))
-    return float(torch.cat(found).mean())
-
-
-def probe(recipe: Recipe, settings: CoherenceSettings, folder: Path, *, device: str, console: Console) -> list[Probe]:
-    """Measure coherence on a fresh scorer, or on every checkpoint of the settings, and return the records.
-
-    Args:
-        recipe: backbone, data and sizes, as of a training.
-        settings: what is measured.
-        folder: gets `probes.jsonl`.
-        device: "auto", "cpu" or "cuda".
-        console: shows the progress.
-
-    Raises:
-        ConfigError: data, budgets or checkpoints cannot be used.
-        MissingError: weights or data are missing.
-    """
-    for way in settings.ways:
-        find_way(way)
-    site = open_projector_site(recipe, device=device, console=console)
-    check_budgets("--keep", settings.keep, site.num_tokens, site.model)
-    site.load_batch(settings.batches - 1, settings.batch_size)  # refuses too few images before anything is measured
-    spread, records = measure_spread(site, settings), []
-    for checkpoint in settings.checkpoints or (None,):
-        step = site.load_scorer(Path(checkpoint)) if checkpoint else 0
-        shared = {
-            "spread": spread,
-            "data": recipe.data,
-            "parameters": sum(parameter.numel() for parameter in site.scorer.parameters()),
-            **settings.model_dump(exclude={"ways", "keep", "tau", "sources", "checkpoints"}),
-        }
-        measured = Measured(
-            probe="coherence",
-            site=site,
-            checkpoint=checkpoint,
-            step=step,
-            shared=shared,
-            settings=list(settings_of(settings)),
-            measure=partial(measure, site, settings=settings, spread=spread),
-        )
-        records += run(measured, folder, device=device, console=console)
-    return records
+COHERENCE = Kind("coherence", settings_of, measure)

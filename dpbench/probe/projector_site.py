@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
 from dpbench import backbones
+from dpbench.backbones.caption_loss import caption_logits
 from dpbench.diffprune import checkpoint as checkpoints
-from dpbench.diffprune.objective import Batch, Objective, generator_of
+from dpbench.diffprune.objective import Batch, Budget
 from dpbench.diffprune.recipe import Recipe
 from dpbench.diffprune.setup import Setup, build_setup
 from dpbench.errors import ConfigError
-from dpbench.probe.settings import Way
 
 
 class ProjectorSite:
-    """A backbone of dpbench with a fresh or a trained scorer; the denoiser is the identity it begins as."""
+    """A backbone of dpbench with a fresh or a trained scorer, without a denoiser, which begins as the identity."""
 
     name = "projector"
 
     def __init__(self, setup: Setup) -> None:
         self.setup, self.objective = setup, setup.objective
-        self.model = setup.recipe.backbone
+        self.model, self.data, self.seed = setup.recipe.backbone, setup.recipe.data, setup.recipe.seed
         self.scorer = setup.objective.scorer
         self._encoded: dict[tuple[int, int, bool], Batch] = {}
 
@@ -81,23 +81,27 @@ class ProjectorSite:
         """Return which tokens are read, (R, N) bool."""
         return batch.rows("read_N")
 
-    def loss(self, batch: Batch, way: Way, *, keep: int, tau: float, noise: int) -> Tensor:
-        """Return the mean loss per caption token with the tokens throttled this way."""
-        device = self.objective.backbone.device
-        generators = [generator_of(device, self.setup.recipe.seed, noise, place) for place in range(len(batch.prompts))]
-        objective = self._objective(way)
-        gate = objective.gate(batch, keep, tau, generators)
-        return objective.soft_losses(objective.logits(batch), batch, gate).mean()
+    def tokens(self, batch: Batch) -> Tensor:
+        """Return the visual tokens, (R, N, D), zeros as padding."""
+        return batch.views.rows(batch.embeds)
 
-    @torch.no_grad()
-    def deployed_loss(self, batch: Batch, *, keep: int) -> float:
-        """Return the mean loss per caption token under hard top-k."""
-        return float(self.objective.hard_losses(batch, keep).mean())
+    def budgets(self, batch: Batch, keep: Budget) -> Tensor:
+        """Return the budget of each row, (R,) float64."""
+        return self.objective.budgets(batch, keep)
 
-    def _objective(self, way: Way) -> Objective:
-        """Return the same backbone, scorer and denoiser behind another throttler."""
-        mine = self.objective
-        return Objective(mine.backbone, mine.scorer, mine.denoiser, way.variant, mine.instruction, way.fill)
+    def predict(self, batch: Batch, tokens_RND: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is predicted for every caption token, (T, V), and the token, (T,) int64."""
+        return self._caption_logits(batch, batch.views.images(tokens_RND))
+
+    def predict_kept(self, batch: Batch, kept_RN: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same with the other tokens removed, those that stay at their original positions."""
+        indices = [kept_N.nonzero()[:, 0].cpu() for kept_N in batch.views.images(kept_RN)]
+        return self._caption_logits(batch, batch.embeds, indices)
+
+    def _caption_logits(
+        self, batch: Batch, visual: Sequence[Tensor], kept: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return caption_logits(self.objective.backbone, batch.prompts, batch.features, visual, batch.captions, kept)
 
 
 def open_projector_site(recipe: Recipe, *, device: str, console: Console) -> ProjectorSite:

@@ -4,25 +4,98 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
+from dpbench.diffprune.spread import deviations
 from dpbench.machine.environment import environment, versions
 from dpbench.machine.progress_bar import Bar
 from dpbench.manifest.source_files import source_files, source_hash
+from dpbench.probe.settings import ProbeSettings, check_budgets, find_way
 from dpbench.probe.site import Site
 from dpbench.storage import record
 from dpbench.storage.record import Probe
 
 RECORDS = "probes.jsonl"
 Setting = dict[str, Any]
-Measure = Callable[[Setting], Mapping[str, tuple[float, ...]]]
+"""What identifies one measurement inside a probe."""
+Values = Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A probe.
+
+    Attributes:
+        name: of the command and in the records.
+        settings_of: lists the measurements that settings ask for.
+        measure: returns the raw values of one, given the spread of the untrained scorer's logits, the unit of tau.
+    """
+
+    name: str
+    settings_of: Callable[[Any], Iterable[Setting]]
+    measure: Callable[[Site, Setting, Any, float], Values]
+
+
+def probe(
+    kind: Kind, site: Site, settings: ProbeSettings, folder: Path, *, device: str, console: Console
+) -> list[Probe]:
+    """Measure on a fresh scorer, or on every checkpoint of the settings, and return the records.
+
+    Args:
+        kind: which probe.
+        site: where the scorer sits; it holds a fresh one.
+        settings: what is measured.
+        folder: gets the records.
+        device: where it runs, for the environment.
+        console: shows the progress.
+
+    Raises:
+        ConfigError: a variant, a budget, the data or a checkpoint cannot be used.
+        RecordError: the file of records cannot be read.
+        StorageError: the disk is full; all finished records stay.
+    """
+    for way in settings.ways:
+        find_way(way)
+    check_budgets("--keep", settings.keep, site.num_tokens, site.model)
+    site.load_batch(settings.batches - 1, settings.batch_size)  # refuses too few images before anything is measured
+    spread, records = measure_spread(site, settings), []
+    shared = {
+        "spread": spread,
+        "data": site.data,
+        "parameters": sum(parameter.numel() for parameter in site.scorer.parameters()),
+        **settings.model_dump(exclude=set(settings.grid)),
+    }
+    for checkpoint in settings.checkpoints or (None,):
+        step = site.load_scorer(Path(checkpoint)) if checkpoint else 0
+        measured = Measured(
+            probe=kind.name,
+            site=site,
+            checkpoint=checkpoint,
+            step=step,
+            shared=shared,
+            settings=list(kind.settings_of(settings)),
+            measure=lambda setting: kind.measure(site, setting, settings, spread),
+        )
+        records += run(measured, folder, device=device, console=console)
+    return records
+
+
+@torch.no_grad()
+def measure_spread(site: Site, settings: ProbeSettings) -> float:
+    """Return the standard deviation of the logits over the tokens of a view, mean over the held-out batches' views."""
+    found = []
+    for number in range(settings.held_out):
+        batch = site.load_batch(number, settings.batch_size, held_out=True)
+        found.append(deviations(site.logits(batch), site.valid(batch)))
+    return float(torch.cat(found).mean())
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +118,7 @@ class Measured:
     step: int
     shared: Mapping[str, Any]
     settings: Sequence[Setting]
-    measure: Measure
+    measure: Callable[[Setting], Values]
 
 
 def run(measured: Measured, folder: Path, *, device: str, console: Console) -> list[Probe]:
@@ -61,7 +134,7 @@ def run(measured: Measured, folder: Path, *, device: str, console: Console) -> l
         RecordError: the file of records cannot be read.
         StorageError: the disk is full; all finished records stay.
     """
-    path, sources = folder / RECORDS, source_hash(source_files("dpbench.probe.runner"))
+    path, sources = folder / RECORDS, source_hash(source_files(f"dpbench.probe.{measured.probe}"))
     machine = {"versions": versions(), **environment(device)}
     done = {_key(line): line for line in record.read(path, Probe)}
     columns = (TextColumn("{task.description}"), BarColumn(12), MofNCompleteColumn(), TimeRemainingColumn())

@@ -11,10 +11,11 @@ from rich.console import Console
 from small_training import small_recipe, train_small
 
 from dpbench.errors import ConfigError
-from dpbench.probe import coherence
+from dpbench.probe import coherence, runner
 from dpbench.probe.gradients import flat_gradient, moved, weights_norm
 from dpbench.probe.projector_site import ProjectorSite, open_projector_site
 from dpbench.probe.settings import CoherenceSettings, find_way
+from dpbench.probe.site import deployed_loss, throttled_loss
 from dpbench.probe.statistics import unpack
 from dpbench.storage import record
 from dpbench.storage.record import Probe
@@ -45,7 +46,7 @@ def test_the_gram_matrix_is_that_of_the_gradients_that_autograd_gives(site: Proj
     gram = unpack(measured(site, "diffprune", "both")["gram"])
     gradients = []
     for number in range(3):
-        loss = site.loss(site.load_batch(number, 2), find_way("diffprune"), keep=16, tau=0.03, noise=number)
+        loss = throttled_loss(site, site.load_batch(number, 2), find_way("diffprune"), keep=16, tau=0.03, noise=number)
         site.scorer.zero_grad()
         loss.backward()
         gradients.append(torch.cat([p.grad.double().flatten() for p in site.scorer.parameters()]))
@@ -65,7 +66,7 @@ def test_a_step_of_nothing_is_the_deployed_loss_and_weights_come_back(site: Proj
     before = torch.cat([p.detach().flatten().clone() for p in site.scorer.parameters()])
     after_step = measured(site, "diffprune", "both")["after_step"]
     batches = [site.load_batch(number, 2, held_out=True) for number in range(2)]
-    assert after_step[:2] == tuple(site.deployed_loss(batch, keep=16) for batch in batches)
+    assert after_step[:2] == tuple(deployed_loss(site, batch, keep=16) for batch in batches)
     assert after_step[2:] != after_step[:2]
     assert torch.equal(before, torch.cat([p.detach().flatten() for p in site.scorer.parameters()]))
 
@@ -88,7 +89,8 @@ def test_a_parameter_that_the_loss_does_not_reach_has_gradient_zero() -> None:
 
 def probe(folder: Path, console: Console = QUIET, **changes: Any) -> list[Probe]:
     settings = CoherenceSettings(**{**SMALL, "sources": ("both",), **changes})
-    return coherence.probe(small_recipe(num_validation=4), settings, folder, device="cpu", console=console)
+    site = open_projector_site(small_recipe(num_validation=4), device="cpu", console=QUIET)
+    return runner.probe(coherence.COHERENCE, site, settings, folder, device="cpu", console=console)
 
 
 def test_a_probe_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
