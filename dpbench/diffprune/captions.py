@@ -21,7 +21,8 @@ def find_captions(values: Iterable[object]) -> tuple[str, ...]:
     """Return the captions in the first of the values that has any.
 
     Args:
-        values: a text, a list of texts, or None where there is no caption; the best first.
+        values: a text or its bytes in UTF-8, a list of them, lists in lists, or None where there is no caption; the
+            best first.
 
     Raises:
         ValueError: there is no caption, or a value is something else.
@@ -30,11 +31,13 @@ def find_captions(values: Iterable[object]) -> tuple[str, ...]:
     for value in values:
         if texts := _texts(value):
             return texts
-        if value not in (None, "", []) and not isinstance(value, str):
+        if value not in (None, b"", []) and not isinstance(value, str):
             odd = odd or type(value).__name__
-    raise ValueError(f"its caption is a {odd} without a text" if odd else "there is no caption")
+    raise ValueError(f"its caption holds no text (its type is {odd})" if odd else "there is no caption")
 
 
 def _texts(value: object) -> tuple[str, ...]:
-    parts = value if isinstance(value, list | tuple) else [value]
-    return tuple(part.strip() for part in parts if isinstance(part, str) and part.strip())
+    if isinstance(value, list | tuple):
+        return tuple(text for part in value for text in _texts(part))
+    text = value.decode("utf-8") if isinstance(value, bytes) else value
+    return (text.strip(),) if isinstance(text, str) and text.strip() else ()

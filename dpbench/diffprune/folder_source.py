@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from os.path import join
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from dpbench.diffprune.captions import caption_names, caption_values
 from dpbench.diffprune.example import Example, decode, reading
@@ -48,9 +49,20 @@ class FolderSource:
 
 def _read_image(name: str) -> bytes:
     path = Path(name)
-    if "\\" in name and not path.exists():
-        raise ValueError("there is no such file; write its path with / in place of back-slashes")
+    if not path.is_file():
+        raise ValueError(f"there is no such file{_explain_missing(name)}")
     return path.read_bytes()
+
+
+def _explain_missing(name: str) -> str:
+    """Return how to write a path of which there is no file; empty if nothing in it is odd."""
+    if "://" in name:
+        return "; images are not downloaded: fetch them, and write their paths"
+    if "\\" in name:
+        return "; write its path with / in place of back-slashes"
+    if Path(unquote(name)).is_file():
+        return "; write its path without % codes"
+    return "; a path is taken as it is, so write the home folder out" if "/~" in name else ""
 
 
 def _read_lines(file: Path) -> Iterator[_Line]:
@@ -72,9 +84,11 @@ def _parse(line: bytes, where: str) -> tuple[str | None, list[object]]:
     if not isinstance(entry, dict):
         raise ConfigError(f"--data: {where} must be an object, got {type(entry).__name__}; {remedy}")
     images = [entry[name] for name in ("image", "file_name") if name in entry]
-    image = next((image for image in images if image is not None), None)
-    if not images or not isinstance(image, str | None) or not caption_names(entry):
+    image = next((image for image in images if image not in (None, "")), None)
+    if not images or not caption_names(entry):
         raise ConfigError(
             f"--data: {where} has the keys {', '.join(entry) or 'none'}, not an image's path and a text; {remedy}"
         )
+    if not isinstance(image, str | None):
+        raise ConfigError(f"--data: {where} has the image {image!r}, which is not a path; {remedy}")
     return image, caption_values(entry)

@@ -12,13 +12,15 @@ from multiprocessing import parent_process
 from threading import Thread, current_thread, main_thread
 from types import FrameType
 
+from dpbench.diffprune.example import first_line
+from dpbench.errors import DpbenchError
 from dpbench.machine.stopping import TERMINATED
 
 GRACE_S = 3.0
 """Seconds that a step or a validation may still run after a stop is requested."""
 
 PARENT_POLL_S = 0.5
-"""Seconds between two looks of a reader at whether its training still runs."""
+"""Seconds between two looks of a process at whether its parent still runs."""
 
 
 class LateError(BaseException):
@@ -88,11 +90,34 @@ def end_with_training(_worker: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, ignore_once)
-    Thread(target=_exit_without_parent, args=(training.pid,), daemon=True).start()
+    end_with(training.pid)
+
+
+def end_with(parent: int | None) -> None:
+    """End this process as soon as its parent, a process id, has ended: a parent that is killed ends nobody."""
+    Thread(target=_exit_without_parent, args=(parent,), daemon=True).start()
+
+
+@contextmanager
+def explain_lost_reader() -> Iterator[None]:
+    """Turn torch's error for a reader that something ended into one sentence; a signal raises it in any line.
+
+    Raises:
+        DpbenchError: a reader was ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise DpbenchError(
+            f"a process that reads images ahead was ended ({first_line(error)}), perhaps because memory ran out; free "
+            "memory or lower --param num_workers, then run again, with --resume if the training had begun"
+        ) from None
 
 
 def _exit_without_parent(parent: int | None) -> None:
-    """End this process as soon as its parent has ended, whatever its other threads wait for."""
+    """Wait for the end of the parent, then end this process, whatever its other threads wait for."""
     while os.getppid() == parent:
         time.sleep(PARENT_POLL_S)
     os._exit(1)

@@ -140,6 +140,8 @@ def _image_bytes(cell: Any) -> bytes:
     """Return the encoded image of a cell: bytes, or {"bytes": bytes or None, "path": file}."""
     if isinstance(cell, bytes):
         return cell
-    if not isinstance(cell, dict) or not (cell.get("bytes") or cell.get("path")):
+    if not isinstance(cell, dict | None):
+        raise ValueError(f"its image is neither bytes nor {{bytes, path}} (its type is {type(cell).__name__})")
+    if not cell or not (cell.get("bytes") or cell.get("path")):
         raise ValueError("there is no image")
     return bytes(cell.get("bytes") or Path(cell["path"]).read_bytes())

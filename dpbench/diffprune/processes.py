@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,12 +10,19 @@ from contextlib import contextmanager
 from accelerate import Accelerator
 from rich.console import Console
 
+from dpbench.diffprune import interruption
 from dpbench.errors import ConfigError, MissingError
 
 
 def console_of(accelerator: Accelerator, console: Console | None) -> Console:
     """Return where a process shows its messages: of several the main one only."""
     return console or Console(stderr=True) if accelerator.is_main_process else Console(quiet=True)
+
+
+def end_with_launcher(accelerator: Accelerator) -> None:
+    """End each of several processes with the launcher that started them, which may be killed and then ends nobody."""
+    if accelerator.num_processes > 1:
+        interruption.end_with(os.getppid())
 
 
 @contextmanager

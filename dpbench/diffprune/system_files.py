@@ -2,7 +2,12 @@
 
 from pathlib import PurePath
 
-_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")  # of macOS, Synology and Windows
+_FOLDERS = (
+    "__MACOSX",
+    *("@eaDir", "#recycle", "@__thumb"),  # Synology, QNAP
+    *("$RECYCLE.BIN", "System Volume Information"),  # Windows
+)
+_PAX_HEADERS = "PaxHeader"  # beginning of a folder's name: what a tar of before POSIX makes of extended headers
 
 
 def is_system_file(path: PurePath) -> bool:
@@ -10,4 +15,5 @@ def is_system_file(path: PurePath) -> bool:
 
     The pictures that macOS writes beside others are hidden: ._0001.png beside 0001.png.
     """
-    return any(part.startswith(".") or part in _FOLDERS for part in path.parts if part not in (".", ".."))
+    parts = [part for part in path.parts if part not in (".", "..")]
+    return any(part.startswith((".", _PAX_HEADERS)) or part in _FOLDERS for part in parts)

@@ -13,6 +13,7 @@ from dpbench.diffprune.system_files import is_system_file
 from dpbench.errors import ConfigError
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm")
+_TEXT_SUFFIXES = ("txt", *CAPTION_NAMES, "json")
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 _CHUNK = 1 << 20  # bytes read at once where only zeros are expected
 
@@ -41,7 +42,7 @@ class _Pair(NamedTuple):
 
 
 class TarSource:
-    """Pairs in WebDataset shards: members with the same key, an image and a .txt or .json with a caption.
+    """Pairs in WebDataset shards: members with the same key, an image and a .txt, .caption or .json with a caption.
 
     A key is a member's path up to the first dot of its file name; what follows is its suffix, in any case. A plain
     suffix goes before a longer one: of 1.png and 1.mask.png the first is the image. All headers are read at the
@@ -53,11 +54,18 @@ class TarSource:
         mention: is told what is not read in a shard that looks joined from several.
 
     Raises:
-        ConfigError: a shard is compressed, truncated or not a tar file.
+        ConfigError: a shard is compressed, truncated or not a tar file; or none has an image.
     """
 
     def __init__(self, shards: list[Path], mention: Callable[[str], None]) -> None:
-        self._pairs = [pair for shard in shards for pair in _tar_pairs(_members(shard, mention))]
+        members = {shard: _members(shard, mention) for shard in shards}
+        self._pairs = [pair for found in members.values() for pair in _tar_pairs(found)]
+        names = [member.name for found in members.values() for member in found]
+        if names and not self._pairs:
+            raise ConfigError(
+                f"--data: of {len(names)} members in {shards[0]}{' and others' if shards[1:] else ''} none is an image "
+                f"({', '.join(names[:3])}, ...); give shards with images ({', '.join(IMAGE_SUFFIXES)}) and captions"
+            )
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -89,9 +97,10 @@ def _images(files: dict[str, _Member]) -> tuple[_Member, ...]:
 
 
 def _texts(files: dict[str, _Member]) -> tuple[_Member, ...]:
-    """Return the members that may be the caption, the best first: .txt, then .json, of each the plain suffix first."""
-    known = [suffix for suffix in files if _last(suffix) in ("txt", "json")]
-    return tuple(files[suffix] for suffix in sorted(known, key=lambda suffix: (_last(suffix) == "json", "." in suffix)))
+    """Return the members that may be the caption, the best first; of those with one ending the plain suffix first."""
+    known = [suffix for suffix in files if _last(suffix) in _TEXT_SUFFIXES]
+    rank = {suffix: (_TEXT_SUFFIXES.index(_last(suffix)), "." in suffix) for suffix in known}
+    return tuple(files[suffix] for suffix in sorted(known, key=rank.__getitem__))
 
 
 def _last(suffix: str) -> str:
@@ -102,18 +111,25 @@ def _members(shard: Path, mention: Callable[[str], None]) -> list[_Member]:
     """Read the headers of a shard; what an operating system added is left out."""
     try:
         with tarfile.open(shard, "r:") as tar:
-            members = [_Member(shard, item.name, item.offset_data, item.size) for item in tar if item.isfile()]
+            items = list(tar)
             end = tar.offset
         # tarfile accepts a file that was cut between two members; a complete one ends in a block of zeros
         if _Member(shard, "", end, tarfile.BLOCKSIZE).read() != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("no end mark after the last member")
     except tarfile.TarError as error:
         raise ConfigError(f"--data: {shard} {_describe_bad_tar(shard, error)}") from None
+    num_links = sum(item.islnk() or item.issym() for item in items)
+    if num_links:
+        mention(
+            f"--data: {shard} has {num_links} links to files, and these are not read; pack it with tar --dereference "
+            "--hard-dereference"
+        )
     if _has_data(shard, end):
         mention(
             f"--data: {shard} goes on for {shard.stat().st_size - end:,} bytes behind its end mark, and these are not "
             "read; if tar files were joined into it, join them with tar --concatenate, or give them one by one"
         )
+    members = [_Member(shard, item.name, item.offset_data, item.size) for item in items if item.isfile()]
     return [member for member in members if not is_system_file(PurePosixPath(member.name))]
 
 

@@ -22,7 +22,7 @@ from dpbench.diffprune import resume as resume_from
 from dpbench.diffprune.broken import Broken
 from dpbench.diffprune.data import training_batches
 from dpbench.diffprune.example import Example
-from dpbench.diffprune.interruption import Interruption, LateError, interruptible
+from dpbench.diffprune.interruption import Interruption, LateError, explain_lost_reader, interruptible
 from dpbench.diffprune.logbook import Logbook, open_logbook
 from dpbench.diffprune.micro_batch import run_within_memory
 from dpbench.diffprune.recipe import Recipe
@@ -77,7 +77,8 @@ def train(
         Stopped: a signal stopped it; says which flags resume it.
     """
     accelerator = Accelerator(cpu=device == "cpu")
-    with processes.one_voice(accelerator):
+    processes.end_with_launcher(accelerator)
+    with processes.one_voice(accelerator), explain_lost_reader():
         training_folder.check(recipe, out, is_resumed=resume)
         files.check_writable(out)
         # no process may begin to write before all have looked

@@ -15,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock, SoftFileLock, Timeout
 
 from dpbench.errors import ConfigError
+from dpbench.storage import files
 
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EIO})
 """What file systems answer that cannot lock a file."""
@@ -85,6 +86,8 @@ def take(path: Path, *, seconds: float) -> FileLock:
     Raises:
         BusyError: another process holds it.
         NoLocksError: the file system has none.
+        ConfigError: the lock file cannot be opened: it is a folder or a link, or may not be written.
+        StorageError: the disk is full or read-only.
     """
     lock = OwnFileLock(path, timeout=seconds)
     try:
@@ -92,6 +95,14 @@ def take(path: Path, *, seconds: float) -> FileLock:
             lock.acquire()
     except Timeout:
         raise BusyError(path.parent, holder(path)) from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if files.is_disk_error(error):
+            raise files.write_error(path, reason) from None
+        raise ConfigError(
+            f"{path}: cannot be opened as a lock file ({reason}); remove it if it is not dpbench's, make the folder "
+            "writable, or give another --out"
+        ) from None
     if isinstance(lock, SoftFileLock):  # filelock's stand-in, with a warning; a dead process would hold it for ever
         lock.release()
         raise NoLocksError(path.parent, os.strerror(errno.ENOSYS), _REMEDY)

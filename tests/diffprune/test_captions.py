@@ -47,6 +47,25 @@ def test_a_list_of_captions_takes_its_first_that_has_words(tmp_path: Path, form:
     assert source[0].captions == ("one", "two")
 
 
+@pytest.mark.parametrize(
+    ("value", "captions"),
+    [
+        ([["one", "two"], ["three"]], ("one", "two", "three")),
+        ([[""], [None, " one"]], ("one",)),
+        (b" one\n", ("one",)),
+        ([b"one", "two"], ("one", "two")),
+        ("\u200b", ("\u200b",)),  # no width, but not a space: it stays, as other marks of a text do
+    ],
+)
+def test_captions_in_lists_of_lists_and_as_bytes_are_texts(value: object, captions: tuple[str, ...]) -> None:
+    assert find_captions([value]) == captions
+
+
+def test_bytes_that_are_no_text_are_refused() -> None:
+    with pytest.raises(ValueError, match="'utf-8' codec"):
+        find_captions([b"\xff\xfe"])
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("nothing", [None, "", " \n", [], [""]])
 def test_an_empty_caption_falls_back_to_the_next_column(tmp_path: Path, form: str, nothing: object) -> None:
@@ -69,9 +88,12 @@ def test_the_name_of_a_caption_is_read_in_any_case(tmp_path: Path, form: str, na
     assert open_form(tmp_path, form, [{name: "one"}])[0].caption == "one"
 
 
-@pytest.mark.parametrize(("value", "kind"), [(7, "int"), ({"en": "a"}, "dict"), ([1, 2], "list"), (True, "bool")])
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [(0, "int"), (1.5, "float"), (True, "bool"), ({"en": "a"}, "dict"), ({}, "dict"), ([1, 2], "list"), ([[]], "list")],
+)
 def test_a_caption_that_is_no_text_is_called_what_it_is(value: object, kind: str) -> None:
-    with pytest.raises(ValueError, match=f"its caption is a {kind} without a text"):
+    with pytest.raises(ValueError, match=rf"its caption holds no text \(its type is {kind}\)"):
         find_captions([value])
     assert find_captions([value, "text"]) == ("text",)
 
