@@ -50,13 +50,18 @@ def load(name: str, params: Mapping[str, object] | None = None) -> Method:
     for param in params or {}:
         if param not in fields:
             raise ConfigError(f"--param: method {name!r} has no parameter {param!r}; {did_you_mean(param, fields)}")
-    adapter = TypeAdapter(method_class)
     try:
-        return adapter.validate_python(dict(params or {}))  # type: ignore[no-any-return]
+        return _adapter(method_class).validate_python(dict(params or {}))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "parameters"
         raise ConfigError(f"--param: {name}.{where}: {first['msg']}, got {format_value(first['input'])}") from None
+
+
+@cache
+def _adapter(method_class: type[Method]) -> TypeAdapter[Method]:
+    """Return what checks and converts a method's parameters; a plan loads a method once for every cell."""
+    return TypeAdapter(method_class)
 
 
 def summary(name: str) -> str:

@@ -34,7 +34,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dpbench import backbones
-from dpbench.backbones import clip_text
 from dpbench.errors import ConfigError, UnsupportedError
 from dpbench.method import Method, Reduction, VisualTokens
 from dpbench_baselines.divprune import products
@@ -98,6 +97,8 @@ class CDPruner(Method):
         if self.clip == UNTRAINED:
             raise ConfigError("--param clip=untrained: its answers mean nothing, it is for profile and check only")
         self._check_paired(backbone)
+        from dpbench.backbones import clip_text  # loads transformers, which a run without CLIP does not need
+
         return clip_text.files(self.clip or CLIP)
 
     def _check_paired(self, backbone: str) -> None:
@@ -115,6 +116,8 @@ class CDPruner(Method):
             return self
         if self.relevance == "words":
             return self._with(lambda visual: word_relevance(backbone, visual))
+        from dpbench.backbones import clip_text
+
         if self.clip == UNTRAINED:
             return self.comparing(clip_text.build_untrained(backbone))
         self._check_paired(backbone.name)

@@ -12,6 +12,7 @@ from tabulate import tabulate
 
 from dpbench import backbones, tasks
 from dpbench.evaluation.sharding import WHOLE, Shard
+from dpbench.manifest.cell import label_of
 from dpbench.storage.too_long import explain_too_long
 from dpbench.tasks.data.root import is_present
 
@@ -38,8 +39,13 @@ def format_stop(arguments: Sequence[str], flags: Sequence[str] = ()) -> str:
 def format_cells(planned: Plan) -> str:
     """List a plan's cells: those to run, and those that are done."""
     lines = [f"run    {cell.id}  {cell.label}" for cell in planned.pending]
-    lines += [f"done   {record.cell_id}  {record.cell['method']} on {record.cell['task']}" for record in planned.done]
+    lines += [f"done   {record.cell_id}  {label_of(record.cell)}" for record in planned.done]
     return "\n".join(lines)
+
+
+def format_finished(planned: Plan) -> str:
+    """Return that a run has nothing left to do, and the command that shows it."""
+    return f"nothing to run: {len(planned.done)} cells are done; see: dpbench report {planned.folder}"
 
 
 def format_outcome(ended: Outcome, folder: Path, shard: Shard = WHOLE) -> str:
@@ -64,7 +70,7 @@ def format_outcome(ended: Outcome, folder: Path, shard: Shard = WHOLE) -> str:
     lines += [
         f"answers for the task's server, not scored here: {path}" for path in sorted(folder.glob("submissions/*.json"))
     ]
-    return "\n".join([*lines, f"{len(ended.added)} records added; see: dpbench report --run {folder}"])
+    return "\n".join([*lines, f"{len(ended.added)} records added; see: dpbench report {folder}"])
 
 
 def format_columns(rows: Iterable[tuple[str, str]]) -> str:

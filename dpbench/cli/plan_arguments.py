@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpbench.cli import messages
+from dpbench.errors import MissingError
+from dpbench.evaluation.plan import Plan, plan
 from dpbench.manifest.schema import Manifest
 
 NOT_OF_A_RUN = ("--measure", "--dry-run")
@@ -31,8 +33,19 @@ def format_estimate(
         measure: device to measure rates on; None for the committed profiles.
         list_cells: whether to list every cell before.
     """
+    if list_cells and (finished := _find_finished(manifest, out, data_root)):
+        return f"{messages.format_cells(finished)}\n\n{messages.format_finished(finished)}"
     from dpbench.estimate import overview, summary
 
     estimate = overview.build_overview(manifest, out, data_root, measure=measure)
     text = summary.format_overview(estimate, [word for word in arguments if word not in NOT_OF_A_RUN])
     return f"{messages.format_cells(estimate.plan)}\n\n{text}" if list_cells and estimate.plan else text
+
+
+def _find_finished(manifest: Manifest, out: Path, data_root: Path | None) -> Plan | None:
+    """Return the plan of a run with nothing left to do, whose costs need not be estimated: that takes a model."""
+    try:
+        planned = plan(manifest, out, data_root)
+    except MissingError:
+        return None
+    return None if planned.pending else planned

@@ -77,8 +77,14 @@ class Cell:
     @property
     def label(self) -> str:
         """Return a short name for progress bars and messages."""
-        params = ",".join(f"{name}={value}" for name, value in self.params.items())
-        return f"{self.method}{f'[{params}]' if params else ''} @ {self.budget.label} on {self.task}"
+        return label_of(self.to_json())
+
+
+def label_of(cell: Mapping[str, Any]) -> str:
+    """Return a short name of a cell as records hold it: method[params] @ budget on benchmark."""
+    params = ",".join(f"{name}={value}" for name, value in cell["params"].items())
+    budget = BudgetRequest(keep=cell["keep"], prune_rate=cell["prune_rate"])
+    return f"{cell['method']}{f'[{params}]' if params else ''} @ {budget.label} on {cell['task']}"
 
 
 def cells(manifest: Manifest) -> Iterator[Cell]:

@@ -32,10 +32,14 @@ def fingerprints(cell: Cell, data_root: Path | None) -> dict[str, str]:
         "data": _data(cell.task, data_root),
         "source": _source(registry.find(cell.method).module),
         **_method_files(cell),
-        "torch": version("torch"),
-        "transformers": version("transformers"),
-        "lmms_eval": version("lmms-eval"),
+        **_versions(),
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Return the versions of the packages that can change an answer; reading one takes milliseconds a cell."""
+    return {name: version(name.replace("_", "-")) for name in ("torch", "transformers", "lmms_eval")}
 
 
 def files_hash(paths: Iterable[Path]) -> str:
