@@ -97,6 +97,11 @@ def pack_indices(indices: Sequence[int], num_visual: int) -> str | None:
     return f"{num_visual}:{base64.b64encode(bytes(field)).decode()}"
 
 
+def count_indices(packed: str) -> int:
+    """Return how many tokens were packed."""
+    return int.from_bytes(base64.b64decode(packed.split(":")[1])).bit_count()
+
+
 class Journal:
     """The answers of one cell, in a file that is only appended to.
 

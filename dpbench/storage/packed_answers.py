@@ -1,13 +1,15 @@
 """A sample of a run's journals in one small file, so that a page has samples where the journals are not.
 
-`answers.parquet` lies in the run folder and is committed with the records: of every cell up to `PER_CELL` answers, evenly
-spaced over the split, so that all cells of a benchmark have the same ones. `pandas.read_parquet` reads it. No torch.
+`answers.parquet` lies in the run folder and is committed with the records: of every cell up to `PER_CELL` answers,
+evenly spaced over the split, so that all cells of a benchmark have the same ones. `pandas.read_parquet` reads it. No
+torch.
 """
 
 from __future__ import annotations
 
 import io
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -54,21 +56,22 @@ def choose(answers: Iterable[Answer]) -> list[Answer]:
     return [ordered[at * len(ordered) // count] for at in range(count)]
 
 
-def load(folder: Path, cell_ids: Iterable[str]) -> dict[str, list[Answer]]:
+def load(folder: Path, cell_ids: Sequence[str]) -> dict[str, list[Answer]]:
     """Return the packed answers of these cells, by cell id; nothing without the file.
 
     Raises:
         RecordError: the file cannot be read, or holds answers of another schema.
     """
-    path, wanted = folder / NAME, set(cell_ids)
-    cells: dict[str, list[Answer]] = {}
-    if not path.is_file():
-        return cells
-    for row in _read(path).to_pylist():
-        name = row.pop("cell")
-        if name in wanted:
-            cells.setdefault(name, []).append(_to_answer(row, path))
-    return cells
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    path, cells = folder / NAME, defaultdict(list)
+    if path.is_file():
+        table = _read(path)
+        wanted = pc.is_in(table["cell"], pa.array(cell_ids, pa.string()))
+        for row in table.filter(wanted).to_pylist():
+            cells[row.pop("cell")].append(_to_answer(row, path))
+    return dict(cells)
 
 
 def _to_bytes(cells: Mapping[str, Sequence[Answer]]) -> bytes:

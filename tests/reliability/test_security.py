@@ -30,7 +30,7 @@ from dpbench.errors import DpbenchError, ImageError, RecordError
 from dpbench.evaluation import runner
 from dpbench.manifest.reading import make_manifest
 from dpbench.report import runs, zip_file
-from dpbench.report.html import samples
+from dpbench.report.html import thumbnails
 from dpbench.storage import record
 from dpbench.storage.record import Record
 from dpbench.tasks import lmms_eval_adapter
@@ -310,7 +310,7 @@ def test_an_image_is_turned_upright_everywhere_as_in_lmms_eval(tmp_path: Path) -
     (tmp_path / "turned.jpg").write_bytes(bad_files.pictures()["turned.jpg"])
     drawn = decisions.read_image(tmp_path / "turned.jpg")
     assert (drawn.size, drawn.tobytes()) == (image.size, image.convert("RGB").tobytes())
-    shown = samples.thumbnail(bad_files.pictures()["turned.jpg"], "whole")
+    shown = thumbnails.thumbnail(bad_files.pictures()["turned.jpg"], "whole")
     with Image.open(io.BytesIO(base64.b64decode(shown.partition(",")[2]))) as small:
         assert small.size == (60, 80)
     lenient = ImageFile.LOAD_TRUNCATED_IMAGES

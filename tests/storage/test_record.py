@@ -13,7 +13,7 @@ from made_records import make_answer, make_profile, make_record
 from dpbench.budget import EVERYTHING, BudgetRequest
 from dpbench.errors import RecordError, StorageError
 from dpbench.storage import record
-from dpbench.storage.journal import Journal, pack_indices
+from dpbench.storage.journal import Journal, count_indices, pack_indices
 from dpbench.storage.record import Profile, Record
 
 RECORD = replace(
@@ -163,6 +163,7 @@ def test_kept_indices_pack() -> None:
     assert int.from_bytes(base64.b64decode(bits), "little") == 1 << 0 | 1 << 3 | 1 << 143
     assert len(packed) < 30
     assert pack_indices([143, 0, 3], 144) == packed, "the order is lost"
+    assert count_indices(packed) == 3
     assert pack_indices([3, 3], 144) is None
     assert pack_indices([3, -1, 0, 143, -1], 144) == packed, "a row that is no token is left out (HoloV's zeros)"
     assert pack_indices([-1, -1], 144) is None

@@ -223,7 +223,7 @@
   const sampleDialog = document.getElementById("sample");
   const buildTile = (label, answer, image, fit) => {
     const box = createElement("div", "tile");
-    const [text, points, packed, tokens] = answer;
+    const [text, points, packed, tokens, others] = answer;
     if (packed) {
       const canvas = createElement("canvas");
       canvas.setAttribute("role", "img");
@@ -231,11 +231,11 @@
       image.decode().then(() => drawKept(canvas, image, packed, fit));
       box.append(canvas);
     } else {
-      box.append(createElement("div", "blank", "no patches to show: rows are merged or reordered"));
+      box.append(createElement("div", "blank", "no patches to show: every row is merged"));
     }
     const reply = createElement("div", `answer ${points === null ? "" : points >= RIGHT ? "good" : "bad"}`);
     reply.textContent = `${points === null ? "" : points >= RIGHT ? "\u2713 " : "\u2717 "}${text === "" ? "(empty)" : text}`;
-    const small = createElement("small", "", [points !== null && points > 0 && points < 1 ? `${points} points` : "", tokens === null ? "" : `${tokens} tokens`].filter(Boolean).join(", "));
+    const small = createElement("small", "", [points !== null && points > 0 && points < 1 ? `${points} points` : "", tokens === null ? "" : `${tokens} tokens`, others ? `${others} no patch (merged or zeros)` : ""].filter(Boolean).join(", "));
     box.append(createElement("strong", "", label), reply, small);
     return box;
   };

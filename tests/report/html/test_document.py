@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 import subprocess
 import sys
 from hashlib import sha256
@@ -18,10 +19,10 @@ import pytest
 from made_records import make_profile, make_record, write_run
 
 from dpbench.errors import ConfigError
-from dpbench.report import runs, summary
-from dpbench.report.html import document, samples
-from dpbench.report.intervals import Intervals
-from dpbench.storage import record
+from dpbench.report import runs
+from dpbench.report.html import answers, document, samples
+from dpbench.storage import packed_answers, record
+from dpbench.storage.journal import pack_indices
 
 
 class Found(HTMLParser):
@@ -118,8 +119,12 @@ def test_samples_hold_what_was_asked_answered_and_kept(found: Found) -> None:
     first = by_doc[0]
     assert (first["question"], first["truth"], first["task"]) == ("Is there a circle?", "yes", "POPE")
     assert [answer[:2] for answer in first["rows"]] == [["yes", 1], ["yes", 1], ["no", 0]]
-    assert first["rows"][1][2].startswith("144:")
-    assert first["rows"][2][2] is None
+    assert [answer[2] for answer in first["rows"]] == [
+        pack_indices(indices, 144) for indices in (range(144), range(0, 32, 2), range(0, 24, 2))
+    ]
+    assert [answer[3:] for answer in first["rows"]] == [[144, 0], [16, 0], [16, 4]], (
+        "holov's four zero rows are counted"
+    )
     assert all(uri.startswith("data:image/webp;base64,") for uri in browser["images"])
 
 
@@ -148,14 +153,26 @@ def test_an_image_that_is_not_the_one_answered_is_not_shown(made_run: tuple[Path
     ],
 )
 def test_points_of_one_sample(task: str, scores: dict[str, Any], points: float | None) -> None:
-    assert samples.points(task, scores) == points
+    assert answers.points(task, scores) == points
+
+
+def test_packed_answers_show_what_the_journals_show(made_run: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(made_run[0], tmp_path / "a clone")
+    packed_answers.pack(folder)
+    shutil.rmtree(folder / "samples")
+    shown, again = (
+        samples.browser(runs.comparisons([runs.load(each)])[0], made_run[1], 1e6) for each in (made_run[0], folder)
+    )
+    assert shown == again
+    assert len(again.samples) == 5
+    assert again.note == "5 of 85 samples."
 
 
 def test_no_data_and_no_journals_are_a_sentence_each(made_run: tuple[Path, Path], tmp_path: Path) -> None:
     html = document.render([made_run[0]], data_root=tmp_path)
-    assert "0 of 5 samples. Not shown: task pope: no file matches" in unescape(html)
+    assert "0 of 85 samples. Not shown: task pope: no file matches" in unescape(html)
     bare = write_run(tmp_path / "bare", [make_record("none", None, "pope", 80.0)])
-    assert "No samples: the run folder has no journals" in document.render([bare])
+    assert "No samples: the run folder has neither journals (samples/) nor answers.parquet;" in document.render([bare])
 
 
 def test_the_budget_holds_and_samples_are_left_out_first(made_run: tuple[Path, Path], text: str) -> None:
@@ -175,16 +192,6 @@ def test_a_page_of_profiles_alone(tmp_path: Path) -> None:
     html = unescape(document.render([tmp_path]))
     assert "grid @ 16 is the fastest to the first token, 2.0 ms against 8.0 ms unpruned (4.00 times as fast" in html
     assert "plotly.js v" not in html
-
-
-def test_three_sentences_from_the_numbers(made_run: tuple[Path, Path]) -> None:
-    comparison = runs.comparisons([runs.load(made_run[0])])[0]
-    assert summary.sentences(comparison, Intervals({})) == (
-        "3 methods at 1 budget answered 30 questions of 1 benchmark on toy-llava, "
-        "which unpruned scores 100.0 of 100 on average.",
-        "At 16 of 144 visual tokens, grid retains most: 66.7 % of the unpruned scores.",
-        "No retention has an interval here, so small differences may be noise.",
-    )
 
 
 def test_the_page_is_made_without_torch(made_run: tuple[Path, Path], tmp_path: Path) -> None:

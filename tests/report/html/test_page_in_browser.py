@@ -61,7 +61,7 @@ both = pytest.mark.parametrize("opened", [1400, 400], indirect=True)
 def test_opens_without_a_complaint_and_fits_the_window(opened: Any) -> None:
     assert opened.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert opened.locator(".summary").first.inner_text().startswith("3 methods at 1 budget")
-    assert opened.locator(".chart .legendtext").all_text_contents() == ["Pareto front", "grid", "holov"]
+    assert opened.locator(".chart .legendtext").all_text_contents() == ["Pareto front", "holov", "grid"]
 
 
 def test_sorts_and_says_so(opened: Any) -> None:
@@ -89,7 +89,7 @@ def test_filters_rows_by_name_and_budget(opened: Any) -> None:
 
 
 def test_a_score_leads_to_its_command(opened: Any) -> None:
-    opened.locator("table.sortable").first.locator("tr", has_text="grid").locator("button.cell").click()
+    opened.locator("table.sortable").first.locator("tr", has_text="grid").locator("button.cell").first.click()
     assert opened.locator("#cell pre").inner_text() == (
         "dpbench run --method grid --backbone toy-llava --keep 16 --tasks pope --limit 30"
     )
@@ -132,6 +132,12 @@ def test_opens_a_sample_with_answers_and_kept_patches(opened: Any) -> None:
         )
     )
     assert light == [True, False, True, False]  # 0, 2, 4, ..., 30 are kept
+    assert dialog.locator("canvas").count() == 3, "holov's patches are drawn too"
+    assert dialog.locator(".tile small").all_inner_texts() == [
+        "144 tokens",
+        "16 tokens",
+        "16 tokens, 4 no patch (merged or zeros)",
+    ]
 
 
 def test_a_script_in_a_question_or_an_answer_stays_text(opened: Any) -> None:
