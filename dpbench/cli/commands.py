@@ -49,6 +49,7 @@ app = typer.Typer(
 )
 app.add_typer(list_commands.app, name="list")
 app.add_typer(data_commands.app, name="data")
+app.add_typer(probe_commands.app, name="probe")
 app.add_typer(toy_commands.app, name="toy")
 
 

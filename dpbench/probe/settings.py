@@ -154,3 +154,11 @@ class NoiseSettings(ProbeSettings):
     forms: tuple[Form, ...] = ("removal", "mask", "soft")
     tau: tuple[float, ...] = (0.15, 1.5)
     batches: int = Field(default=8, ge=2)
+
+
+SETTINGS: dict[str, type[ProbeSettings]] = {
+    "coherence": CoherenceSettings,
+    "landscape": LandscapeSettings,
+    "noise": NoiseSettings,
+}
+"""The settings of each probe, by its name on the command line."""

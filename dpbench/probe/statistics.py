@@ -78,3 +78,21 @@ def ratio(gram: Matrix, control: Matrix) -> Interval:
         return Interval(value, -np.inf, np.inf)
     low, high = np.quantile(above / below, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(value, float(low), float(high))
+
+
+def mean_over(values: NDArray[np.float64], seed: int = 0) -> Interval:
+    """Return the mean of values, one per batch or direction, with its bootstrap interval."""
+    low, high = np.quantile(_resampled_means(values, seed), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+def ratio_of_means(above: NDArray[np.float64], below: NDArray[np.float64], seed: int = 0) -> Interval:
+    """Return the ratio of two means of positive values over the same batches or directions, resampled in pairs."""
+    draws = _resampled_means(above, seed) / _resampled_means(below, seed)
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(above.mean() / below.mean()), float(low), float(high))
+
+
+def _resampled_means(values: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    chosen = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
+    return np.asarray(values[chosen].mean(1))
