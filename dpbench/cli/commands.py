@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dpbench.cli import data_commands, list_commands, messages, toy_commands
+from dpbench.cli import data_commands, list_commands, messages, probe_commands, toy_commands
 from dpbench.cli.flags import Given, with_flags
 from dpbench.cli.options import (
     BackboneName,
