@@ -13,7 +13,7 @@ CELL: Mapping[str, Any] = {
     "keep": None, "prune_rate": None, "budget_kind": "mean", "task": "pope", "prompt": "template", "ocr": False,
     "wording": "lmms-eval", "reading": "first-word", "image_aspect": "pad", "grids": None, "dtype": "float32",
     "attention": "sdpa", "anyres": "per-view", "newline": "drop", "min_pixels": None, "max_pixels": None, "seed": 0,
-    "limit": 30, "fingerprints": {},
+    "limit": 40, "fingerprints": {},
 }  # fmt: skip
 
 
@@ -24,7 +24,7 @@ def make_record(method: str, keep: int | None, task: str, score: float, **cell: 
         cell={**CELL, "method": method, "keep": keep, "task": task, **cell},
         metrics={},
         score=score,
-        num_samples=30,
+        num_samples=40,
         num_failed=0,
         feature_cache={},
         visual_tokens_per_layer=(float(keep or 144),) * 2,

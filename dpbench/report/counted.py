@@ -109,8 +109,8 @@ def measure_unpruned(comparison: Comparison) -> Mapping[str, Unpruned]:
     """
     none = comparison.find("none")
     records = comparison.rows[none] if none else ()
-    ids = tuple((record.cell_id, record.score) for record in records)
-    stamps = tuple(contributions.stamp(folder, [cell_id for cell_id, _ in ids]) for folder in comparison.folders)
+    ids = tuple((record.cell_id, record.score, record.num_samples) for record in records)
+    stamps = tuple(contributions.stamp(folder, [row.cell_id for row in records]) for folder in comparison.folders)
     return _measure(_Source(comparison.folders, ids, stamps, records))
 
 
@@ -119,7 +119,7 @@ class _Source:
     """The files that unpruned scores rest on; equal while no file and no record changes."""
 
     folders: tuple[Path, ...]
-    ids: tuple[tuple[str, float], ...]
+    ids: tuple[tuple[str, float, int], ...]
     stamps: tuple[tuple[int, ...], ...]
     records: tuple[Record, ...] = field(compare=False)
 

@@ -145,16 +145,16 @@ def _differences(
         delta_R = scores.resampled[task][key] - scores.resampled[task][other]
         value = scores.plain[task][key] - scores.plain[task][other]
         columns[task] = statistics.difference(value, delta_R, scores.num_images[task])
-    if none is not None:
-        columns[RETENTION] = _retention(scores, key, other, none, [task for task in count if task in common])
+    # An average over fewer benchmarks than the table's would be another quantity: it has no interval.
+    if none is not None and set(count) <= set(common):
+        columns[RETENTION] = _retention(scores, key, other, none, count)
     return {column: difference for column, difference in columns.items() if difference}
 
 
-def _retention(scores: _Scores, key: RowKey, other: RowKey, none: RowKey, common: Sequence[str]) -> Difference | None:
-    """Return the difference of average retention over the benchmarks that both rows and the unpruned model have."""
+def _retention(scores: _Scores, key: RowKey, other: RowKey, none: RowKey, used: Sequence[str]) -> Difference | None:
+    """Return the difference of average retention over these benchmarks; None if the unpruned model's samples lack."""
     plain, resampled = scores.plain, scores.resampled
-    used = [task for task in common if none in resampled[task] and plain[task][none] > 0]
-    if not used:
+    if not used or any(none not in resampled[task] for task in used):
         return None
     value = float(np.mean([100 * (plain[task][key] - plain[task][other]) / plain[task][none] for task in used]))
     points_TR = np.stack([100 * (resampled[task][key] - resampled[task][other]) for task in used])

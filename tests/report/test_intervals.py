@@ -207,15 +207,36 @@ def test_a_journal_of_another_schema_is_one_sentence(tmp_path: Path) -> None:
 
 def test_a_benchmark_the_unpruned_model_fails_drops_out_of_a_resample(tmp_path: Path) -> None:
     records, journals = [], {}
-    for method, keep, right in (("none", None, [1] + [0] * 5), ("random", 16, [0] * 6), ("grid", 16, [1] + [0] * 5)):
+    for method, keep, right in (
+        ("none", None, [1] * 4 + [0] * 16),
+        ("random", 16, [0] * 20),
+        ("grid", 16, [1] + [0] * 19),
+    ):
         for task in ("gqa", "vqav2"):
-            values = np.array(right if task == "gqa" else [1, 1, 0, 1, 1, 0])
+            values = np.array(right if task == "gqa" else [1, 1, 0, 1, 1] * 4)
             each = make_record(method, keep, task, float(100 * values.mean()))
             records.append(each)
             journals[each.cell_id] = journal(task, np.repeat(values, 2))
-    found = intervals.compute(loaded(write_run(tmp_path, records, journals)), 300)
-    each = found.differences[GRID, "random", RETENTION]
+    one = loaded(write_run(tmp_path, records, journals))
+    drawn = intervals.scores_by_task(one, intervals.load_usable(one)[0], 300)["gqa"]
+    assert any((scores_R == 0).any() for key, scores_R in drawn.items() if key.method == "none")
+    each = intervals.compute(one, 300).differences[GRID, "random", RETENTION]
     assert np.isfinite([each.low, each.high]).all()
+
+
+def test_retention_has_an_interval_over_exactly_the_benchmarks_that_count(tmp_path: Path) -> None:
+    """GQA's 10 questions do not count: the difference is VQAv2's alone."""
+    records, journals = [], {}
+    for method, keep, share in (("none", None, 0.8), ("holov", 16, 0.4)):
+        for task, num in (("gqa", 10), ("vqav2", NUM)):
+            right = np.arange(num) % 10 < 10 * (share if task == "vqav2" else 0.1)
+            each = replace(make_record(method, keep, task, float(100 * right.mean())), num_samples=num)
+            records.append(each)
+            journals[each.cell_id] = journal(task, right)
+    one = loaded(write_run(tmp_path, records, journals))
+    assert intervals.compute(one, 300).differences[HOLOV, "none", RETENTION].value == pytest.approx(-50)
+    (tmp_path / "samples" / f"{records[3].cell_id}.jsonl").unlink()
+    assert (HOLOV, "none", RETENTION) not in intervals.compute(loaded(tmp_path), 300).differences
 
 
 def test_differences_are_shown_with_their_intervals(tmp_path: Path) -> None:

@@ -122,11 +122,11 @@ def test_flags_are_footnotes() -> None:
 
 
 def test_the_fastest_of_a_budget_is_marked() -> None:
-    times = {"grid": 3.0, "pool": 2.0, "holov": 9.0}
+    times = {"grid": 1.0, "random": 0.5, "fastv": 3.0, "pool": 2.0, "holov": 9.0}
     (section,) = efficiency.sections([make_profile(name, "16", [value]) for name, value in times.items()])
     at = section.columns.index("TTFT (ms)")
     found = {row.cells[0].text: row.cells[at].mark for row in section.rows if row.kind == "data"}
-    assert found == {"grid": "second", "pool": "best", "holov": ""}
+    assert found == {"grid": "", "random": "", "fastv": "second", "pool": "best", "holov": ""}
 
 
 def test_a_sweep_has_no_speed_up() -> None:

@@ -61,7 +61,11 @@ def test_a_benchmark_that_the_unpruned_model_cannot_do_is_left_out_of_retention_
     ]
     section = table([make_record(*row) for row in rows])
     assert section.frame[RETENTION].tolist() == [100, 50]
-    assert "Retention leaves out GQA: none scores 0 there." in section.notes
+    assert section.frame[f"{RETENTION} benchmarks"].tolist() == [1, 1]
+    assert "Retention: mean of 1 of 2 benchmarks of score / score of none, in percent." in section.notes
+    assert (
+        "Shown but left out of the average, for all rows: GQA (unpruned 0.0 ± 0.0 is not clearly above chance, 0.0)."
+    ) in section.notes
 
 
 def test_a_retention_of_nothing_is_nothing() -> None:
@@ -148,27 +152,40 @@ def test_pruning_rates_have_groups_too() -> None:
     assert groups == ["Pruning rate 66.7 %", "Pruning rate 88.9 %"]
 
 
-def test_best_and_second_are_marked_within_a_budget_and_none_takes_no_part() -> None:
-    scores = {"random": 50.0, "grid": 70.0, "pool": 60.0, "holov": 40.0}
+def test_best_and_second_are_marked_within_a_budget_and_references_take_no_part() -> None:
+    scores = {"random": 50.0, "grid": 70.0, "pool": 60.0, "holov": 40.0, "fastv": 30.0}
     rows = [make_record(name, 16, "pope", score) for name, score in scores.items()]
     found = marks(table([RECORDS[0], *rows, make_record("diffprune", 32, "pope", 1.0)]), "POPE")
-    assert found == {"none": "", "grid": "best", "pool": "second", "random": "", "holov": "", "diffprune": ""}
-
-
-def test_rows_that_print_the_same_number_share_a_mark_unless_half_would() -> None:
-    scores = {"random": 50.0, "grid": 70.01, "pool": 70.04, "holov": 40.0, "fastv": 30.0}
-    found = marks(table([make_record(name, 16, "pope", score) for name, score in scores.items()]), "POPE")
-    assert [name for name, mark in found.items() if mark == "best"] == ["grid", "pool"]
-    same = marks(table([make_record(name, 16, "pope", 50.0) for name in scores]), "POPE")
-    assert set(same.values()) == {""}
+    assert {name: mark for name, mark in found.items() if mark} == {"pool": "best", "holov": "second"}
+    assert found.keys() == {"none", *scores, "diffprune"}
 
 
 def test_a_retention_over_fewer_benchmarks_is_not_ranked() -> None:
-    rows = [make_record("random", 16, name, 40.0) for name in ("pope", "gqa")] + [make_record("grid", 16, "pope", 80.0)]
-    section = table([*RECORDS[:2], *rows, *(make_record("pool", 16, name, 30.0) for name in ("pope", "gqa"))])
-    assert marks(section, RETENTION)["grid"] == ""
-    assert marks(section, RETENTION)["random"] == "best"
-    assert any("not comparable" in note for note in section.notes)
+    full = [make_record(method, 16, name, score) for method, score in (("pool", 40.0), ("fastv", 30.0))
+            for name in ("pope", "gqa")]  # fmt: skip
+    section = table([*RECORDS[:2], *full, make_record("holov", 16, "pope", 80.0)])
+    assert marks(section, RETENTION) == {"none": "", "pool": "best", "fastv": "", "holov": ""}
+    assert marks(section, "POPE") == {"none": "", "pool": "best", "fastv": "", "holov": ""}
+    assert "b: mean of 1 of the 2 benchmarks that count; not comparable with other rows, not ranked" in section.notes
+    assert section.frame.set_index("Method").loc["holov", f"{RETENTION} benchmarks"] == 1
+
+
+def test_a_row_that_overspends_has_a_group_of_its_own_and_no_mark() -> None:
+    over = replace(make_record("holov", 16, "pope", 79.0), visual_tokens_per_layer=(17.0, 17.0))
+    section = table(
+        [RECORDS[0], over, *(make_record(name, 16, "pope", 50.0 + len(name)) for name in ("tome", "pool2"))]
+    )
+    assert [row.cells[0].text for row in section.rows] == [
+        "Unpruned, 144 visual tokens (100 %)", "none",
+        "Keep 16 visual tokens (88.9 % pruned)", "pool2", "tome",
+        "Read more than their budget: Keep 16 visual tokens (88.9 % pruned)", "holov",
+    ]  # fmt: skip
+    assert marks(section, "POPE") == {"none": "", "pool2": "best", "tome": "", "holov": ""}
+    assert "a: reads 17.0 visual tokens of a budget of 16; takes no part in the ranking" in section.notes
+    assert section.rows[-1].cells[2].refs == ("a",)
+    assert section.frame.set_index("Method")["Over budget"].to_dict() == {
+        "none": False, "pool2": False, "tome": False, "holov": True,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

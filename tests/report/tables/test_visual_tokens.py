@@ -57,7 +57,7 @@ def test_equal_tokens_need_no_mark() -> None:
 
 @pytest.mark.parametrize(("read", "is_marked"), [(313.7, False), (326.3, False), (313.5, True), (327.0, True)])
 def test_two_percent_are_equal(read: float, is_marked: bool) -> None:
-    section = table(row("holov", (320.0,)), row("divprune", (320.0,)), row("visionzip", (read,)))
+    section = table(row("holov", (320.0,), 400), row("divprune", (320.0,), 400), row("visionzip", (read,), 400))
     assert bool(marks(section)["visionzip"]) == is_marked
 
 
