@@ -38,6 +38,7 @@ from dpbench.cli.options import (
 from dpbench.diffprune.recipe import Recipe
 from dpbench.errors import DpbenchError
 from dpbench.machine import stopping
+from dpbench.machine.device import sleep_while_waiting
 from dpbench.manifest.schema import BackboneEntry, Protocol
 
 app = typer.Typer(
@@ -360,6 +361,7 @@ def doctor(data_root: DataRoot = None) -> None:
 
 def main() -> None:
     """Run the command line; a user error prints one sentence, a stopped command prints how to continue."""
+    sleep_while_waiting()
     try:
         with stopping.exit_on_sigterm():
             app()

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,6 +44,17 @@ print(faults() - before)
 """
 
 
+OPENMP_SETTINGS = """
+import ctypes
+from importlib.util import find_spec
+from pathlib import Path
+from dpbench.machine import device
+device.sleep_while_waiting()
+ctypes.CDLL(str(next((Path(find_spec("torch").origin).parent / "lib").glob("libgomp*"))))
+"""
+"""Loads the OpenMP that torch brings, without torch; it prints its settings where OMP_DISPLAY_ENV is set."""
+
+
 def of_new_thread(first: int | None = None) -> int:
     """Return torch's number of threads in a thread of its own, which has first let itself compute alone."""
     initial = {} if first is None else {"initializer": device.use_one_thread, "initargs": (first,)}
@@ -68,6 +80,19 @@ def test_gradients_are_the_same_whoever_set_the_number_of_threads() -> None:
         for before in befores
     ]
     assert found[0].stdout == found[1].stdout
+
+
+@pytest.mark.skipif(
+    not list((Path(torch.__file__).parent / "lib").glob("libgomp*")), reason="torch brings another OpenMP"
+)
+@pytest.mark.parametrize(("given", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_sleep_while_they_wait_unless_the_environment_says_otherwise(
+    given: dict[str, str], policy: str
+) -> None:
+    inherited = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    env = inherited | given | {"OMP_DISPLAY_ENV": "TRUE"}
+    done = subprocess.run([sys.executable, "-c", OPENMP_SETTINGS], env=env, capture_output=True, check=True, text=True)
+    assert f"OMP_WAIT_POLICY = '{policy}'" in done.stderr
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc is what is set")
