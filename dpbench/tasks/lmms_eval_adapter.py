@@ -122,16 +122,18 @@ def build(
 
     Raises:
         MissingError: the data is missing.
-        ConfigError: a sample has no right answer, or a group is not whole.
+        ConfigError: a file is broken or empty, a sample has no right answer or is there twice, or a group is not whole.
     """
     benchmark = tasks.find(name)
+    truth.check_files(name, data_files(name, data_root))
     with quiet(), without_download_counts(), explained_locks(), unwrapped():
         config = _load_config(name, ocr=ocr, wording=wording, reading=reading)
         config["dataset_kwargs"] = {"data_files": {benchmark.split: literal_paths(data_files(name, data_root))}}
         table = ImageTable.load(data_files(name, data_root, benchmark.images)) if benchmark.images else None
         task = PartialTask(config=config, model_name=wording)
+        truth.check_groups(name, task.test_docs_no_media())
         stop = round_up_to_groups(benchmark, task, limit)
-        truth.check(name, task.test_docs_no_media(), stop)
+        truth.check_samples(name, task.test_docs_no_media(), stop)
         task.build_all_requests(limit=stop)
     requests = tuple(_request(name, instance) for instance in task.instances)
     files = table.files(task.test_docs_no_media()) if table else image_files(task.test_docs())

@@ -103,7 +103,8 @@ def mmbench_results(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
     Differs from lmms-eval's static rule: it takes letters inside words and options that are not there.
     """
     letter = reading.letter(results[0], mmbench_options(doc))
-    result = {"index": doc["index"], "category": doc["category"], "letter": letter, "hit": letter == doc["answer"]}
+    result = {"index": doc["index"], "category": doc["category"], "letter": letter}
+    result["hit"] = letter == doc["answer"].strip().upper()
     return {"gpt_eval_score": result}
 
 

@@ -128,7 +128,8 @@ SAID_BY_HAND: dict[str | None, tuple[str, ...]] = {
     "no": ("Nah", "No no no", "no, there is not", "There isn't.", "It is not.", "Unfortunately, no.", "Is there? No.",
            "不对", "不,没有", "不是的,没有", "沒有", "答案:否", "回答:否", "No, but there is a cat"),
     None: ("Yes, but no", "It is not clear", "There is not a dog", "I am not sure, yes", "No. 5", "No.5",
-           "No one knows", "No problem", "是不是", "unanswerable", "not no", "The answer is not yes", "It is a dog, no?"),
+           "No one knows", "No problem", "是不是", "unanswerable", "not no", "The answer is not yes",
+           "It is a dog, no?"),
 }  # fmt: skip
 
 
