@@ -11,6 +11,7 @@ from dpbench import registry, tasks
 from dpbench.report.figures.colours import PLOTLY_DASHES, PLOTLY_MARKERS, look
 from dpbench.report.figures.data import Point, front
 from dpbench.report.figures.scores import by_label
+from dpbench.report.groups import groups as groups_of
 from dpbench.report.html.commands import command
 from dpbench.report.runs import Comparison, RowKey, Run, row_key
 from dpbench.report.tables.table import Row, Section
@@ -22,10 +23,10 @@ def flat_table(section: Section, comparison: Comparison | None = None, heading: 
 
     Args:
         section: any table.
-        comparison: has the same rows in the same order; then scores link to their records.
+        comparison: has the same rows in the same groups; then scores link to their records.
         heading: replaces the section's heading.
     """
-    keys = iter(comparison.rows if comparison else ())
+    keys = iter([key for _, same in groups_of(comparison, comparison.rows) for key in same] if comparison else ())
     rows, groups = [], []
     for row in section.rows:
         if row.kind == "group":
