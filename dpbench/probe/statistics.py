@@ -41,7 +41,7 @@ def cosines(gram: Matrix) -> Matrix:
     """Return the cosine of every pair, (B, B); 0 for a gradient that is zero."""
     norms = np.sqrt(np.diag(gram))
     scale = np.outer(norms, norms)
-    return np.asarray(np.divide(gram, scale, out=np.zeros_like(gram), where=scale > 0))
+    return np.asarray(np.divide(gram, scale, out=np.zeros_like(gram), where=scale != 0))
 
 
 def mean_cosine(gram: Matrix) -> float:
@@ -56,12 +56,15 @@ def signal_to_noise(gram: Matrix) -> float:
 
 
 def resampled_cosines(gram: Matrix, seed: int = 0) -> NDArray[np.float64]:
-    """Return the mean cosine of bootstrap samples of batches, (RESAMPLES,); a batch never pairs with itself."""
+    """Return the mean cosine of bootstrap samples of batches; a batch never pairs with itself.
+
+    There are `RESAMPLES` of them, less those that drew one batch only, the same for every matrix of a size.
+    """
     rng, size, values = np.random.default_rng(seed), len(gram), cosines(gram)
     counts = rng.multinomial(size, np.full(size, 1 / size), RESAMPLES).astype(np.float64)
     pairs = np.einsum("ri,ij,rj->r", counts, values - np.diag(np.diag(values)), counts)
     num = size**2 - (counts**2).sum(1)
-    return np.asarray(pairs / num)
+    return np.asarray(pairs[num > 0] / num[num > 0])
 
 
 def coherence(gram: Matrix) -> Interval:
