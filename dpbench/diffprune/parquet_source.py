@@ -1,5 +1,7 @@
 """Image-caption pairs in parquet files, or in a dataset of the hub."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,8 @@ from typing import Any
 from dpbench.diffprune.captions import CAPTION_NAMES, caption_names
 from dpbench.diffprune.example import Example, decode, first_line, reading
 from dpbench.errors import ConfigError, MissingError
+from dpbench.storage.files import explain_disk_errors, is_disk_error
+from dpbench.storage.locks import DATASETS_REMEDY, explain_missing_locks
 
 
 class ParquetSource:
@@ -54,15 +58,29 @@ def _file_rows(data: str, files: list[Path]) -> Any:
     if not not_empty:
         return datasets.Dataset.from_dict({column: [] for column in columns})
     try:
-        return datasets.load_dataset(
-            "parquet", data_files=[escape(file) for file in not_empty], split="train", columns=columns
-        )
+        with _explain_cache(datasets):
+            return datasets.load_dataset(
+                "parquet", data_files=[escape(file) for file in not_empty], split="train", columns=columns
+            )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = _find_other_type({file: schemas[file] for file in not_empty}, columns)
         raise ConfigError(
             f"--data {data}: its files do not load as one dataset ({reason or first_line(error.__cause__ or error)}); "
             "give a pattern for the files of one dataset, or fetch damaged files again"
         ) from None
+
+
+@contextmanager
+def _explain_cache(datasets: Any) -> Iterator[None]:
+    """Name the cache, to which `datasets` converts everything, where it cannot be locked or written."""
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    with explain_missing_locks(cache, DATASETS_REMEDY), explain_disk_errors(cache):
+        try:
+            yield
+        except datasets.exceptions.DatasetsError as error:
+            if error.__cause__ and is_disk_error(error.__cause__):
+                raise error.__cause__ from None
+            raise
 
 
 def _common_captions(schemas: dict[str, Any]) -> list[str]:
@@ -107,7 +125,8 @@ def _footer(file: Path) -> Any:
 def _hub_rows(repository: str) -> Any:
     datasets = _import_datasets()
     try:
-        return datasets.load_dataset(repository, split="train")
+        with _explain_cache(datasets):
+            return datasets.load_dataset(repository, split="train")
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise MissingError(
             f"--data {repository}: it is neither a file nor a folder here, and the hub gave no split 'train' of such a "

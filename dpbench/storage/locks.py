@@ -19,6 +19,8 @@ from dpbench.storage import files
 
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EIO})
 """What file systems answer that cannot lock a file."""
+DATASETS_REMEDY = "set HF_DATASETS_CACHE to a folder on a local disk"
+"""How to use another cache of `datasets`, which locks its files itself."""
 _REMEDY = "give --out on a local disk, with a copy of this folder to go on with it"
 
 

@@ -14,7 +14,7 @@ import datasets
 from loguru import logger as eval_logger
 from tenacity import RetryError
 
-from dpbench.storage.locks import explain_missing_locks
+from dpbench.storage.locks import DATASETS_REMEDY, explain_missing_locks
 
 eval_logger.disable("lmms_eval")
 
@@ -56,6 +56,4 @@ def unwrapped() -> Iterator[None]:
 
 def explained_locks() -> contextlib.AbstractContextManager[None]:
     """Name the cache of `datasets` where its file system has no locks."""
-    return explain_missing_locks(
-        Path(datasets.config.HF_DATASETS_CACHE), "set HF_DATASETS_CACHE to a folder on a local disk"
-    )
+    return explain_missing_locks(Path(datasets.config.HF_DATASETS_CACHE), DATASETS_REMEDY)

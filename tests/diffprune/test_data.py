@@ -1,5 +1,6 @@
 """Sources of every form, what they refuse, and an order of data that depends on seed and epoch alone."""
 
+import errno
 import gzip
 import json
 import sys
@@ -18,7 +19,7 @@ from dpbench.diffprune.broken import Broken
 from dpbench.diffprune.data import Indices, order, split, step_indices, training_batches
 from dpbench.diffprune.example import Example, Source
 from dpbench.diffprune.sources import ToySource, open_source
-from dpbench.errors import ConfigError
+from dpbench.errors import ConfigError, StorageError
 from dpbench.toy.questions import caption
 from dpbench.toy.scenes import draw, is_held_out, training_scene
 
@@ -217,6 +218,24 @@ def test_parquet_files_that_cannot_be_read_are_refused(tmp_path: Path, refusal: 
     damaged = write("damaged.parquet", image=[encoded(1)], caption=["a"])
     damaged.write_bytes(b"PAR1" + bytes(50) + damaged.read_bytes()[54:])
     assert "do not load as one dataset (" in refusal(lambda: open_source(str(damaged), seed=0))
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_a_full_disk_under_the_cache_is_said_to_be_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_wrapped: bool
+) -> None:
+    """`datasets` converts parquet files in its cache; the files are not to blame when there is no room for that."""
+    parquet.write_table(pa.table({"image": [encoded(1)], "caption": ["a"]}), tmp_path / "a.parquet")
+
+    def fill(*_: object, **__: object) -> None:
+        full = OSError(errno.ENOSPC, "No space left on device")
+        if not is_wrapped:
+            raise full
+        raise datasets.exceptions.DatasetGenerationError("An error occurred") from full
+
+    monkeypatch.setattr(datasets, "load_dataset", fill)
+    with pytest.raises(StorageError, match=rf"^{tmp_path / 'cache'}: cannot be written \(No space left on device\)"):
+        open_source(str(tmp_path), seed=0)
 
 
 def test_the_hub_offline_is_one_sentence(refusal: Refusal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,16 +11,21 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 from filelock._api import FileLockMeta
 from places import TOY_DATA
+from pyarrow import parquet
 
-from dpbench.errors import ConfigError
+from dpbench.diffprune.sources import open_source
+from dpbench.errors import ConfigError, DpbenchError, StorageError
 from dpbench.evaluation import merging
 from dpbench.evaluation.sharding import WHOLE, Shard, hold_folder
 from dpbench.storage import locks
 from dpbench.tasks import lmms_eval_adapter
+from dpbench.tasks.data import pull
 
 HOLD = (
     "import sys\nfrom pathlib import Path\nfrom dpbench.evaluation.sharding import Shard, hold_folder\n"
@@ -104,6 +109,73 @@ def test_a_file_system_without_locks_is_named_with_a_way_on(
     monkeypatch.undo()
     with hold_folder(tmp_path):
         pass  # nothing is left behind
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "dangling link"])
+def test_a_lock_file_that_is_something_else_is_named_and_left_alone(kind: str, tmp_path: Path) -> None:
+    path, other = tmp_path / "run.lock", tmp_path / "other"
+    if kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(other)
+    if kind == "link":
+        other.write_text("of somebody")
+    with pytest.raises(ConfigError, match=rf"^{path}: cannot be opened as a lock file \(.*\); remove it if it is not"):
+        locks.take(path, seconds=0)
+    assert kind == "folder" or path.is_symlink()
+    assert kind != "link" or other.read_text() == "of somebody"
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "said"),
+    [
+        (errno.EACCES, ConfigError, "cannot be opened as a lock file (Permission denied); "),
+        (errno.EPERM, ConfigError, "cannot be opened as a lock file (Operation not permitted); "),
+        (errno.EROFS, StorageError, "cannot be written (Read-only file system); "),
+        (errno.ENOSPC, StorageError, "cannot be written (No space left on device); "),
+        (errno.EDQUOT, StorageError, "cannot be written (Disk quota exceeded); "),
+    ],
+)
+def test_a_lock_file_that_cannot_be_made_is_one_sentence(
+    number: int, error: type[DpbenchError], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: object, *_: object) -> int:
+        raise OSError(number, os.strerror(number), path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with pytest.raises(error) as raised:
+            locks.take(tmp_path / "run.lock", seconds=0)
+    assert str(raised.value).startswith(f"{tmp_path / 'run.lock'}: {said}")
+
+
+@pytest.mark.parametrize("content", ["", '{"pid": 1, "host": "elsewhere", "since": "2020"}', "\udcff"])
+def test_the_lock_file_of_one_who_is_gone_is_taken_over(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.lock"
+    path.write_text(content, errors="surrogateescape")
+    locks.take(path, seconds=0).release()
+    assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
+def test_training_and_download_name_the_folder_that_has_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training converts parquet files in the cache of `datasets`; a download locks each file that it writes."""
+    parquet.write_table(pa.table({"image": [b"x"], "caption": ["a"]}), tmp_path / "a.parquet")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def no_lock(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_lock)
+    with pytest.raises(locks.NoLocksError, match=rf"^{tmp_path / 'cache'}: .*; set HF_DATASETS_CACHE to a folder on a"):
+        open_source(str(tmp_path), seed=0)
+    with pytest.raises(locks.NoLocksError, match=rf"^{tmp_path}: .*; give --out on a local disk"):
+        locks.take(tmp_path / "train.lock", seconds=1)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", no_lock)
+    info = SimpleNamespace(id="a/b", sha="c")
+    with pytest.raises(locks.NoLocksError, match=rf"^{tmp_path / 'data'}: .*; give --to DIR on a local disk"):
+        pull._fetch(info, [], tmp_path / "data", None)  # type: ignore[arg-type]
 
 
 def test_lmms_evals_shared_locks_are_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from dpbench.errors import ConfigError, DpbenchError, MissingError
+from dpbench.storage.locks import explain_missing_locks
 from dpbench.tasks import ORGANISATIONS, TASKS, find
 from dpbench.tasks.data import origin
 from dpbench.tasks.data.origin import Origin
@@ -70,22 +71,22 @@ def pull(names: Sequence[str], to: Path | None, revision: str | None = None) -> 
 
 def _fetch(info: DatasetInfo, siblings: Sequence[RepoSibling], place: Path | None, revision: str | None) -> Pulled:
     """Download files into a folder, or into the hub's cache if there is none."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
     try:
-        folder = Path(
-            snapshot_download(
+        with explain_missing_locks(place or Path(constants.HF_HUB_CACHE), "give --to DIR on a local disk"):
+            downloaded = snapshot_download(
                 info.id,
                 repo_type="dataset",
                 revision=info.sha if place else revision,  # the cache is looked up under the requested name
                 allow_patterns=[escape(sibling.rfilename) for sibling in siblings],
                 local_dir=place,
             )
-        )
     except _hub_errors() as error:
         raise MissingError(
             f"data pull: {info.id} was interrupted ({_cause(error)}); run the same command again, it resumes there"
         ) from None
+    folder = Path(downloaded)
     for sibling in siblings:
         # The hub's client silently returns an existing folder if the connection breaks before it has listed the files.
         if not (folder / sibling.rfilename).is_file():
