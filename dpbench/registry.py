@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from dpbench.errors import ConfigError, did_you_mean, format_value
 from dpbench.storage import plain_yaml
+from dpbench.storage.exact_numbers import find_inexact
 
 if TYPE_CHECKING:
     from dpbench.method import Method
@@ -51,11 +52,15 @@ def load(name: str, params: Mapping[str, object] | None = None) -> Method:
         if param not in fields:
             raise ConfigError(f"--param: method {name!r} has no parameter {param!r}; {did_you_mean(param, fields)}")
     try:
-        return _adapter(method_class).validate_python(dict(params or {}))
+        method = _adapter(method_class).validate_python(dict(params or {}))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "parameters"
         raise ConfigError(f"--param: {name}.{where}: {first['msg']}, got {format_value(first['input'])}") from None
+    if found := find_inexact(params or {}, {param: getattr(method, param) for param in params or {}}):
+        place = ".".join(map(str, found[0]))
+        raise ConfigError(f"--param: {name}.{place}: must be a finite number, got {format_value(found[1])}")
+    return method
 
 
 @cache

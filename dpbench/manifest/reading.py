@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from dpbench.errors import ConfigError, did_you_mean, format_value
 from dpbench.manifest.schema import BackboneEntry, Budgets, Manifest, MethodEntry, Protocol
 from dpbench.storage import plain_yaml
+from dpbench.storage.exact_numbers import find_inexact
 
 
 def shipped() -> dict[str, Path]:
@@ -33,10 +34,24 @@ def load_manifest(path: Path) -> Manifest:
         data, node = plain_yaml.load(_text(path))
     except plain_yaml.YamlError as error:
         raise ConfigError(f"{path}{f':{error.line}' if error.line else ''}: {error}") from None
+    _refuse_keys_that_are_no_text(path, node)
     if not isinstance(data, dict):
         kind = "nothing" if data is None else type(data).__name__
         raise ConfigError(f"{path}: a manifest is a mapping with name, backbone, methods, ..., found {kind}")
     return make_manifest(data, source=str(path), node=node)
+
+
+def _refuse_keys_that_are_no_text(path: Path, node: yaml.Node | None) -> None:
+    """Refuse keys such as 1, ~ and true, which records, being JSON, would hold as text."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                text = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+                raise ConfigError(f"{path}:{key.start_mark.line + 1}: the key {text} is not text; put it in quotes")
+            _refuse_keys_that_are_no_text(path, value)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_keys_that_are_no_text(path, item)
 
 
 def _existing(path: Path) -> Path:
@@ -68,7 +83,7 @@ def make_manifest(data: Mapping[str, Any], *, source: str, node: yaml.Node | Non
         ConfigError: one sentence on the first thing wrong, with its line where there is a file.
     """
     try:
-        return Manifest.model_validate(data)
+        manifest = Manifest.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         text = _complaint(dict(first), in_file=node is not None)
@@ -80,6 +95,9 @@ def make_manifest(data: Mapping[str, Any], *, source: str, node: yaml.Node | Non
         key, _, text = str(error).partition(": ")
         loc = ("budgets", "keep") if key == "--keep" else tuple(key.split("."))
         raise ConfigError(f"{_place(source, loc, node)}{text}") from None
+    if found := find_inexact(data, manifest.model_dump()):
+        raise ConfigError(f"{_place(source, found[0], node)}must be a finite number, got {format_value(found[1])}")
+    return manifest
 
 
 def _place(source: str, loc: tuple[int | str, ...], node: yaml.Node | None) -> str:

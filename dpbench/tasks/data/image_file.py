@@ -63,10 +63,12 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     """Return an image of eight bits a band: the same one if it is."""
     if image.mode == "La":  # grey with premultiplied alpha, which Pillow converts to LA only
         return image.convert("LA")
-    if not image.mode.startswith(("I", "F")):
-        return image
     bits, is_signed = _find_depth(image)
+    if not image.mode.startswith(("I", "F")) and not (image.mode == "L" and is_signed):
+        return image
     stored = np.asarray(image)
+    if image.mode == "L":
+        stored = stored.view(np.int8)  # Pillow reads signed values of 8 bits as unsigned ones
     if image.mode == "I" and not is_signed:
         stored = stored.view(np.uint32)  # Pillow reads unsigned values of 32 bits as signed ones
     values_HW = stored.astype(np.float64)
@@ -84,7 +86,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def _find_depth(image: Image.Image) -> tuple[int, bool]:
     """Return how many bits each value of a deep image's file has, and whether it may be negative."""
     if tags := getattr(image, "tag_v2", None):
-        return tags[BITSPERSAMPLE][0], tags.get(SAMPLEFORMAT, (_UNSIGNED,))[0] != _UNSIGNED
+        return tags.get(BITSPERSAMPLE, (1,))[0], tags.get(SAMPLEFORMAT, (_UNSIGNED,))[0] != _UNSIGNED
+    if not image.mode.startswith(("I", "F")):
+        return 8, False
     is_16_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
     return (16, False) if is_16_bits else (32, True)
 

@@ -3,6 +3,7 @@
 import io
 import shutil
 import struct
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -88,6 +89,7 @@ def test_a_dark_image_of_sixteen_bits_stays_dark() -> None:
         pytest.param(b"\xff\xff\0\0", 16, 1, 1, [255, 0], id="16 bits"),
         pytest.param(b"\xff\xff\0\0", 16, 1, 0, [0, 255], id="16 bits, 0 is white"),
         pytest.param(b"\xff\x7f\0\x40", 16, 2, 1, [255, 128], id="16 bits with sign"),
+        pytest.param(b"\x7f\x40", 8, 2, 1, [255, 129], id="8 bits with sign"),
         pytest.param(b"\xff\xf8\0", 12, 1, 1, [255, 128], id="12 bits"),
         pytest.param(b"\xff\xff\xff\xff\0\0\0\x80", 32, 1, 1, [255, 128], id="32 bits without sign"),
         pytest.param(b"\xff\xff\xff\x7f\0\0\0\x40", 32, 2, 1, [255, 128], id="32 bits with sign"),
@@ -98,6 +100,19 @@ def test_the_header_of_a_tiff_says_what_white_is(
 ) -> None:
     file = tiff(values, bits=bits, sample_format=sample_format, photometric=photometric)
     assert grey(file).tolist() == [levels]
+
+
+@pytest.mark.parametrize(("kind", "num_bands"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_sixteen_bits_of_every_kind_of_png_are_scaled_and_alpha_is_left_out(kind: int, num_bands: int) -> None:
+    """By PNG's colour type: grey, colours, and both with alpha, which is 0 here."""
+    pixels = np.zeros((1, 3, num_bands), ">u2")
+    pixels[0, :, : num_bands - (kind >= 4)] = [[0], [32896], [65535]]
+    body = zlib.compress(b"\0" + pixels.tobytes())
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 3, 1, 16, kind, 0, 0, 0)), (b"IDAT", body), (b"IEND", b""))
+    file = b"\x89PNG\r\n\x1a\n"
+    for name, data in chunks:
+        file += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    assert grey(file).tolist() == [[0, 128, 255]]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB"])
