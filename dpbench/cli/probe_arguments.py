@@ -19,12 +19,15 @@ from dpbench.probe.settings import SETTINGS, ProbeSettings
 class ProbeFlags(BaseModel):
     """The flags of every probe; lists are text with commas, and what is not given is as by default."""
 
-    backbone: str = Field(default="toy-llava", description="Backbone whose scorer is probed.")
+    backbone: str = Field(default="toy-llava", description="Backbone behind whose projector the scorer sits.")
+    classifier: str | None = Field(
+        default=None, description="Or a ViT or DeiT behind whose patch embedding it sits: folder or hub repository."
+    )
     variant: str | None = Field(default=None, description="Ways to train, with commas: diffprune,gumbel-ste-mean.")
     keep: str | None = Field(default=None, description="Budgets, counts or shares, with commas.")
     tau: str | None = Field(default=None, description="Temperatures in units of the fresh scores' spread, with commas.")
     checkpoints: str | None = Field(default=None, description="Folders of trained scorers, with commas.")
-    data: str | None = Field(default=None, description="Image-caption pairs: toy, folder, *.parquet, *.tar, hub.")
+    data: str | None = Field(default=None, description="Images with captions, or with classes for a classifier.")
     weights: str | None = Field(default=None, description="Folder or hub repository in place of the default; random.")
     seed: int = Field(default=0, description="Seed of weights, images and noise.")
 
@@ -66,6 +69,23 @@ def _parse_list(flag: str, text: str) -> list[Any]:
         raise ConfigError(f"--{flag}: {text!r} is not a list of numbers; give for example 16,48") from None
 
 
+def check_site(flags: Given, recipe_params: Mapping[str, Any]) -> None:
+    """Refuse flags that do not go together.
+
+    Raises:
+        ConfigError: names the flag that would be ignored, or that is missing.
+    """
+    if "classifier" not in flags:
+        return
+    for flag in ("backbone", "weights"):
+        if flag in flags:
+            raise ConfigError(f"--classifier and --{flag} are two models; give one of them")
+    if recipe_params:
+        raise ConfigError(f"--param {next(iter(recipe_params))}: a classifier's scorer has no recipe; remove it")
+    if "data" not in flags:
+        raise ConfigError("--classifier: needs images with classes; give --data FOLDER, one sub-folder per class")
+
+
 def build_recipe(flags: Given, params: Mapping[str, Any]) -> Recipe:
     """Return backbone, data and sizes of the scorer, as of a training.
 
@@ -77,5 +97,6 @@ def build_recipe(flags: Given, params: Mapping[str, Any]) -> Recipe:
 
 
 def probe_folder(flags: Given, out: Path | None) -> Path:
-    """Return where a probe writes: `out`, or a folder under results/ named after the backbone."""
-    return out or Path("results") / f"probe-{flags.get('backbone', 'toy-llava')}"
+    """Return where a probe writes: `out`, or a folder under results/ named after the model."""
+    model = Path(flags["classifier"]).name if "classifier" in flags else flags.get("backbone", "toy-llava")
+    return out or Path("results") / f"probe-{model}"

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from dpbench.cli import probe_arguments
 from dpbench.cli.flags import Given, with_flags
 from dpbench.cli.options import Device
-from dpbench.cli.probe_arguments import ProbeFlags, build_recipe, build_settings, probe_folder
+from dpbench.cli.probe_arguments import ProbeFlags
 
 app = typer.Typer(help="Measure gradient coherence, loss landscape, and noise against removal.", no_args_is_help=True)
 
@@ -41,8 +42,14 @@ def noise(*, flags: Given, param: Params = None, device: Device = Device.auto, o
 
 
 def _run(probe: str, flags: Given, params: list[str], device: Device, out: Path | None) -> None:
-    settings, rest = build_settings(probe, flags, params)
-    recipe, folder = build_recipe(flags, rest), probe_folder(flags, out)
-    from dpbench.probe.launch import launch
+    settings, recipe_params = probe_arguments.build_settings(probe, flags, params)
+    probe_arguments.check_site(flags, recipe_params)
+    recipe = None if "classifier" in flags else probe_arguments.build_recipe(flags, recipe_params)
+    from dpbench.probe import launch
 
-    typer.echo(launch(probe, recipe, settings, folder, device=device.value))
+    if recipe is not None:
+        site = launch.at_projector(recipe)
+    else:
+        site = launch.at_patches(flags["classifier"], flags["data"], settings.seed)
+    folder = probe_arguments.probe_folder(flags, out)
+    typer.echo(launch.launch(probe, site, settings, folder, device=device.value))

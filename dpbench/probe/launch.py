@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -11,22 +12,25 @@ from dpbench.machine.device import pick_device
 from dpbench.probe.coherence import COHERENCE
 from dpbench.probe.landscape import LANDSCAPE
 from dpbench.probe.noise import NOISE
+from dpbench.probe.patch_site import open_patch_site
 from dpbench.probe.projector_site import open_projector_site
 from dpbench.probe.runner import probe
 from dpbench.probe.settings import ProbeSettings
+from dpbench.probe.site import Site
 from dpbench.report.tables import probes
 from dpbench.report.tables.render import render_all
 from dpbench.storage import files
 
+OpenSite = Callable[[str, Console], Site]
 KINDS = {kind.name: kind for kind in (COHERENCE, LANDSCAPE, NOISE)}
 
 
-def launch(name: str, recipe: Recipe, settings: ProbeSettings, folder: Path, *, device: str) -> str:
+def launch(name: str, open_site: OpenSite, settings: ProbeSettings, folder: Path, *, device: str) -> str:
     """Measure what has no record yet and return the table as Markdown.
 
     Args:
         name: of the probe.
-        recipe: backbone, data and sizes of the scorer, as of a training.
+        open_site: loads model, data and scorer.
         settings: what is measured.
         folder: gets the records.
         device: "auto", "cpu" or "cuda".
@@ -38,6 +42,15 @@ def launch(name: str, recipe: Recipe, settings: ProbeSettings, folder: Path, *, 
     """
     files.check_writable(folder)
     console, chosen = Console(stderr=True), pick_device(device)
-    site = open_projector_site(recipe, device=chosen, console=console)
-    lines = probe(KINDS[name], site, settings, folder, device=chosen, console=console)
+    lines = probe(KINDS[name], open_site(chosen, console), settings, folder, device=chosen, console=console)
     return render_all(probes.sections(lines), "markdown")
+
+
+def at_projector(recipe: Recipe) -> OpenSite:
+    """Return how to open the site behind a backbone's projector, for the scorer of a recipe."""
+    return lambda device, console: open_projector_site(recipe, device=device, console=console)
+
+
+def at_patches(classifier: str, data: str, seed: int) -> OpenSite:
+    """Return how to open the site behind a classifier's patch embedding."""
+    return lambda device, _: open_patch_site(classifier, data, seed=seed, device=device)
