@@ -61,4 +61,4 @@ def decode(data: bytes, captions: Iterable[object]) -> Example:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, to quote in a sentence."""
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")

@@ -36,7 +36,11 @@ class Recipe(BaseModel):
     )
     variant: Variant = Field(default="diffprune", description="DiffPrune, or a control of its ablations.")
     fill: Fill = "zero"  # straight-through variants: what stands in for a dropped token
-    keep: str = Field(default="64,128,192", description="Budgets: 64, or 64,128,192, or shares as 0.05-0.4.")
+    keep: str = Field(
+        default="64,128,192",
+        description="Budgets: 64, or 64,128,192, or shares as 0.05-0.4.",
+        coerce_numbers_to_str=True,  # --param keep=64 is read as a number
+    )
     data: str = Field(description="Image-caption pairs: toy, folder, *.parquet, *.tar, hub.")
     fraction: float = Field(default=1.0, gt=0, le=1)  # share of the data to train on, a seeded subset
     caption: Literal["first", "random"] = "first"  # of an image with several: the first, or another one in every epoch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,9 +18,9 @@ SUMMARIZED = ("clock_mhz", "temperature_c", "power_w")
 
 
 def spread(times_ms: Sequence[float]) -> float:
-    """Return the ratio of the 90th to the 10th percentile."""
+    """Return the ratio of the 90th to the 10th percentile; infinity where a time is not above 0."""
     low, high = np.quantile(times_ms, [0.1, 0.9])
-    return float(high / low)
+    return float(high / low) if low > 0 else math.inf
 
 
 def find_flags(times_ms: Sequence[float], readings: Sequence[Reading] = ()) -> Iterator[str]:

@@ -28,7 +28,7 @@ from dpbench.diffprune.interruption import Interruption, LateError
 from dpbench.diffprune.resume import Progress
 from dpbench.diffprune.setup import Setup
 from dpbench.diffprune.sources import ToySource
-from dpbench.errors import StorageError
+from dpbench.errors import DpbenchError, StorageError
 from dpbench.machine.stopping import Stopped
 
 
@@ -148,6 +148,23 @@ def test_a_reader_process_survives_the_signal_that_stops_the_training(number: si
     assert [len(batch) for batch in examples] == [1] * 11
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one core
+def test_a_reader_that_is_killed_ends_the_training_in_one_sentence() -> None:
+    """The system kills one when memory runs out; torch then raises its error in any line of the training."""
+
+    def read() -> None:
+        examples = read_batches(ToySource(0), [np.array([i]) for i in range(99)], num_workers=1, broken=Broken())
+        for _ in examples:
+            for reader in multiprocessing.active_children():
+                reader.kill()
+
+    sentence = r"a process that reads images ahead was ended \(DataLoader worker .*\), perhaps because memory ran out; "
+    with pytest.raises(DpbenchError, match=sentence), interruption.explain_lost_reader():
+        read()
+    with pytest.raises(RuntimeError, match="of something else"), interruption.explain_lost_reader():
+        raise RuntimeError("of something else")
+
+
 KILLED_READING = """
 import os, sys
 from multiprocessing import active_children
@@ -185,6 +202,24 @@ def is_running(number: int) -> bool:
         return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+LAUNCHER = """
+import subprocess, sys
+child = "import sys, os; from dpbench.diffprune import interruption; interruption.end_with(os.getppid()); "
+child += "print(os.getpid(), flush=True); sys.stdin.read()"
+subprocess.run([sys.executable, "-c", child], stdin=subprocess.PIPE)
+"""
+
+
+def test_a_training_ends_with_its_killed_launcher() -> None:
+    with subprocess.Popen([sys.executable, "-c", LAUNCHER], stdout=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout is not None
+        training = int(launcher.stdout.readline())
+        assert is_running(training)
+        launcher.kill()
+        launcher.wait()
+        assert are_gone([training])
 
 
 @pytest.mark.parametrize("signalled", [False, True])

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -59,6 +60,16 @@ def test_an_error_of_all_processes_is_said_once(
         with pytest.raises(SystemExit) as done:
             commands.main()
         assert (done.value.code, capsys.readouterr().err) == (2, said)
+
+
+@pytest.mark.parametrize(("num", "parents"), [(1, []), (2, [os.getppid()])])
+def test_of_several_processes_each_ends_with_its_launcher_and_one_alone_ends_with_nobody(
+    num: int, parents: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    followed: list[int] = []
+    monkeypatch.setattr("dpbench.diffprune.interruption.end_with", followed.append)
+    processes.end_with_launcher(SimpleNamespace(num_processes=num))  # type: ignore[arg-type]
+    assert followed == parents
 
 
 def test_an_error_of_one_process_is_said_by_it() -> None:

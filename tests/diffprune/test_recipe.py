@@ -10,6 +10,7 @@ from small_training import small_recipe
 from dpbench.diffprune.recipe import make_recipe
 from dpbench.diffprune.setup import build_setup
 from dpbench.errors import ConfigError
+from dpbench.registry import parse_params
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,11 @@ def test_a_tower_that_reads_any_shape_has_no_image_aspect() -> None:
 def test_the_frozen_backbone_reads_images_as_the_recipe_says(aspect: str) -> None:
     setup = build_setup(small_recipe(image_aspect=aspect), Accelerator(cpu=True), Console(quiet=True))
     assert setup.objective.backbone.pads is (aspect == "pad")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("text", "keep"), [("16", "16"), ("016", "16"), ("0.25", "0.25"), ("16,32", "16,32")])
+def test_a_budget_that_is_read_as_a_number_is_a_budget(text: str, keep: str) -> None:
+    assert make_recipe("toy-llava", parse_params([f"keep={text}"])).keep == keep
 
 
 def test_only_a_variant_that_drops_tokens_has_a_fill() -> None:

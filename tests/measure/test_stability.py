@@ -1,5 +1,7 @@
 """Reasons to doubt a row: scatter, a falling clock, throttling, other processes."""
 
+import math
+
 import pytest
 
 from dpbench.machine.nvml import Reading
@@ -24,6 +26,16 @@ def test_a_single_time_is_flagged() -> None:
 
 def test_the_spread_is_the_ninetieth_over_the_tenth_percentile() -> None:
     assert spread([float(n) for n in range(10, 21)]) == pytest.approx(19 / 11)
+
+
+@pytest.mark.parametrize("times", [[0.0, 0.0], [math.nan, 5.0], [-1.0, 5.0]])
+def test_what_is_no_time_is_never_steady(times: list[float]) -> None:
+    assert list(find_flags(times)) == ["scatters: 90th over 10th percentile is inf"]
+
+
+@pytest.mark.parametrize("times", [[7.0] * 2, [7.0] * 30, [7.0, 7.1]])
+def test_equal_times_are_steady(times: list[float]) -> None:
+    assert not list(find_flags(times))
 
 
 def test_scatter_is_flagged_with_its_size() -> None:
