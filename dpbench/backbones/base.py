@@ -13,14 +13,18 @@ from typing import Any
 
 import torch
 from PIL.Image import Image, Resampling
+from PIL.Image import new as new_image
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
 from dpbench.backbones.conversation import ConversationTokenizer, find_spans
 from dpbench.backbones.finite_logits import FiniteLogits
-from dpbench.errors import ConfigError, ImageError, UnsupportedError
+from dpbench.errors import ConfigError, ImageError, UnsupportedError, explain, format_value
 from dpbench.machine.image_memory import explain_too_large
 from dpbench.method import ImageTokens
+
+_ORDINARY_SIZE = (90, 70)
+"""Width and height of a picture that every processor must read; no tower's patches fill it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +120,54 @@ class Backbone(ABC):
                 f"--backbone {self.name}: its processor has no chat template; give --prompt vicuna_v1 if it is a "
                 "Vicuna, or add chat_template.jinja to the folder"
             )
+        conversation = self._probe_conversation()
         token = self.processor.tokenizer.convert_ids_to_tokens(self.image_id)
-        if token is None or self.chat(1, "").count(token) != 1:
+        if token is None or conversation.count(token) != 1:
             raise ConfigError(
                 f"--backbone {self.name}: its configuration marks images with the token {self.image_id}, which its "
                 f"tokenizer calls {token!r} and its conversation does not contain once; give the tokenizer that "
                 "belongs to the weights"
             )
+        if self.model.generation_config.eos_token_id is None:
+            raise ConfigError(
+                f"--backbone {self.name}: neither its generation_config.json nor its tokenizer names the token that "
+                "ends an answer; add eos_token to tokenizer_config.json"
+            )
+        self._check_preprocessing()
+
+    def _probe_conversation(self) -> str:
+        """Return a conversation about one image, after a check that its question is in it.
+
+        Raises:
+            ConfigError: the chat template cannot be read, or leaves out what is asked.
+        """
+        question = "What is this?"
+        try:
+            conversation = self.chat(1, question)
+        except Exception as error:
+            reason = explain(error)
+        else:
+            if conversation.count(question) == 1:
+                return conversation
+            reason = f"it makes {format_value(conversation)} of the question {question!r}"
+        raise ConfigError(
+            f"--backbone {self.name}: its chat template makes no conversation ({reason}); give the chat template that "
+            "belongs to the weights"
+        )
+
+    def _check_preprocessing(self) -> None:
+        """Refuse a processor that cannot make a picture ready for the tower, whatever the reason.
+
+        Raises:
+            ConfigError: says what it raised.
+        """
+        try:
+            self.preprocess([new_image("RGB", _ORDINARY_SIZE)])
+        except Exception as error:
+            raise ConfigError(
+                f"--backbone {self.name}: its processor {type(self.processor.image_processor).__name__} cannot read a "
+                f"picture ({explain(error)}); give the processor that belongs to the weights"
+            ) from error
 
     @property
     def resample(self) -> Resampling:

@@ -64,6 +64,10 @@ class CLIPTower:
         config, image_processor = backbone.model.config, backbone.processor.image_processor
         backbone.require_equal("vision_config.model_type", self.tower.config.model_type, "clip_vision_model")
         backbone.require_equal("vision_feature_select_strategy", config.vision_feature_select_strategy, "default")
+        for setting, value in (("vision_feature_select_strategy", "default"), ("patch_size", self.patch_size)):
+            theirs = getattr(backbone.processor, setting, None)  # earlier checkpoints lack them
+            if theirs is not None:
+                backbone.require_equal(f"{setting} of the processor", theirs, value)
         backbone.require_equal("size.shortest_edge", image_processor.size["shortest_edge"], self.image_size)
         for side in ("height", "width"):
             backbone.require_equal(f"crop_size.{side}", image_processor.crop_size[side], self.image_size)

@@ -38,6 +38,7 @@ class Family:
         image_aspect: how an image that is not square becomes square: "pad" with the mean colour, as LLaVA-1.5 was
             trained and evaluated, or "crop" to its middle; None where the tower takes other shapes.
         pixels: how few and how many pixels an image is resized to, where the tower takes any size.
+        decoder: the `model_type` of its text model, where its conversation is that model's.
         paper_table: the table of the DiffPrune paper that measures its kind; None if there is none.
     """
 
@@ -54,6 +55,7 @@ class Family:
     image_aspect: Literal["pad", "crop"] | None = None
     pixels: tuple[int, int] | None = None
     paper_table: int | None = None
+    decoder: str | None = None
 
     @property
     def native_resolution(self) -> bool:
@@ -88,6 +90,7 @@ def _next(
         tiles=True,
         prompt=prompt,
         paper_table=2,
+        decoder="llama" if prompt == "vicuna_v1" else "mistral",
     )
 
 

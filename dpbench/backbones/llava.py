@@ -69,8 +69,10 @@ class Llava(Backbone):
 
     def check_settings(self) -> None:
         """Refuse settings under which the tower would be read in another way."""
-        super().check_settings()
         self.tower.check_settings(self)
+        for setting in ("do_resize", "do_center_crop"):
+            self.require_equal(setting, getattr(self.processor.image_processor, setting), True)
+        super().check_settings()
 
     def set_image_aspect(self, aspect: str) -> None:
         """Set how an image that is not square becomes square.

@@ -14,6 +14,7 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 from dpbench.backbones import clip_tower
 from dpbench.backbones.base import Backbone, Features, Pixels
 from dpbench.backbones.clip_tower import CLIPTower
+from dpbench.errors import ConfigError
 
 MODEL, PROCESSOR = LlavaNextForConditionalGeneration, LlavaNextProcessor
 
@@ -27,15 +28,29 @@ class LlavaNext(Backbone):
         super().__init__(name, model, processor)
         self.tower = CLIPTower(self.core.vision_tower, model.config.vision_feature_layer)
         self.pinpoints = [list(pair) for pair in model.config.image_grid_pinpoints]
+        self._check_pinpoints()
         self.max_views = 1 + max(height * width for height, width in self.pinpoints) // self.tower.image_size**2
         self.layout = lru_cache(maxsize=256)(self._layout)
 
     def check_settings(self) -> None:
         """Refuse settings under which the tower would be read in another way."""
-        super().check_settings()
         self.tower.check_settings(self)
         theirs = [list(pair) for pair in self.processor.image_processor.image_grid_pinpoints]
         self.require_equal("image_grid_pinpoints of the processor", theirs, self.pinpoints)
+        super().check_settings()
+
+    def _check_pinpoints(self) -> None:
+        """Refuse sizes that the tower's views do not fill.
+
+        Raises:
+            ConfigError: names them.
+        """
+        side = self.tower.image_size
+        if not self.pinpoints or any(size <= 0 or size % side for pair in self.pinpoints for size in pair):
+            raise ConfigError(
+                f"--backbone {self.name}: its configuration has image_grid_pinpoints = {self.pinpoints}, which must be "
+                f"sizes of whole views of {side} pixels; give other weights"
+            )
 
     def set_grids(self, whose: str) -> None:
         """Set who decides between two grids that fit an image equally well.
@@ -71,9 +86,9 @@ class LlavaNext(Backbone):
     def _base_views(self, images: Sequence[Image], grids: Sequence[tuple[int, int]]) -> list[Pixels]:
         """Preprocess each image as a base view of another size, without tiles; one newline follows it."""
         theirs = self.processor.image_processor
-        plain = CLIPImageProcessor(
-            do_resize=False, do_center_crop=False, image_mean=theirs.image_mean, image_std=theirs.image_std
-        )
+        settings = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+        values = {setting: getattr(theirs, setting) for setting in settings}
+        plain = CLIPImageProcessor(do_resize=False, do_center_crop=False, **values)
         sizes = map(self.tower.pixel_size, grids)
         views = [image.convert("RGB").resize(size, self.resample) for image, size in zip(images, sizes, strict=True)]
         return [

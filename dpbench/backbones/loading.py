@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpbench.backbones.families import FAMILIES, RANDOM, VICUNA_V1, find
-from dpbench.backbones.weights import locate
+from dpbench.backbones.weights import HARMLESS, check_conversation, locate
 from dpbench.errors import ConfigError, MissingError
 
 if TYPE_CHECKING:
     from dpbench.backbones.base import Backbone
-
-_HARMLESS = ("position_ids", "rotary_emb.inv_freq")
-"""Ends of keys that old checkpoints hold and models compute themselves."""
 
 
 def load(
@@ -65,6 +62,8 @@ def load(
         model, processor = _random(name, device=device, dtype=dtype, attention=attention)
     else:
         folder, settings = locate(name, weights, revision), _settings(device_map, quantize, dtype)
+        if prompt is None:
+            check_conversation(name, folder)
         model, processor = _trained(name, folder, dtype=dtype, attention=attention, settings=settings)
         # transformers places packed weights itself.
         is_placed = bool(settings) or getattr(model, "hf_quantizer", None) is not None
@@ -94,7 +93,9 @@ def _trained(name: str, folder: Path, *, dtype: str, attention: str, settings: d
     disable_progress_bar()
     settings = {"dtype": getattr(torch, dtype), "attn_implementation": attention, **settings}
     with _explain_refusals(name, folder):
-        model, keys = serve.MODEL.from_pretrained(folder, local_files_only=True, output_loading_info=True, **settings)
+        # What has another shape is reported, not raised without its name; `_check_keys` refuses it.
+        settings |= {"local_files_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, keys = serve.MODEL.from_pretrained(folder, **settings)
         processor = serve.PROCESSOR.from_pretrained(folder, local_files_only=True)
     _check_keys(name, folder, keys)
     return model, processor
@@ -116,21 +117,39 @@ def _explain_refusals(name: str, folder: Path) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (*refusals, StrictDataclassError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ConfigError(
-            f"--backbone {name}: transformers cannot load {folder} ({reason.rstrip('.')}); give other weights with "
+            f"--backbone {name}: transformers cannot load {folder} ({_first_lines(error)}); give other weights with "
             "--weights, or mend that folder"
         ) from error
+
+
+def _first_lines(error: Exception) -> str:
+    """Return what an error says first; two lines if the first announces the second, and what it is if it says little.
+
+    A KeyError, for one, says nothing but the key.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1]).rstrip(".:")
+    is_short = isinstance(error, (LookupError, AttributeError, TypeError)) or not text
+    return f"{type(error).__name__}: {text}" if is_short else text
 
 
 def _check_keys(name: str, folder: Path, keys: Mapping[str, Any]) -> None:
     """Refuse weights that do not fill the model, as transformers would draw the rest at random, or that it ignores.
 
     Raises:
+        ConfigError: names weights of another shape than the configuration says.
         MissingError: names weights that are missing and those that the model does not know.
     """
+    if others := sorted((str(key), tuple(found), tuple(wanted)) for key, found, wanted in keys["mismatched_keys"]):
+        key, found, wanted = others[0]
+        more = f", and {len(others) - 1} more weights have another shape too" if len(others) > 1 else ""
+        raise ConfigError(
+            f"--backbone {name}: in {folder} the weight {key} has the shape {found}, and by config.json it has "
+            f"{wanted}{more}; give the config.json that belongs to the weights"
+        )
     missing, unknown = (
-        sorted(key for key in map(str, keys.get(kind, ())) if not key.endswith(_HARMLESS))
+        sorted(key for key in map(str, keys.get(kind, ())) if not key.endswith(HARMLESS))
         for kind in ("missing_keys", "unexpected_keys")
     )
     if not missing and not unknown:

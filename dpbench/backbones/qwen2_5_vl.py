@@ -86,13 +86,13 @@ class Qwen25VL(Backbone):
 
     def check_settings(self) -> None:
         """Refuse a processor that cuts images into other patches than the tower reads."""
-        super().check_settings()
         theirs, config = self.processor.image_processor, self.tower.config
         self.require_equal("patch_size of the processor", theirs.patch_size, config.patch_size)
         self.require_equal("merge_size of the processor", theirs.merge_size, config.spatial_merge_size)
         self.require_equal(
             "temporal_patch_size of the processor", theirs.temporal_patch_size, config.temporal_patch_size
         )
+        super().check_settings()
 
     def bound_pixels(self, least: int | None, most: int | None) -> None:
         """Set how few and how many pixels an image is resized to."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from importlib.resources import files
 from importlib.util import find_spec
@@ -18,6 +19,10 @@ _PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _SHARDS = "model-*-of-*.safetensors"
+_ADAPTER = "adapter_config.json"
+_FLOATING = ("F64", "F32", "F16", "BF16")
+HARMLESS = ("position_ids", "rotary_emb.inv_freq")
+"""Ends of keys that old checkpoints hold and models compute themselves."""
 _UNPACKED_BY = {
     "bitsandbytes": ("bitsandbytes",),
     "awq": ("gptqmodel",),
@@ -46,9 +51,10 @@ def locate(name: str, weights: str | None = None, revision: str | None = None) -
     else:
         folder = _cached(name, wanted, revision)
     absent = _absent(folder)
-    if absent:
+    if absent or (folder / _ADAPTER).is_file():
+        found = f"lacks {', '.join(absent)}" if absent else f"has an {_ADAPTER}"
         remedy = _other_layout(name, folder) or _remedy(wanted, revision)
-        raise MissingError(f"--backbone {name}: {folder} lacks {', '.join(absent)}; {remedy}")
+        raise MissingError(f"--backbone {name}: {folder} {found}; {remedy}")
     for file in _damaged(folder):
         raise MissingError(f"--backbone {name}: {folder / file} is damaged; {_remedy(wanted, revision)}")
     _check_config(name, folder)
@@ -58,14 +64,16 @@ def locate(name: str, weights: str | None = None, revision: str | None = None) -
 def _other_layout(name: str, folder: Path) -> str | None:
     """Return what to do about files in a layout that dpbench does not read, or None if there are no such files."""
     repository = find(name).weights
-    if (folder / "adapter_config.json").is_file():
+    if folder.is_file():
+        return "it is a file, give a folder with a whole model"
+    if (folder / _ADAPTER).is_file():
         return "it is an adapter: merge it into its base model and save that model (peft's merge_and_unload)"
     if "mm_vision_tower" in (_mapping(folder / "config.json") or {}):
         return f"it has the layout of LLaVA's own code; take the same model as transformers reads it: {repository}"
-    if any(folder.glob("*.bin")):
-        return (
-            f"its weights are .bin files, which dpbench does not read; save them as safetensors, or take {repository}"
-        )
+    for suffix in (".bin", ".gguf", ".pth", ".pt"):
+        if any(folder.glob(f"*{suffix}")):
+            remedy = f"take {repository}" if suffix == ".gguf" else f"save them as safetensors, or take {repository}"
+            return f"its weights are {suffix} files, which dpbench does not read; {remedy}"
     return None
 
 
@@ -85,6 +93,8 @@ def _check_config(name: str, folder: Path) -> None:
             f"{_other_layout(name, folder) or remedy}"
         )
     packed = config.get("quantization_config")
+    if packed is None:
+        _check_numbers(name, folder)
     method = str(packed.get("quant_method")) if isinstance(packed, dict) else None
     for package in _UNPACKED_BY.get(method or "", ()):
         if find_spec(package) is None:
@@ -92,6 +102,47 @@ def _check_config(name: str, folder: Path) -> None:
                 f"--backbone {name}: the weights in {folder} are packed by {method} and need the package "
                 f"{package.replace('_', '-')}; install it, or take unpacked weights such as {find(name).weights}"
             )
+
+
+def _check_numbers(name: str, folder: Path) -> None:
+    """Refuse weights that are no floating-point numbers, where the configuration does not say how to unpack them.
+
+    Raises:
+        ConfigError: names one.
+    """
+    from safetensors import safe_open
+
+    for path in _weight_files(folder):
+        with safe_open(path, "numpy") as weights:
+            keys = [key for key in map(str, weights.keys()) if not key.endswith(HARMLESS)]
+            kinds = {key: weights.get_slice(key).get_dtype() for key in keys}
+        for key, kind in kinds.items():
+            if kind not in _FLOATING:
+                raise ConfigError(
+                    f"--backbone {name}: {path} holds {key} as {kind}, and config.json has no quantization_config that "
+                    f"says how to unpack it; take unpacked weights such as {find(name).weights}"
+                )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return [folder / _SINGLE] if (folder / _SINGLE).is_file() else sorted(folder.glob(_SHARDS))
+
+
+def check_conversation(name: str, folder: Path) -> None:
+    """Refuse a model whose decoder was trained with the conversation of another backbone of its kind.
+
+    Raises:
+        ConfigError: names that backbone.
+    """
+    text = (_mapping(folder / "config.json") or {}).get("text_config")
+    decoder = text.get("model_type") if isinstance(text, dict) else None
+    family = find(name)
+    others = [other for other, its in FAMILIES.items() if its.module == family.module and its.decoder == decoder]
+    if family.decoder and decoder != family.decoder and others:
+        raise ConfigError(
+            f"--backbone {name}: {folder} has a decoder of type {decoder!r}, and {name} asks as one of type "
+            f"{family.decoder!r} expects it; use --backbone {others[0]}, or give --prompt"
+        )
 
 
 def _model_type(name: str) -> str:
@@ -106,7 +157,7 @@ def _damaged(folder: Path) -> Iterator[str]:
     for file in (*_CONFIGS, *_PROCESSORS):
         if (folder / file).is_file() and _mapping(folder / file) is None:
             yield file
-    for path in [folder / _SINGLE] if (folder / _SINGLE).is_file() else sorted(folder.glob(_SHARDS)):
+    for path in _weight_files(folder):
         try:
             with safe_open(path, "numpy"):
                 pass
@@ -133,7 +184,10 @@ def _absent(folder: Path) -> list[str]:
     if not (folder / _INDEX).is_file():
         return [*absent, _INDEX if any(folder.glob(_SHARDS)) else _SINGLE]
     named = (_mapping(folder / _INDEX) or {}).get("weight_map")
-    shards = set(map(str, named.values())) if isinstance(named, dict) else {f"a whole {_INDEX}"}
+    shards = set(map(str, named.values())) if isinstance(named, dict) else set()
+    counts = {int(match[1]) for shard in shards if (match := re.search(r"-of-(\d+)\.safetensors$", shard))}
+    if not shards or (counts and len(shards) < max(counts)):
+        return [*absent, f"a whole {_INDEX}"]
     return absent + sorted(shard for shard in shards if not (folder / shard).is_file())
 
 
