@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dpbench.cli import data_commands, list_commands, messages, probe_commands, toy_commands
+from dpbench.cli import data_commands, list_commands, messages, probe_commands, result, toy_commands
 from dpbench.cli.flags import Given, with_flags
 from dpbench.cli.options import (
     BackboneName,
@@ -99,6 +99,7 @@ def run(
         return
     outcome = launch.run(grid, out, root, part, device=device.value, feature_cache=cache, wait=not no_wait)
     typer.echo(messages.format_outcome(outcome, out / grid.name, part), err=True)
+    result.show(outcome, out / grid.name, part)
     raise typer.Exit(0 if outcome.is_complete else 1)
 
 
@@ -143,6 +144,7 @@ def merge(
 
     outcome = merging.merge(run, arguments.find_data_root(merging.load_run_manifest(run), data_root))
     typer.echo(messages.format_outcome(outcome, run), err=True)
+    result.show(outcome, run)
     raise typer.Exit(0 if outcome.is_complete else 1)
 
 
@@ -256,8 +258,13 @@ def report(
     runs: RunFolders = None,
     run: Runs = None,
     table: Annotated[Table, typer.Option(help="As the paper numbers them: 4 efficiency, 5 ablation.")] = Table.all,
-    format: Annotated[Format, typer.Option("--format", help="How tables are written.")] = Format.markdown,
-    out: Annotated[Path | None, typer.Option(help="File to write; the terminal by default.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Every table, in a terminal too.")] = False,
+    format: Annotated[
+        Format | None, typer.Option("--format", help="How every table is written. [default: markdown in a pipe]")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write, a folder for the tables of csv; the terminal by default.")
+    ] = None,
     compare: Annotated[Beside | None, typer.Option(help="Set the paper's numbers beside ours.")] = None,
     paper: Annotated[bool, typer.Option("--paper", help="The paper's tables alone, averages recomputed.")] = False,
     diff: Annotated[bool, typer.Option("--diff", help="What changed from a first RUN to a second.")] = False,
@@ -267,13 +274,14 @@ def report(
     max_mb: Annotated[float, typer.Option(min=1, help="Most that a page may take; samples are left out first.")] = 20,
     data_root: DataRoot = None,
 ) -> None:
-    """Print the tables of finished runs: scores, intervals, efficiency; or a page, or a file to send."""
+    """Print what finished runs found, or all their tables: scores, intervals, efficiency; a page, or a file to send."""
     from dpbench.report import request
 
     report_request = request.Request(
         folders=(*(runs or ()), *(run or ())),
         table=None if table is Table.all else int(table.value),
-        form=format.value,
+        full=full,
+        form=format.value if format is not None else None,
         compare=compare is not None,
         paper=paper,
         diff=diff,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import shutil
 import textwrap
@@ -16,6 +15,7 @@ from dpbench.estimate.overview import Overview, Part
 from dpbench.estimate.rates import Seconds, estimate_seconds, on_papers_gpu
 from dpbench.estimate.steps import Item, missing_commands
 from dpbench.manifest.presets import describe
+from dpbench.report.terminal.shell import wrap_command
 
 GB, MB = 1e9, 1e6
 PAPERS_GPU_BYTES = 48 * GB
@@ -170,15 +170,3 @@ def _final_commands(overview: Overview, arguments: Sequence[str]) -> list[str]:
         profile = shlex.join(["dpbench", "profile", *arguments, "--weights", backbones.RANDOM])
         return [profile, shlex.join(["dpbench", "report", folder, "--table", "4"])]
     return [shlex.join(["dpbench", "run", *arguments]), shlex.join(["dpbench", "report", folder])]
-
-
-def wrap_command(command: str, width: int) -> str:
-    """Return a shell command, continued with a backslash where a line would be longer than the terminal."""
-    words = re.findall(r"(?:'[^']*'|\S)+", command)
-    lines, line = [], " "
-    for word in words:
-        if len(line) + 1 + len(word) + 2 > width and line.strip():
-            lines.append(f"{line} \\")
-            line = "     "
-        line += f" {word}"
-    return "\n".join([*lines, line])

@@ -12,6 +12,7 @@ from dpbench.report.runs import Comparison, Run, runs_under
 from dpbench.report.tables import (
     ablation,
     costs_beside_published,
+    csv_files,
     efficiency,
     hard_subset,
     ours_beside_published,
@@ -23,6 +24,7 @@ from dpbench.report.tables import (
 )
 from dpbench.report.tables.render import render, render_all
 from dpbench.report.tables.table import Section
+from dpbench.report.terminal import screen
 from dpbench.storage import files
 
 __all__ = ["Request", "render", "report", "runs_under", "sections", "write"]
@@ -38,13 +40,14 @@ class Request:
         folders: runs; if empty, all under results/.
         table: 1 to 5 as the paper numbers them, None for all: 1 LLaVA-1.5 (and toy-llava), 2 LLaVA-NeXT, 3 Qwen2.5-VL,
             4 efficiency, 5 ablation.
-        form: markdown, latex, csv, json or html.
+        full: every table on a terminal too, which gets the short form otherwise.
+        form: markdown, latex, csv, json or html; None for tables that fit on a terminal, and markdown elsewhere.
         compare: set the paper's numbers beside ours.
         paper: print the paper's tables alone.
         diff: print what changed from the first run to the second.
         hard: add the hard subset.
         bundle: zip file to write.
-        out: file to write; None for the terminal.
+        out: file to write, or a folder for csv, one file a table; None for standard output.
         figures: folder for the figures.
         max_mb: most that a page may take, 10^6 bytes.
         data_root: where the images on a page come from; None as `dpbench run` looks for them.
@@ -52,7 +55,8 @@ class Request:
 
     folders: tuple[Path, ...] = ()
     table: int | None = None
-    form: str = "markdown"
+    full: bool = False
+    form: str | None = None
     compare: bool = False
     paper: bool = False
     diff: bool = False
@@ -65,25 +69,53 @@ class Request:
 
 
 def write(request: Request) -> tuple[str, list[str]]:
-    """Write the requested files of a report.
+    """Write a report to where it was requested.
 
     Returns:
-        The text for the terminal, empty if it went to a file, and a note on every file or folder written.
+        The text for standard output, empty if it went to a file or a terminal, and a note on every folder written.
 
     Raises:
         ConfigError: see `report`; or a file cannot be written.
         RecordError: see `report`.
     """
-    text, notes = report(request), []
+    text, notes = ("", list[str]()) if is_for_terminal(request) else _write_text(request)
+    if is_for_terminal(request):
+        _print(request)
     if request.figures is not None:
         from dpbench.report.figures.files import write as write_figures
 
         paths = write_figures(request.folders or runs_under(RESULTS), request.figures)
         notes.append(f"{request.figures}: {len(paths)} files")
+    return text, notes
+
+
+def is_for_terminal(request: Request) -> bool:
+    """Return True if a report is printed as tables that fit a terminal: neither format nor file was asked for."""
+    return request.form is None and request.out is None and request.bundle is None and screen.is_terminal()
+
+
+def _print(request: Request) -> None:
+    _check(request)
+    console, folders = screen.build_console(), request.folders or (() if request.paper else tuple(runs_under(RESULTS)))
+    if request.paper:
+        screen.print_full(_paper(request), console)
+        console.print(_verdict(request).strip())
+    elif request.full or request.table or request.compare or request.diff or request.hard:
+        screen.print_full(sections(request, folders), console)
+    else:
+        screen.print_short(folders, console)
+
+
+def _write_text(request: Request) -> tuple[str, list[str]]:
+    """Write the text of a report to its file, or return it; and the tables of csv to a folder."""
     if request.out is None:
-        return text, notes
-    files.write_output("--out", request.out, f"{text}\n".encode())
-    return "", notes
+        return report(request), []
+    if request.form == "csv" and request.out.suffix != ".csv":
+        _check(request)
+        tables = _paper(request) if request.paper else sections(request, request.folders or tuple(runs_under(RESULTS)))
+        return "", [f"{request.out}: {csv_files.write(tables, request.out)} files"]
+    files.write_output("--out", request.out, f"{report(request)}\n".encode())
+    return "", []
 
 
 def report(request: Request) -> str:
@@ -94,14 +126,15 @@ def report(request: Request) -> str:
         RecordError: a record, journal or packed file cannot be read, or records cannot share a table.
     """
     _check(request)
+    form = request.form or "markdown"
     if request.paper:
-        return render_all(_paper(request), request.form) + _verdict(request)
+        return render_all(_paper(request), form) + _verdict(request)
     folders = request.folders or tuple(runs_under(RESULTS))
     if request.bundle:
         return f"written: {zip_file.write(request.bundle, folders, lambda copies: _parts(request, copies))}"
-    if request.form == "html":
+    if form == "html":
         return _page(request, folders)
-    return render_all(sections(request, folders), request.form)
+    return render_all(sections(request, folders), form)
 
 
 def _check(request: Request) -> None:
@@ -125,11 +158,11 @@ def _check_effects(request: Request) -> None:
     Raises:
         ConfigError: names both options.
     """
-    choices = {"table": request.table, "compare": request.compare, "subset": request.hard}
+    choices = {"table": request.table, "full": request.full, "compare": request.compare, "subset": request.hard}
     complete_reports = {
         "--paper": (request.paper, ("compare", "subset")),
         "--diff": (request.diff, ("table", "compare", "subset")),
-        "--format html": (request.form == "html" and not request.bundle, ("table", "compare", "subset")),
+        "--format html": (request.form == "html" and not request.bundle, ("table", "full", "compare", "subset")),
     }
     for option, (is_requested, ignored) in complete_reports.items():
         for name in ignored:
@@ -178,7 +211,8 @@ def _scores(comparison: Comparison, request: Request, *, with_paper: bool) -> It
     yield replace(table, notes=(*table.notes, *bootstrap.notes))
     if with_paper:
         yield ours_beside_published.scores(comparison)
-    yield from significance.sections(comparison, bootstrap)
+    if request.table is None:
+        yield from significance.sections(comparison, bootstrap)
     if request.hard:
         yield hard_subset.section(comparison)
 
@@ -200,7 +234,7 @@ def _paper(request: Request) -> list[Section]:
 
 def _verdict(request: Request) -> str:
     """Return the result of recomputing the averages; CSV and JSON have it as a column."""
-    return f"\n\n{published.verdict()}" if request.form in ("markdown", "latex") and not request.table else ""
+    return f"\n\n{published.verdict()}" if request.form in (None, "markdown", "latex") and not request.table else ""
 
 
 def _page(request: Request, folders: Sequence[Path]) -> str:

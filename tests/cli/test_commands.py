@@ -32,7 +32,7 @@ COMMANDS = {
         "--compile", "--cuda-graph", "--sweep", "--flops-only", "--verify",
     },
     "report": {
-        "--run", "--table", "--format", "--out", "--compare", "--paper", "--diff", "--subset", "--figures", "--bundle",
+        "--run", "--table", "--full", "--format", "--out", "--compare", "--paper", "--diff", "--subset", "--figures", "--bundle",
         "--max-mb", "--data-root",
     },
     "visualize": {
@@ -139,7 +139,7 @@ def test_a_cell_runs_from_any_folder_and_reports(
     code, printed = dpbench(capsys, monkeypatch, "report")
     assert "| grid " in printed
     code, printed = dpbench(capsys, monkeypatch, "report", "--format", "csv")
-    assert "Method,Budget,Location,Tokens,POPE,Retention" in printed
+    assert "Method,Budget,Location,Tokens,Over budget,POPE,Retention" in printed
     code, printed = dpbench(capsys, monkeypatch, "profile", "cell.yaml", "--repetitions", "2", "--seconds", "0")
     assert (code, "Prefill (ms)" in printed) == (0, True)
 

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from dpbench.cli import commands
 from dpbench.estimate import measuring
 from dpbench.estimate.shapes import load_shapes
-from dpbench.estimate.summary import wrap_command
 from dpbench.manifest.reading import load_manifest, make_manifest, shipped
+from dpbench.report.terminal.shell import wrap_command
 
 
 @pytest.fixture(autouse=True)
@@ -60,8 +60,8 @@ def test_a_dry_run_prints_the_same_and_needs_nothing_either(monkeypatch: pytest.
 
 def test_what_is_done_is_known_where_everything_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     text = printed("run", "quickstart", "--tasks", "pope", "--dry-run", monkeypatch=monkeypatch)
-    assert "31 cells to run, 0 done, in results/quickstart" in text.replace("\n  ", " ")
-    assert text.count("\nrun    ") + text.startswith("run    ") == 31
+    assert "6 cells to run, 0 done, in results/quickstart" in text.replace("\n  ", " ")
+    assert text.count("\nrun    ") + text.startswith("run    ") == 6
     assert "missing" not in text
     assert "\nrun    " not in printed("plan", "quickstart", "--tasks", "pope", monkeypatch=monkeypatch)
 
@@ -96,4 +96,4 @@ def test_a_method_that_the_time_does_not_reach_keeps_its_committed_rate(monkeypa
     monkeypatch.setattr(measuring, "SECONDS", 0.0)
     part = load_manifest(Path("quickstart"))
     rate = measuring.measure_rate(part, load_shapes(part), "cpu")
-    assert "not measured: random, grid" in rate.source
+    assert "not measured: random, cls-attention" in rate.source

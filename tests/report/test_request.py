@@ -53,7 +53,7 @@ def test_committed_records_give_the_committed_text(form: str, golden: Path) -> N
 
 def test_json_is_one_object_a_table_without_what_was_not_measured(golden: Path) -> None:
     found = json.loads(request.report(Request(folders=(golden,), form="json")))
-    assert [set(each) for each in found] == [{"heading", "rows", "notes"}] * 3
+    assert [set(each) for each in found] == [{"name", "heading", "rows", "notes"}] * 3
     assert not any(value is None for each in found for row in each["rows"] for value in row.values())
     assert "POPE" not in found[0]["rows"][-1]
 

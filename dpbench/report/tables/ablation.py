@@ -105,7 +105,7 @@ def section(comparison: Comparison) -> Section:
         *count.notes,
         *((pooled_note,) if max(seeds, default=1) > 1 else ()),
     )
-    return Section(f"Ablation: {heading(comparison)}", frame_of(numbers), notes, columns, tuple(lines))
+    return Section(f"Ablation: {heading(comparison)}", frame_of(numbers), notes, columns, tuple(lines), "ablation")
 
 
 def _text(pooled: Pooled | None) -> str:

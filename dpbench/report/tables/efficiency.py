@@ -138,6 +138,7 @@ def section(group: Sequence[Profile], profiles: Sequence[Profile] = ()) -> Secti
         (*_notes(group[0], rows, other), *footnotes.notes()),
         ("Method", *columns),
         lines,
+        "efficiency",
     )
 
 

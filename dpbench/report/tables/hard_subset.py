@@ -63,6 +63,7 @@ def section(comparison: Comparison) -> Section:
         ),
         columns,
         tuple(lines),
+        "hard-subset",
     )
 
 

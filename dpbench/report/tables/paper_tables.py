@@ -43,6 +43,7 @@ def _scores(table: PaperTable) -> Section:
         (f"Source: {table.source}.", agree, *_columns_of(table), _protocol_of(table), *table.notes, *notes.notes()),
         columns,
         tuple(lines),
+        "paper",
     )
 
 
@@ -129,7 +130,7 @@ def _efficiency(table: PaperTable) -> Section:
         _protocol_of(table),
         *footnotes.notes(),
     )
-    return Section(f"Table 4 of the paper: {table.title}", frame_of(numbers), notes, columns, tuple(lines))
+    return Section(f"Table 4 of the paper: {table.title}", frame_of(numbers), notes, columns, tuple(lines), "paper")
 
 
 def _ablation(table: PaperTable) -> Section:
@@ -151,7 +152,7 @@ def _ablation(table: PaperTable) -> Section:
         _protocol_of(table),
         _compare_with_table_1(table),
     )
-    return Section(f"Table 5 of the paper: {table.title}", frame_of(numbers), notes, columns, tuple(lines))
+    return Section(f"Table 5 of the paper: {table.title}", frame_of(numbers), notes, columns, tuple(lines), "paper")
 
 
 def _compare_with_table_1(table: PaperTable) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from tabulate import DataRow, Line, TableFormat, tabulate
 
+from dpbench.report.tables import csv_files
 from dpbench.report.tables.table import Cell, Row, Section
 
 _BODY = TableFormat(
@@ -41,14 +42,12 @@ def render(section: Section, form: str) -> str:
 def render_all(sections: Sequence[Section], form: str) -> str:
     """Return several tables as one text.
 
-    CSV separates them by a line that starts with #; JSON is a list with one object per table.
+    CSV has them one below the other, see `csv_files`; JSON is a list with one object per table.
     """
     if form == "json":
         return json.dumps([_json(section) for section in sections], indent=1, ensure_ascii=False)
     if form == "csv":
-        parts = [section.frame.to_csv(index=False, lineterminator="\n").strip() for section in sections]
-        heads = [f"# {section.heading}\n" if len(sections) > 1 else "" for section in sections]
-        return "\n\n".join(head + part for head, part in zip(heads, parts, strict=True))
+        return csv_files.text(sections)
     render_one = _latex if form == "latex" else _markdown
     return "\n\n".join(render_one(section) for section in sections)
 
@@ -56,7 +55,12 @@ def render_all(sections: Sequence[Section], form: str) -> str:
 def _json(section: Section) -> dict[str, Any]:
     frame = section.frame.astype(object)
     rows = frame.where(frame.notna(), None).to_dict("records")
-    return {"heading": section.heading, "rows": [_drop_missing(row) for row in rows], "notes": list(section.notes)}
+    return {
+        "name": section.name,
+        "heading": section.heading,
+        "rows": [_drop_missing(row) for row in rows],
+        "notes": list(section.notes),
+    }
 
 
 def _drop_missing(row: dict[Any, Any]) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def section(comparison: Comparison, like_random: frozenset[RowKey] = frozenset()
         ),
         columns,
         tuple(_rows(comparison, values, spreads, refs, len(columns))),
+        "scores",
     )
 
 
@@ -200,10 +201,11 @@ def notes_of(comparison: Comparison, count: Counted, like_random: frozenset[RowK
         yield "No retention: this run has no cell of method none."
     if like_random:
         yield f"{LIKE_RANDOM}: its retention cannot be told from random's at this budget (95 %, Holm-corrected)."
-    yield from _warnings(comparison)
+    yield from warnings(comparison)
 
 
-def _warnings(comparison: Comparison) -> Iterable[str]:
+def warnings(comparison: Comparison) -> Iterable[str]:
+    """Yield what makes scores doubtful: unfinished methods, failed samples, other metrics, mixed versions."""
     records = comparison.records
     yield from _other_metrics(records)
     if idle := sorted({method for method, _ in comparison.planned} - {key.method for key in comparison.rows}):

@@ -79,6 +79,7 @@ def _averages(comparison: Comparison, intervals: Intervals) -> Section:
         ),
         tuple(columns),
         tuple(lines),
+        "retention-differences",
     )
 
 
@@ -98,6 +99,7 @@ def _benchmarks(comparison: Comparison, intervals: Intervals, reference: str) ->
         (METHOD, f"{SURE}: p < {SIGNIFICANT}, two-sided, Holm-corrected over this table."),
         columns,
         tuple(lines),
+        f"minus-{reference}",
     )
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 import pandas as pd
 
 Mark = Literal["", "best", "second"]
+Tone = Literal["", "good", "bad", "quiet"]
 
 MARKS: tuple[Mark, Mark] = ("best", "second")
 DASH = "-"
@@ -23,11 +24,13 @@ class Cell:
         text: without any markup.
         mark: best and second of its column and budget, or nothing.
         refs: footnotes, one letter or sign each.
+        tone: its colour on a terminal.
     """
 
     text: str
     mark: Mark = ""
     refs: tuple[str, ...] = ()
+    tone: Tone = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class Section:
         notes: sentences below the table.
         columns: headings of the table a reader sees.
         rows: its lines.
+        name: one word that says what it is, for file names and programs; not unique in a report.
     """
 
     heading: str
@@ -55,6 +59,7 @@ class Section:
     notes: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     rows: tuple[Row, ...] = field(default=())
+    name: str = "table"
 
 
 class Footnotes:

@@ -1,0 +1,42 @@
+"""Sentences that say how many rows have a footnote in the full report, in place of the footnotes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+
+from dpbench.measure.stability import MAX_SPREAD
+from dpbench.report.runs import Comparison, RowKey
+from dpbench.report.tables import efficiency, visual_tokens
+from dpbench.storage.record import Profile
+
+SEE = "see --full"
+SCATTERS = "scatters"
+"""Begins the flag of a row whose times scatter (`measure.stability`)."""
+
+
+def of_rows(comparison: Comparison, averages: Collection[RowKey]) -> Iterable[str]:
+    """Yield how many rows of a comparison lack benchmarks, or read other numbers of tokens than most.
+
+    Args:
+        comparison: the table's.
+        averages: the rows that have an average retention.
+    """
+    if averages and (num := sum(key not in averages for key in comparison.rows)):
+        yield f"{_count(num)} no score on some benchmarks, and no average: {SEE}."
+    if unequal := visual_tokens.unequal(comparison):
+        yield f"{_count(len(unequal), ('reads', 'read'))} another number of tokens than most of the budget: {SEE}."
+
+
+def _count(num: int, verbs: tuple[str, str] = ("has", "have")) -> str:
+    return f"{num} row{'' if num == 1 else 's'} {verbs[num != 1]}"
+
+
+def of_profiles(profiles: Sequence[Profile]) -> Iterable[str]:
+    """Yield how many timed rows have each kind of doubt."""
+    newest = [profile for group in efficiency.groups(profiles) for profile in group]
+    kinds = Counter(kind for profile in newest for kind in {flag.split(":")[0] for flag in profile.flags})
+    if num := kinds.pop(SCATTERS, 0):
+        yield f"{num} timed row{'s scatter' if num > 1 else ' scatters'} by more than {MAX_SPREAD}x: {SEE}."
+    if kinds:
+        yield f"{_count(sum(kinds.values()), ('is', 'are'))} to be doubted for other reasons: {SEE}."
