@@ -32,8 +32,8 @@ COMMANDS = {
         "--compile", "--cuda-graph", "--sweep", "--flops-only", "--verify",
     },
     "report": {
-        "--run", "--table", "--full", "--format", "--out", "--compare", "--paper", "--diff", "--subset", "--figures", "--bundle",
-        "--max-mb", "--data-root",
+        "--run", "--table", "--format", "--out", "--compare", "--paper", "--diff", "--subset", "--figures", "--bundle",
+        "--max-mb", "--data-root", "--full",
     },
     "visualize": {
         "--manifest",

@@ -68,7 +68,7 @@ def _scores(comparison: Comparison, width: int | None) -> Block:
     bootstrap = intervals.load_or_compute(comparison)
     sentences = summary.sentences(comparison, bootstrap)
     if ablation.is_ablation(comparison):
-        return Block(ablation.section(comparison), sentences)
+        return Block(ablation.section(comparison), sentences[:1])  # the others are about single trainings
     return Block(_widest_that_fits(comparison, bootstrap, width), sentences)
 
 
