@@ -9,6 +9,7 @@ from typing import Any
 from dpbench.diffprune.captions import CAPTION_NAMES, caption_names
 from dpbench.diffprune.example import Example, decode, first_line, reading
 from dpbench.errors import ConfigError, MissingError
+from dpbench.machine import hub_cache
 from dpbench.storage.files import explain_disk_errors, is_disk_error
 from dpbench.storage.locks import DATASETS_REMEDY, explain_missing_locks
 
@@ -125,15 +126,24 @@ def _footer(file: Path) -> Any:
 def _hub_rows(repository: str) -> Any:
     datasets = _import_datasets()
     try:
+        _ask_once(repository)
         with _explain_cache(datasets):
             return datasets.load_dataset(repository, split="train")
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (*hub_cache.hub_errors(), ValueError, datasets.exceptions.DatasetsError) as error:
         raise MissingError(
             f"--data {repository}: it is neither a file nor a folder here, and the hub gave no split 'train' of such a "
             f"dataset ({first_line(error)}); check the name, log in with hf auth login if it is gated, or fetch it "
             f"where there is a network (hf download --repo-type dataset {repository} --local-dir FOLDER) "
             "and give the folder"
         ) from None
+
+
+def _ask_once(repository: str) -> None:
+    """Raise the hub's error for a dataset that is not in its cache; `datasets` would try six times, for half a minute."""
+    from huggingface_hub import HfApi
+
+    if not hub_cache.commits(repository, "dataset"):
+        HfApi().dataset_info(repository)
 
 
 def _caption_columns(names: list[str], where: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the hub's cache on this machine holds. No torch, no network."""
+"""What the hub's cache on this machine holds, and the errors of the hub's client. No torch, no network."""
 
 from __future__ import annotations
 
@@ -13,3 +13,10 @@ def commits(repository: str, kind: Literal["model", "dataset"]) -> list[str]:
 
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type=kind) / "snapshots"
     return sorted(path.name for path in folder.glob("*") if path.is_dir() and any(path.iterdir()))
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """Return the errors that the hub's client raises; its HTTP library changes with its version."""
+    from huggingface_hub import errors
+
+    return (errors.HTTPError, OSError)  # type: ignore[attr-defined]

@@ -100,6 +100,7 @@ def test_a_hub_dataset_is_its_train_split(tmp_path: Path, monkeypatch: pytest.Mo
     write_parquet(tmp_path / "a.parquet", [encoded(8), NO_IMAGE], ["eight", "b"], "caption_enriched")
     rows = datasets.load_dataset("parquet", data_files=str(tmp_path / "a.parquet"), split="train")
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: {(HUB, "train"): rows}[name, split])
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda api, name: None)
     source = open_source(HUB, seed=0)
     assert (shade(source[0]), source[0].caption) == (8, "eight")
     assert told(source) == [f"{HUB} row 1: PIL does not know the format of its 24 bytes"]
@@ -247,6 +248,27 @@ def test_the_hub_offline_is_one_sentence(refusal: Refusal, monkeypatch: pytest.M
         f"MissingError: --data {HUB}: it is neither a file nor a folder here, and the hub gave no split"
     )
     assert f"hf download --repo-type dataset {HUB} --local-dir FOLDER" in said
+
+
+def test_without_a_network_the_hub_is_asked_once(
+    refusal: Refusal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = list[str]()
+
+    def refuse(api: object, name: str) -> None:
+        asked.append(name)
+        raise ConnectionError("Name or service not known")
+
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("`datasets` retries")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    said = refusal(lambda: open_source(HUB, seed=0))
+    assert said.startswith(f"MissingError: --data {HUB}: it is neither a file nor a folder here")
+    assert "Name or service not known" in said
+    assert asked == [HUB]
 
 
 def test_without_datasets_one_sentence_says_what_to_install(refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from dpbench.errors import ConfigError, DpbenchError, MissingError
+from dpbench.machine.hub_cache import hub_errors
 from dpbench.storage.locks import explain_missing_locks
 from dpbench.tasks import ORGANISATIONS, TASKS, find
 from dpbench.tasks.data import origin
@@ -82,7 +83,7 @@ def _fetch(info: DatasetInfo, siblings: Sequence[RepoSibling], place: Path | Non
                 allow_patterns=[escape(sibling.rfilename) for sibling in siblings],
                 local_dir=place,
             )
-    except _hub_errors() as error:
+    except hub_errors() as error:
         raise MissingError(
             f"data pull: {info.id} was interrupted ({_cause(error)}); run the same command again, it resumes there"
         ) from None
@@ -118,7 +119,7 @@ def _find(repository: str, revision: str | None, command: str) -> DatasetInfo:
             revisions.append(name)
         except RepositoryNotFoundError:
             continue
-        except _hub_errors() as error:
+        except hub_errors() as error:
             raise MissingError(
                 f"data pull: {name} cannot be fetched from {constants.ENDPOINT} ({_cause(error)}); "
                 f"run `{command}` on a machine with network and copy that folder here for --data-root"
@@ -130,13 +131,6 @@ def _find(repository: str, revision: str | None, command: str) -> DatasetInfo:
         )
     tried = " and ".join(f"{organisation}/{repository}" for organisation in ORGANISATIONS)
     raise MissingError(f"data pull: the hub has no data set {tried}, or not for you (`hf auth login`)")
-
-
-def _hub_errors() -> tuple[type[Exception], ...]:
-    """Return the errors that the hub's client raises; its HTTP library changes with its version."""
-    from huggingface_hub import errors
-
-    return (errors.HTTPError, OSError)  # type: ignore[attr-defined]
 
 
 def _cause(error: Exception) -> str:
