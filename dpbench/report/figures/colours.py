@@ -1,7 +1,8 @@
 """One style per method, the same in all figures and in the page: colour, marker and dash.
 
 Colours are Okabe and Ito's and Paul Tol's muted ones, mid-bright, so that they hold on white and on black. Colour is
-never the only cue: methods whose colours a colour-blind reader could confuse have different markers.
+never the only cue: methods whose colours a colour-blind reader could confuse have different markers. Methods that are
+not shipped have open markers and stars, which no shipped one has.
 """
 
 from __future__ import annotations
@@ -9,6 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
+
+Marker = str | tuple[int, int, int]
+"""matplotlib's letter, or the corners, style and angle of a star."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +22,27 @@ class Look:
 
     Attributes:
         colour: as #RRGGBB.
-        marker: matplotlib's letter.
+        marker: its shape.
         dash: matplotlib's line style.
+        filled: False for the outline of the shape alone.
     """
 
     colour: str
-    marker: str
+    marker: Marker
     dash: str = "-"
+    filled: bool = True
+
+    @property
+    def line(self) -> Mapping[str, Any]:
+        """Return matplotlib's arguments for a line with markers."""
+        face = self.colour if self.filled else "white"
+        return {"color": self.colour, "marker": self.marker, "linestyle": self.dash, "markerfacecolor": face}
+
+    @property
+    def symbol(self) -> str:
+        """Return plotly's name of the marker."""
+        name = PLOTLY_MARKERS[self.marker]
+        return name if self.filled or name.endswith("-open") else f"{name}-open"
 
 
 LOOKS: Mapping[str, Look] = {
@@ -51,13 +70,15 @@ LOOKS: Mapping[str, Look] = {
 }
 """Styles of the shipped methods and of the ablation's variants."""
 
+_OPEN: tuple[Marker, ...] = ("o", "s", "^", "D", "v", "p", "h", "<", ">", "P", "X", "d", "8")
+_STARS: tuple[Marker, ...] = ((4, 1, 0), (3, 1, 0), (6, 1, 0), (4, 1, 45))
 _OTHERS = tuple(
-    Look(colour, marker, "-.")
-    for marker in ("|", "_")
+    Look(colour, marker, "-.", filled=marker in _STARS)
     for colour in ("#CC3311", "#33BBEE", "#009988", "#EE7733", "#0077BB", "#BBBB00")
+    for marker in (*_OPEN, *_STARS)
 )
 
-PLOTLY_MARKERS: Mapping[str, str] = {
+PLOTLY_MARKERS: Mapping[Marker, str] = {
     "*": "star",
     "x": "x-thin-open",
     "+": "cross-thin-open",
@@ -75,8 +96,10 @@ PLOTLY_MARKERS: Mapping[str, str] = {
     "d": "diamond-tall",
     "8": "octagon",
     "H": "hexagon2",
-    "|": "line-ns-open",
-    "_": "line-ew-open",
+    (3, 1, 0): "star-triangle-up",
+    (4, 1, 0): "star-diamond",
+    (4, 1, 45): "star-square",
+    (6, 1, 0): "hexagram",
     "1": "y-down-open",
     "2": "y-up-open",
     "3": "y-left-open",
@@ -97,6 +120,26 @@ STAGES: Mapping[str, str] = {
 
 def look(method: str) -> Look:
     """Return a method's style; that of a method that is not shipped follows from its name."""
-    if method in LOOKS:
-        return LOOKS[method]
-    return _OTHERS[int(sha256(method.encode()).hexdigest(), 16) % len(_OTHERS)]
+    return LOOKS[method] if method in LOOKS else _OTHERS[_place(method)]
+
+
+def looks(methods: Mapping[str, str]) -> dict[str, Look]:
+    """Return the style of every series of a figure, no two the same.
+
+    A method's first series has the style of `look`; further ones, with other parameters, and methods whose names lead
+    to one style take the next that is free.
+
+    Args:
+        methods: the method of every series, by its label.
+    """
+    chosen: dict[str, Look] = {}
+    for label in sorted(methods, key=lambda label: (methods[label] not in LOOKS, len(label), label)):
+        wanted, taken = look(methods[label]), set(chosen.values())
+        start = _place(label)
+        rest = (_OTHERS[(start + step) % len(_OTHERS)] for step in range(len(_OTHERS)))
+        chosen[label] = next((style for style in (wanted, *rest) if style not in taken), wanted)
+    return chosen
+
+
+def _place(name: str) -> int:
+    return int(sha256(name.encode()).hexdigest(), 16) % len(_OTHERS)

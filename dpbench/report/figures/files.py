@@ -14,22 +14,25 @@ from matplotlib.figure import Figure
 
 from dpbench.errors import ConfigError
 from dpbench.report import intervals, runs
-from dpbench.report.figures import costs, data, scores
+from dpbench.report.figures import benchmarks, costs, data, scores
 from dpbench.report.runs import Comparison
 from dpbench.storage.files import write_output
 
 FORMATS = ("pdf", "svg", "png")
 PRINT: dict[Any, Any] = {
-    "font.size": 8.5,
-    "axes.titlesize": 9,
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#dddddd",
     "grid.linewidth": 0.6,
-    "lines.linewidth": 1.3,
-    "lines.markersize": 5,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 4.5,
     "legend.frameon": False,
     "pdf.fonttype": 42,
     "svg.hashsalt": "dpbench",
@@ -52,14 +55,22 @@ def write(folders: Sequence[Path], out: Path) -> list[Path]:
     """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--figures: {out} is a file; give a folder")
-    loaded = [runs.load(folder) for folder in folders]
-    compared = runs.comparisons(loaded)
-    tables = data.cost_tables(profile for run in loaded for profile in run.profiles)
     with style():
-        figures = dict(_unique(_figures(compared, tables)))
+        figures = draw(folders)
         if not figures:
             raise ConfigError("--figures: these runs have nothing to draw; a figure takes a run with method none")
         return [path for name, figure in figures.items() for path in save(figure, out / name)]
+
+
+def draw(folders: Sequence[Path]) -> dict[str, Figure]:
+    """Return every figure for which these runs have the numbers, by name, in matplotlib's present style.
+
+    Raises:
+        RecordError: a record cannot be used.
+    """
+    loaded = [runs.load(folder) for folder in folders]
+    tables = data.cost_tables(profile for run in loaded for profile in run.profiles)
+    return dict(_unique(_figures(runs.comparisons(loaded), tables)))
 
 
 @contextmanager
@@ -93,7 +104,7 @@ def _figures(compared: Sequence[Comparison], tables: Sequence[data.CostTable]) -
         row_intervals = intervals.load_or_compute(comparison).of_retention()
         if points := data.retention_points(comparison, row_intervals):
             yield f"retention-{backbone}", scores.retention(points)
-        yield f"benchmarks-{backbone}", scores.benchmarks(comparison)
+        yield f"benchmarks-{backbone}", benchmarks.draw(comparison)
         for table in tables:
             for quantity in ("ttft_ms", "gflop"):
                 if points := data.against_cost(comparison, table, quantity, row_intervals):

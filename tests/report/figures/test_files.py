@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_records import make_profile, make_record, write_run
+from matplotlib import colormaps
 from scipy.stats import t
 
 from dpbench import registry
@@ -15,8 +16,8 @@ from dpbench.budget import BudgetRequest
 from dpbench.cli import commands
 from dpbench.errors import ConfigError
 from dpbench.report import runs
+from dpbench.report.figures import benchmarks, data, files
 from dpbench.report.figures import costs as cost_figures
-from dpbench.report.figures import data, files
 from dpbench.report.figures import scores as score_figures
 from dpbench.report.figures.colours import LOOKS, PLOTLY_DASHES, PLOTLY_MARKERS, STAGES, look
 from dpbench.report.figures.data import Point
@@ -105,11 +106,30 @@ def test_the_lines_are_the_points(comparison: Comparison) -> None:
     assert "%" in axes.get_ylabel()
 
 
-def test_bars_are_the_scores_and_a_missing_one_is_absent(comparison: Comparison) -> None:
-    figure = score_figures.benchmarks(comparison)
-    panel = {axes.get_title(loc="left").split(" visual")[0]: axes for axes in figure.axes}["Keep 16"]
-    heights = {bars.get_label(): [bar.get_height() for bar in bars] for bars in panel.containers}
-    assert heights == {"grid": [45, 40], "holov": [80]}  # the paper's order: GQA, POPE
+def test_a_map_has_the_scores_and_the_shares_as_colours(tmp_path: Path) -> None:
+    rows = [
+        make_record("none", None, task, score) for task, score in (("pope", 90.0), ("gqa", 60.0), ("mmbench_en", 26))
+    ]
+    rows += [
+        make_record("grid", 16, task, score) for task, score in (("pope", 45.4), ("gqa", 60.0), ("mmbench_en", 25))
+    ]
+    figure = benchmarks.draw(compared(tmp_path, *rows, make_record("holov", 16, "pope", 90.0)))
+    panel, bar = figure.axes
+    assert panel.get_title(loc="left") == "Keep 16"
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["none", "grid", "holov"]
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["GQA", "MMB", "POPE"]
+    found = {text.get_position(): text.get_text() for text in panel.texts}
+    assert found == {
+        **{(0, 0): "60", (1, 0): "26", (2, 0): "90"},
+        **{(0, 1): "60", (1, 1): "25", (2, 1): "45"},
+        **{(2, 2): "90"},
+    }, "holov lacks two"
+    colours = {(cell.get_x() + 0.5, cell.get_y() + 0.5): cell.get_facecolor()[:3] for cell in panel.patches}
+    assert bar.get_xlim() == (pytest.approx(100 * 45.4 / 90), 100)
+    assert colours[0, 1] == colours[2, 2] == colours[2, 0] == colormaps["GnBu"](1.0)[:3]
+    assert colours[2, 1] == colormaps["GnBu"](0.0)[:3]
+    assert colours[1, 0] == colours[1, 1] == (0.91, 0.91, 0.91), "at chance: MMB does not count"
+    assert bar.get_xlabel() == "score (0-100); colour: % of the unpruned score; grey: does not count"
 
 
 def test_the_front_holds_what_nothing_cheaper_reaches() -> None:

@@ -1,0 +1,220 @@
+"""What a reader sees of the figures, few methods or thirty: no text leaves the canvas, covers another, or the data."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_records import make_profile, make_record, write_run
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+from dpbench import tasks
+from dpbench.report.figures import costs, files, labels, scores
+from dpbench.report.figures.colours import LOOKS, look, looks
+from dpbench.report.figures.data import Point
+from dpbench.storage import record
+
+SHIPPED = [name for name in LOOKS if name not in ("none", "gumbel-ste", "scale-gate", "global-denoiser")]
+THEIRS = [f"theirs-{number}" for number in range(12)] + ["a-long-name-of-a-third-party-method"]
+LEAST_FONT = 6.0
+"""Points that can still be read in print."""
+
+
+def methods(count: int) -> list[str]:
+    return ["none", *(SHIPPED + THEIRS)[: count - 1]]
+
+
+def write_methods(folder: Path, count: int) -> Path:
+    """Write a run of so many methods at three budgets, with profiles; many keep nearly the same."""
+    budgets = [(name, keep) for name in methods(count)[1:] for keep in (48, 32, 16)]
+    spread = {name: (7 * at) % count for at, name in enumerate(methods(count))}
+    rows = [make_record("none", None, task, 90.0) for task in tasks.TASKS]
+    rows += [
+        make_record(name, keep, task, 40 + keep / 2 + 20 * (spread[name] / count) ** 3)
+        for name, keep in budgets
+        for task in tasks.TASKS
+    ]
+    write_run(folder, rows)
+    record.append(folder / "profile.jsonl", make_profile("none", "all", (30.0,)))
+    for name, keep in budgets:
+        profile = make_profile(name, str(keep), (10 + keep / 9 + spread[name] / 9,), num_visual=float(keep))
+        record.append(folder / "profile.jsonl", profile)
+    return folder
+
+
+@pytest.fixture(scope="module", params=[3, 18, 30])
+def drawn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Figure]]:
+    folder = tmp_path_factory.mktemp("many")
+    with pytest.MonkeyPatch.context() as patch, files.style():
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        figures = files.draw([write_methods(folder / "run", request.param)])
+        for figure in figures.values():
+            lay_out(figure)
+        yield figures
+
+
+def lay_out(figure: Figure) -> None:
+    FigureCanvasAgg(figure)
+    figure.draw_without_rendering()
+
+
+def texts(figure: Figure) -> list[Text]:
+    """Return every text that is drawn."""
+    found = [*figure.texts, *(text for legend in figure.legends for text in legend.get_texts())]
+    for axes in visible(figure):
+        found += [*axes.texts, *(text for text in axes.get_children() if isinstance(text, Text)), *tick_labels(axes)]
+        found += [axes.xaxis.label, axes.yaxis.label]
+    return [text for text in dict.fromkeys(found) if text.get_text().strip() and text.get_visible()]
+
+
+def visible(figure: Figure) -> list[Axes]:
+    return [axes for axes in figure.axes if axes.get_visible()]
+
+
+def tick_labels(axes: Axes) -> list[Text]:
+    labelled = []
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = sorted(axis.get_view_interval())
+        labelled += [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high and shows(tick)]
+    return labelled
+
+
+def named_lines(axes: Axes) -> dict[str, Line2D]:
+    """Return the lines of series: not those of the grid or of labels."""
+    names = {str(line.get_label()): line for line in axes.lines}
+    return {name: line for name, line in names.items() if name and not name.startswith("_")}
+
+
+def shows(tick: Artist) -> bool:
+    return bool(tick.label1.get_visible())  # type: ignore[attr-defined]
+
+
+def box(text: Text) -> Bbox:
+    """Return a text's own box, without the line of an annotation."""
+    return Text.get_window_extent(text)
+
+
+def covers(one: Bbox, other: Bbox) -> bool:
+    return bool(overlaps([one, other]))
+
+
+def overlaps(boxes: list[Bbox]) -> list[tuple[int, int]]:
+    """Return which of T boxes share more than half a pixel in both directions."""
+    low_T2, high_T2 = np.array([each.min for each in boxes]), np.array([each.max for each in boxes])
+    common_TT2 = np.minimum(high_T2[:, None], high_T2) - np.maximum(low_T2[:, None], low_T2)
+    return [(int(a), int(b)) for a, b in np.argwhere((common_TT2 > 0.5).all(-1)) if a < b]
+
+
+def faults(figure: Figure) -> list[str]:
+    """Return what is wrong with a figure's texts."""
+    boxes = [(text.get_text(), box(text)) for text in texts(figure)]
+    canvas = Bbox.from_bounds(-0.5, -0.5, figure.bbox.width + 1, figure.bbox.height + 1)
+    found = [f"{name!r} leaves the canvas" for name, each in boxes if not inside(each, canvas)]
+    found += [f"{boxes[a][0]!r} covers {boxes[b][0]!r}" for a, b in overlaps([each for _, each in boxes])]
+    for legend in figure.legends:
+        frame = legend.get_window_extent()
+        found += [] if inside(frame, canvas) else ["the legend leaves the canvas"]
+        found += ["the legend covers the data" for axes in visible(figure) if covers(frame, axes.bbox)]
+    for axes in visible(figure):
+        beside = [text for text in axes.texts if text.get_text() and text.get_transform() != axes.transData]
+        found += [f"{text.get_text()!r} covers the data" for text in beside if covers(box(text), axes.bbox)]
+    return found
+
+
+def inside(each: Bbox, canvas: Bbox) -> bool:
+    return canvas.x0 <= each.x0 and canvas.y0 <= each.y0 and each.x1 <= canvas.x1 and each.y1 <= canvas.y1
+
+
+def test_no_text_leaves_the_canvas_or_covers_another_or_the_data(drawn: dict[str, Figure]) -> None:
+    assert {name.split("-toy")[0] for name in drawn} == {
+        "retention", "benchmarks", "pareto-ttft", "pareto-gflop", "ttft", "sweep-ttft", "sweep-peak",
+    }  # fmt: skip
+    assert {name: faults(figure) for name, figure in drawn.items()} == {name: [] for name in drawn}
+
+
+def test_every_figure_fits_a_column_or_a_page_and_can_be_read_there(drawn: dict[str, Figure]) -> None:
+    for name, figure in drawn.items():
+        width, height = figure.get_size_inches()
+        assert width in (scores.COLUMN, scores.PAGE), name
+        assert height <= 9, name
+        assert min(text.get_fontsize() for text in texts(figure)) >= LEAST_FONT, name
+
+
+def test_every_method_is_named_and_no_two_look_the_same(drawn: dict[str, Figure]) -> None:
+    for name in ("retention-toy-llava", "pareto-ttft-toy-llava", "sweep-ttft-toy-llava"):
+        (axes,) = drawn[name].axes
+        lines = named_lines(axes)
+        styles = [
+            (to_hex(str(line.get_color())), line.get_marker(), str(line.get_markerfacecolor()))
+            for line in lines.values()
+        ]
+        assert len(set(styles)) == len(styles)
+        assert set(lines) <= {text.get_text() for text in axes.texts}
+
+
+def test_labels_stand_in_the_order_of_their_lines(drawn: dict[str, Figure]) -> None:
+    (axes,) = drawn["retention-toy-llava"].axes
+    last = {name: line.get_ydata()[-1] for name, line in named_lines(axes).items()}  # type: ignore[index]
+    places = {text.get_text(): text.get_position()[1] for text in axes.texts if text.get_text() in last}
+    names = sorted(places, key=lambda name: places[name])
+    assert all(last[low] <= last[high] for low, high in pairwise(names))
+
+
+def test_places_are_the_wanted_ones_where_they_fit_and_else_as_close_as_can_be() -> None:
+    assert labels.spread([3, 1, 2], 1, 10) == [3, 1, 2]
+    assert labels.spread([5, 5], 1, 10) == [4.5, 5.5]
+    assert labels.spread([0, 0, 9.9], 1, 10) == [0, 1, 9.9]
+    assert labels.spread([10, 10, 9], 1, 10) == [9, 10, 8]
+    assert labels.spread([], 1, 10) == []
+
+
+def test_few_methods_have_bands_and_many_a_sentence_on_their_intervals() -> None:
+    def points(count: int) -> list[Point]:
+        return [
+            Point(name, name, at, 50 + at, 50 + at - width, 50 + at + width)
+            for number, name in enumerate(methods(count)[1:])
+            for at, width in ((10.0, 2.0), (20.0, 4.0 + number / 10))
+        ]
+
+    (few,) = scores.retention(points(4)).axes
+    assert len(few.collections) == 3
+    assert few.get_title(loc="left") == ""
+    (many,) = scores.retention(points(18)).axes
+    assert len(many.collections) == 0
+    assert many.get_title(loc="left") == "95 % intervals: ± 2.0 to 5.6, median 3.0"
+
+
+def test_the_unpruned_model_is_a_line_across_a_sweep(drawn: dict[str, Figure]) -> None:
+    (axes,) = drawn["sweep-ttft-toy-llava"].axes
+    (flat,) = [line for line in axes.lines if set(line.get_ydata()) == {30.0}]  # type: ignore[arg-type]
+    assert flat.get_linestyle() == ":"
+    assert "unpruned" in {text.get_text() for text in axes.texts}
+
+
+def test_a_third_party_method_has_its_own_look_in_every_figure() -> None:
+    both = looks({"theirs-1": "theirs-1", "holov": "holov"})
+    assert both == {"theirs-1": look("theirs-1"), "holov": LOOKS["holov"]}
+    assert {look(name).marker for name in THEIRS} & {
+        each.marker for each in LOOKS.values() if look("x").filled
+    } == set()
+    many = looks({f"m{number}": f"m{number}" for number in range(100)})
+    assert len(set(many.values())) == 100
+    twice = looks({"divprune": "divprune", "divprune (scale=2)": "divprune"})
+    assert twice["divprune"] == LOOKS["divprune"] != twice["divprune (scale=2)"]
+
+
+def test_a_long_heading_is_wrapped_inside_a_column() -> None:
+    points = [Point("grid", "grid", at, at) for at in (10.0, 20.0)]
+    heading = "llava-1.5, torch.compile with CUDA graphs, batch size 16, on NVIDIA H200 141GB HBM3 of a shared machine"
+    with files.style():
+        figure = costs.sweep(points, "ttft_ms", costs.CostTable("llava-1.5", heading, ()))
+        lay_out(figure)
+        assert faults(figure) == []
