@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from dpbench.backbones import miniatures as tinies
 from dpbench.backbones.base import Backbone, Features, Prompt
-from dpbench.backbones.caption_loss import caption_losses
+from dpbench.backbones.caption_loss import caption_logits, caption_losses
 from dpbench.budget import BudgetRequest
 from dpbench.engine import decision, forward, pruned_prompt
 from dpbench.method import Method, Reduction, VisualTokens
@@ -144,6 +144,37 @@ def test_what_takes_the_place_of_the_tokens_is_what_is_read(family: str) -> None
     swapped = [replace(f, embeds_ND=v) for f, v in zip(features, changed, strict=True)]
     wanted = [engine_losses(model, *each) for each in zip(prompts, swapped, kept, CAPTIONS, strict=True)]
     close(caption_losses(model, prompts, features, changed, CAPTIONS, kept), torch.cat(wanted))
+
+
+@pytest.mark.parametrize("family", tinies.FAMILIES)
+def test_a_caption_that_names_special_tokens_is_learned_to_its_last_letter(family: str) -> None:
+    """Every letter is a label, the end token is the last one only, and no neighbour's labels move."""
+    model = backbone(family)
+    tokenizer = model.processor.tokenizer
+    end, image = tokenizer.eos_token, tokenizer.convert_ids_to_tokens(model.image_id)
+    prompts, features, visual = encoded(model)
+    captions = (f"a {end} and {image} on it {end}", CAPTIONS[1])
+    replies = [model.conversation.reply(caption) for caption in captions]
+    logits, labels = caption_logits(model, prompts, features, visual, captions)
+    assert torch.equal(labels, torch.cat(replies))
+    assert [(reply == tokenizer.eos_token_id).nonzero().flatten().tolist() for reply in replies] == [
+        [len(reply) - 1] for reply in replies
+    ]
+    assert model.image_id not in labels
+    rows = zip(prompts, features, visual, captions, strict=True)
+    alone = [caption_logits(model, *([part] for part in row))[0] for row in rows]
+    torch.testing.assert_close(logits.detach(), torch.cat(alone).detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", tinies.FAMILIES)
+def test_no_caption_is_cut_short(family: str) -> None:
+    model = backbone(family)
+    prompts, features, visual = encoded(model)
+    captions = ("red " * 300, "red")
+    logits, labels = caption_logits(model, prompts, features, visual, captions)
+    sizes = [len(model.conversation.reply(caption)) for caption in captions]
+    assert sizes[0] > 300
+    assert len(logits) == len(labels) == sum(sizes)
 
 
 def test_tokens_that_unpadding_drops_are_not_read_though_kept() -> None:
