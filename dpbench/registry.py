@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -44,7 +44,8 @@ def load(name: str, params: Mapping[str, object] | None = None) -> Method:
     """Construct a method with its hyper-parameters, checked and converted by the fields' types.
 
     Raises:
-        ConfigError: unknown method, unknown parameter, or a value its field cannot take.
+        ConfigError: unknown method, unknown parameter, a value its field cannot take, or a method whose `spends` is
+            none of those that there are.
     """
     method_class = find(name).load()
     fields = {field.name for field in dataclasses.fields(method_class) if field.init}
@@ -60,7 +61,18 @@ def load(name: str, params: Mapping[str, object] | None = None) -> Method:
     if found := find_inexact(params or {}, {param: getattr(method, param) for param in params or {}}):
         place = ".".join(map(str, found[0]))
         raise ConfigError(f"--param: {name}.{place}: must be a finite number, got {format_value(found[1])}")
+    _check_spends(name, method)
     return method
+
+
+def _check_spends(name: str, method: Method) -> None:
+    """Refuse a misspelt `spends`, which would hold the method to no budget at all."""
+    from dpbench.method import Spends
+
+    known = get_args(Spends)
+    if method.spends not in known:
+        hint = did_you_mean(str(method.spends), known)
+        raise ConfigError(f"method {name!r}: spends is {format_value(method.spends)}; {hint}")
 
 
 @cache

@@ -31,6 +31,12 @@ def test_what_cannot_be_loaded_says_why(name: str, params: dict[str, object], me
         registry.load(name, params)
 
 
+def test_a_misspelt_spends_does_not_free_a_method_from_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry.find("random").load(), "spends", "per-imag")
+    with pytest.raises(ConfigError, match="method 'random': spends is 'per-imag'; did you mean 'per-image'"):
+        registry.load("random")
+
+
 def test_parameters_reach_the_method() -> None:
     assert registry.load("random", {"positions": "original"}).positions == "original"
 
