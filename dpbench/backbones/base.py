@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
 from dpbench.backbones.conversation import ConversationTokenizer, find_spans
-from dpbench.backbones.finite_logits import FiniteLogits
+from dpbench.backbones.finite import FiniteLogits
 from dpbench.errors import ConfigError, ImageError, UnsupportedError, explain, format_value
 from dpbench.machine.image_memory import explain_too_large
 from dpbench.method import ImageTokens

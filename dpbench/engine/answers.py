@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from dpbench.backbones.base import Backbone
+from dpbench.backbones.finite import explain_not_finite
 from dpbench.engine import decision, pruned_prompt, shared_prefix
 from dpbench.engine.encoding import Sample
 from dpbench.engine.forward import Generated
@@ -22,9 +21,6 @@ if TYPE_CHECKING:
 
 AUTO_BATCH = {"cuda": 32, "cpu": 16}
 """Samples answered at once under `batch_size: auto`; a CPU's caches hold fewer."""
-
-
-NOT_FINITE = "the logits are NaN or infinite"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +84,11 @@ def _answer_together(backbone: Backbone, method: Method, cell: Cell, samples: Se
     groups, limit = [sample.image_group for sample in samples], samples[0].request.max_new_tokens
     answers = shared_prefix.generate(backbone, method, prompts, groups, max_new_tokens=limit)
     return [
-        Reply(failure=_explain_not_finite(backbone))
+        Reply(failure=explain_not_finite("the logits are", backbone.dtype))
         if generated.text is None
         else Reply(prompt, _without_repeats(method, generated))
         for prompt, generated in zip(prompts, answers, strict=True)
     ]
-
-
-def _explain_not_finite(backbone: Backbone) -> str:
-    if backbone.dtype == torch.float16:
-        return f"{NOT_FINITE}: float16 overflows in this model; give --dtype bfloat16 or float32"
-    return f"{NOT_FINITE}: the weights, or what the method makes of the image, are no finite numbers"
 
 
 def _splice(backbone: Backbone, method: Method, cell: Cell, sample: Sample) -> PrunedPrompt:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dpbench.backbones.base import Backbone, Features, Pixels, Prompt
+from dpbench.backbones.finite import are_finite, explain_not_finite
 from dpbench.engine import context, decision
 from dpbench.engine.feature_cache import EncodedImage, FeatureCache, Key, compact
 from dpbench.errors import explain
@@ -259,7 +260,10 @@ class Encoder:
         return images
 
     def _encode_together(self, part: Sequence[Pixels]) -> list[Features | str]:
-        return list(self.backbone.encode(part, self.needs))
+        """Encode images, or say why a method could not choose between the tokens of one."""
+        features = self.backbone.encode(part, self.needs)
+        reason = explain_not_finite("the visual tokens are", self.backbone.dtype)
+        return [each if is_finite else reason for each, is_finite in zip(features, are_finite(features), strict=True)]
 
     def _build_sample(
         self, keyed: _KeyedRequest, images: Mapping[Key, EncodedImage | str], missing: Mapping[Key, tuple[Request, int]]
