@@ -24,7 +24,11 @@ class PartialTask(ConfigurableTask):  # type: ignore[misc]
     def doc_to_text(self, doc: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Return the sample's prompt, or after `UNASKABLE` why it has none: that fails the sample, not the task."""
         empty = _empty_column(doc)
-        return f"{UNASKABLE}{empty} is empty" if empty else super().doc_to_text(doc, *args, **kwargs)
+        if empty:
+            return f"{UNASKABLE}{empty} is empty"
+        if doc.get("hint", "") is None:  # lmms-eval would word it "None"
+            doc = {**doc, "hint": ""}
+        return super().doc_to_text(doc, *args, **kwargs)
 
     def doc_to_target(self, doc: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Return the truth, or None of a sample that cannot be asked and has none without its options."""
@@ -42,4 +46,8 @@ class PartialTask(ConfigurableTask):  # type: ignore[misc]
 
 def _empty_column(doc: Mapping[str, Any]) -> str | None:
     """Return the first of a sample's columns that has to hold something and does not, or None."""
-    return next((name for name in ASKED if name in doc and doc[name] in (None, "", [])), None)
+    return next((name for name in ASKED if name in doc and _is_empty(doc[name])), None)
+
+
+def _is_empty(value: Any) -> bool:
+    return not value.strip() if isinstance(value, str) else value in (None, [])

@@ -41,7 +41,7 @@ def image_files(docs: datasets.Dataset) -> ImageFiles:
 
     def read(row: int) -> list[bytes]:
         cells = [cell for column in rows[row].columns for cell in column.to_pylist()]
-        return [_read_entry(entry) for cell in cells for entry in (cell if isinstance(cell, list) else [cell])]
+        return [_read_entry(entry) for cell in cells for entry in (cell if isinstance(cell, list) else [cell])] or [b""]
 
     return read
 
