@@ -18,6 +18,8 @@ from dpbench.diffprune.scorer import Scorer, ScorerSize
 from dpbench.errors import ConfigError, MissingError
 
 WEIGHTS, CARD = "scorer.safetensors", "card.json"
+STEPS = "steps"
+"""In the folder of a training: the scorer of every validation, by its step, where the recipe keeps them."""
 
 
 class Card(BaseModel):
@@ -70,6 +72,12 @@ def save(folder: Path, scorer: Scorer, card: Card) -> None:
     partial_card = folder / f"{CARD}.part"
     partial_card.write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
     partial_card.replace(folder / CARD)
+
+
+def list_steps(folder: Path) -> list[Path]:
+    """Return the folders of the scorers that a training kept along its way, by step; else the folder itself."""
+    steps = [path.parent for path in (folder / STEPS).glob(f"*/{CARD}") if path.parent.name.isdecimal()]
+    return sorted(steps, key=lambda path: int(path.name)) or [folder]
 
 
 def find(checkpoint: str | None, backbone: str) -> Path:

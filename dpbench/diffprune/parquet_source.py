@@ -139,7 +139,7 @@ def _hub_rows(repository: str) -> Any:
 
 
 def _ask_once(repository: str) -> None:
-    """Raise the hub's error for a dataset that is not in its cache; `datasets` would try six times, for half a minute."""
+    """Raise the hub's error for a dataset that is not in its cache; `datasets` would try six times."""
     from huggingface_hub import HfApi
 
     if not hub_cache.commits(repository, "dataset"):

@@ -62,6 +62,7 @@ class Recipe(BaseModel):
     ffn: int = Field(default=4, ge=1)  # feed-forward width over hidden width
     gradient_checkpointing: bool = True  # run decoder layers again in the backward pass instead of storing activations
     validate_every: int = Field(default=500, ge=1)  # steps between validation losses
+    keep_scorers: bool = False  # also keep the scorer of every validation, in steps/STEP, to probe along a training
     patience: int = Field(default=5, ge=1)  # validations without an improvement after which training ends
     save_minutes: float = Field(default=10.0, ge=0)  # between checkpoints to resume from
     num_workers: int = Field(default=4, ge=0)  # processes that read and decode images

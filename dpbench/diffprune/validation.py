@@ -37,6 +37,8 @@ def validate(setup: Setup, progress: Progress, out: Path, interruption: Interrup
     losses = run_within_memory(partial(measure_losses, setup, progress), progress, setup.console)
     with interruption.uninterrupted():
         progress.full, progress.validated = losses["full"], progress.step
+        if setup.recipe.keep_scorers:
+            _save_scorer(setup, progress, out / checkpoint.STEPS / str(progress.step), losses)
         if _is_better(losses["hard"], progress.best):
             progress.best, progress.waited = losses["hard"], 0
             _save_scorer(setup, progress, out, losses)

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
+from dpbench.diffprune import checkpoint as checkpoints
 from dpbench.diffprune.spread import deviations
 from dpbench.machine.environment import environment, versions
 from dpbench.machine.progress_bar import Bar
@@ -73,7 +74,7 @@ def probe(
         "parameters": sum(parameter.numel() for parameter in site.scorer.parameters()),
         **settings.model_dump(exclude=set(settings.grid)),
     }
-    for checkpoint in settings.checkpoints or (None,):
+    for checkpoint in _scorers(settings):
         step = site.load_scorer(Path(checkpoint)) if checkpoint else 0
         measured = Measured(
             probe=kind.name,
@@ -86,6 +87,12 @@ def probe(
         )
         records += run(measured, folder, device=device, console=console)
     return records
+
+
+def _scorers(settings: ProbeSettings) -> Sequence[str | None]:
+    """Return the folders of the scorers to probe, those along a training one by one; None is a fresh scorer."""
+    folders = [step for name in settings.checkpoints for step in checkpoints.list_steps(Path(name).expanduser())]
+    return [str(folder) for folder in folders] or [None]
 
 
 @torch.no_grad()

@@ -112,6 +112,15 @@ def test_a_trained_scorer_is_another_measurement_at_its_step(tmp_path: Path) -> 
     assert trained.shared["spread"] == fresh.shared["spread"]
 
 
+def test_a_training_that_kept_its_scorers_is_probed_along_its_way(tmp_path: Path) -> None:
+    train_small(tmp_path / "scorer", num_validation=4, keep_scorers=True)
+    lines = probe(tmp_path / "out", ways=("diffprune",), checkpoints=(str(tmp_path / "scorer"),))
+    assert [line.step for line in lines] == [0, 2, 3]
+    (fresh,) = probe(tmp_path / "fresh", ways=("diffprune",))
+    assert lines[0].values == fresh.values
+    assert lines[2].values != fresh.values
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
