@@ -26,7 +26,7 @@ class PartialTask(ConfigurableTask):  # type: ignore[misc]
         empty = _empty_column(doc)
         if empty:
             return f"{UNASKABLE}{empty} is empty"
-        if doc.get("hint", "") is None:  # lmms-eval would word it "None"
+        if "choices" in doc and doc["hint"] is None:  # ScienceQA, whose prompt would begin with "None"
             doc = {**doc, "hint": ""}
         return super().doc_to_text(doc, *args, **kwargs)
 
