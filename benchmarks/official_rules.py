@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from benchmarks.official_prunesid import prunesid
 from dpbench.method import Reduction, VisualTokens
 
 
@@ -146,5 +147,32 @@ def cdpruner(visual: VisualTokens, keep: int) -> Reduction:
     return Reduction(indices_K[visual.slot_N[indices_K].argsort(stable=True)])
 
 
-RULES = {"holov": holov, "visionzip": visionzip, "hired": hired, "divprune": divprune, "cdpruner": cdpruner}
+RULES = {
+    "holov": holov,
+    "visionzip": visionzip,
+    "hired": hired,
+    "divprune": divprune,
+    "cdpruner": cdpruner,
+    "prunesid": prunesid,
+}
 """Method -> its official rule."""
+
+
+def crop_products(visual: VisualTokens, num_crops: int = 16) -> list[Tensor]:
+    """Return the inner products inside HoloV's crops, as one plain product each."""
+    return [rows @ rows.T for rows in visual.embeds_ND.split(-(-len(visual) // num_crops))]
+
+
+def view_products(visual: VisualTokens) -> Tensor:
+    """Return the inner products inside each view, CDPruner's kernel before the relevance."""
+    rows_VND = visual.embeds_ND.unflatten(0, (-1, _view_size(visual)))
+    return rows_VND @ rows_VND.mT
+
+
+def all_products(visual: VisualTokens) -> Tensor:
+    """Return the inner products of all pairs, which DivPrune's first pick reads."""
+    return visual.embeds_ND @ visual.embeds_ND.T
+
+
+PRODUCTS = {"holov": crop_products, "cdpruner": view_products, "divprune": all_products}
+"""Method -> the inner products that both sides read, alone."""

@@ -5,8 +5,9 @@
 CPU: one thread, float32, the thread's own CPU time (others' work does not count); GPU: float16, CUDA events. Ours and
 the official rule take turns on the same image. One line per method, N tokens, width D and K kept: medians of `reduce`
 (before the LLM) or of all `select` calls (inside it, at a mean of K), and ours as a share of a Llama decoder layer over
-N tokens. `same` says whether both choose the same rows. Features are random with a power-law spectrum; N above 576 are
-views of 576.
+N tokens. "Product alone" is the inner products that both sides read, as one plain product (HoloV's inside its crops,
+CDPruner's inside each view, DivPrune's of all pairs). `same` says whether both choose the same rows. Features
+are random with a power-law spectrum; N above 576 are views of 576.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import argparse
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -31,7 +32,8 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from benchmarks.official_rules import RULES
+from benchmarks.official_inside import RULES_INSIDE
+from benchmarks.official_rules import PRODUCTS, RULES
 from dpbench import registry
 from dpbench.engine.decision import has_reduce, has_resize
 from dpbench.engine.decoder_view import DecoderView, Projected
@@ -87,10 +89,10 @@ def decoder(width: int, device: torch.device, dtype: torch.dtype) -> Any:
         return LlamaModel._from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
 
 
-def selections(
+def views_of(
     method: Method, num: int, keep: int, llama: Any, device: torch.device, dtype: torch.dtype
-) -> Iterator[Callable[[], Any]]:
-    """Yield one call per cut, which ranks the tokens left there and selects among them."""
+) -> Iterator[DecoderView]:
+    """Yield what the method sees at each cut, with as many tokens as are left there."""
     width, left = llama.config.hidden_size, num
     budget = Budget(keep)
     before, after = torch.arange(35, device=device), torch.arange(35 + num, num + TEXT, device=device)
@@ -102,7 +104,7 @@ def selections(
         angles = llama.rotary_emb(hidden[None], torch.arange(length, device=device)[None])
         layer = llama.layers[0]
         ran_already = cut.probe < cut.layer
-        view = DecoderView(
+        yield DecoderView(
             cut=replace(cut, layer=1, probe=0),
             stage=stage,
             hidden_LD=hidden,
@@ -114,13 +116,12 @@ def selections(
             angles=(angles[0][0], angles[1][0]),
             kept=Projected(layer.self_attn.q_proj(hidden), layer.self_attn.k_proj(hidden)) if ran_already else None,
         )
-        yield partial(_select, method, view)
         left = cut.keep
 
 
-def _select(method: Method, view: DecoderView) -> Any:
-    """Select on a copy of the view, as a view caches what was computed on it."""
-    return method.select(replace(view))
+def select_all(method: Method, views: list[DecoderView]) -> list[Reduction]:
+    """Select at every cut, on copies of the views, as a view caches what was computed on it."""
+    return [method.select(replace(view)) for view in views]
 
 
 class ThreadClock:
@@ -167,21 +168,33 @@ def are_same(ours: Reduction, official: Reduction) -> bool:
     return torch.equal(ours.indices_K, official.indices_K)
 
 
-def measure(
-    name: str, method: Method, visual: VisualTokens, keep: int, llama: Any, repeats: int
-) -> tuple[float, float | None, str]:
-    """Return the milliseconds of ours, those of the official rule where there is one, and whether both agree."""
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """What was measured of one method: milliseconds, None where there is no such side, and whether both sides agree."""
+
+    ours: float
+    official: float | None = None
+    product: float | None = None
+    same: str = ""
+
+
+def measure(name: str, method: Method, visual: VisualTokens, keep: int, llama: Any, repeats: int) -> Timed:
+    """Time ours, the official rule where there is one, and the product that both read, in turns."""
     device, dtype = visual.embeds_ND.device, visual.embeds_ND.dtype
+    ours: Callable[[], Any] = partial(method.reduce, visual, keep)
+    official: Callable[[], Any] | None = partial(RULES[name], visual, keep) if name in RULES else None
     if not has_reduce(method):
-        calls = list(selections(method, len(visual), keep, llama, device, dtype))
-        return median_ms([lambda: [call() for call in calls]], device, repeats)[0], None, ""
-    ours = partial(method.reduce, visual, keep)
-    if name not in RULES:
-        return median_ms([ours], device, repeats)[0], None, ""
-    official = partial(RULES[name], visual, keep)
-    same = "yes" if are_same(ours(), official()) else "no"
-    our_ms, official_ms = median_ms([ours, official], device, repeats)
-    return our_ms, official_ms, same
+        views = list(views_of(method, len(visual), keep, llama, device, dtype))
+        ours, official = partial(select_all, method, views), partial(RULES_INSIDE[name], views)
+    if official is None:
+        return Timed(median_ms([ours], device, repeats)[0])
+    visual.generator.manual_seed(visual.generator.initial_seed())
+    pairs = ours(), official()
+    mine, theirs = pairs if isinstance(pairs[0], list) else ([pairs[0]], [pairs[1]])
+    same = "yes" if all(map(are_same, mine, theirs)) else "no"
+    calls = [ours, official, partial(PRODUCTS[name], visual)] if name in PRODUCTS else [ours, official]
+    our_ms, official_ms, *product_ms = median_ms(calls, device, repeats)
+    return Timed(our_ms, official_ms, product_ms[0] if product_ms else None, same)
 
 
 def choose_methods(names: list[str]) -> dict[str, Method]:
@@ -215,13 +228,16 @@ def main() -> None:
                 visual = image(num, width, device, dtype)
                 for name, method in methods.items():
                     for keep in keeps if has_reduce(method) else keeps[:1]:
-                        ours, official, same = measure(name, method, visual, keep, llama, options.repeats)
-                        ratio = official / ours if official else None
-                        rows.append((name, num, width, keep, ours, official, ratio, 100 * ours / layer, same))
+                        timed = measure(name, method, visual, keep, llama, options.repeats)
+                        ratio = timed.official / timed.ours if timed.official else None
+                        share = 100 * timed.ours / layer
+                        row = (name, width, num, keep, timed.official, timed.ours, ratio, share, timed.product)
+                        rows.append((*row, timed.same))
     hardware = torch.cuda.get_device_name() if device.type == "cuda" else "CPU, one thread"
     print(f"{hardware}, {dtype}, torch {torch.__version__}, {options.repeats} repetitions\n")
-    headers = ["method", "N", "D", "K", "ours, ms", "official, ms", "ratio", "% of a decoder layer", "same"]
-    formats = ("", ",", ",", "", ".2f", ".2f", ".1f", ".3f", "")
+    headers = ["method", "width", "tokens", "keep", "official, ms", "ours, ms", "ratio", "% of a decoder layer"]
+    headers += ["product alone, ms", "same"]
+    formats = ("", ",", ",", "", ".2f", ".2f", ".1f", ".3f", ".2f", "")
     rows.sort(key=lambda row: row[:4])
     print(tabulate(rows, headers, "github", floatfmt=formats))
 
