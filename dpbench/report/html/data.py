@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dpbench import registry, tasks
-from dpbench.report.figures.colours import PLOTLY_DASHES, PLOTLY_MARKERS, look
+from dpbench import tasks
+from dpbench.report.figures.colours import PLOTLY_DASHES, look, looks
 from dpbench.report.figures.data import Point, front
 from dpbench.report.figures.scores import by_label
 from dpbench.report.groups import groups as groups_of
@@ -65,8 +65,7 @@ def _row(
 
 def _colour(columns: Sequence[str], row: Row) -> str:
     """Return the colour of a row's method; empty if the first cell is not a method."""
-    name = row.cells[0].text.split(" ")[0]
-    return look(name).colour if columns[0] == "Method" and name in registry.methods() else ""
+    return look(row.cells[0].text.split(" ")[0]).colour if columns[0] == "Method" else ""
 
 
 def chart(axes: Mapping[str, Sequence[Point]]) -> dict[str, Any]:
@@ -81,14 +80,15 @@ def _front(points: Sequence[Point]) -> list[list[float]]:
 
 
 def _series(points: Sequence[Point]) -> list[dict[str, Any]]:
-    traces = []
-    for label, series in by_label(points).items():
-        style = look(series[0].method)
+    traces, lines = [], by_label(points)
+    styles = looks({label: series[0].method for label, series in lines.items()})
+    for label, series in lines.items():
+        style = styles[label]
         traces.append(
             {
                 "label": label,
                 "colour": style.colour,
-                "symbol": PLOTLY_MARKERS[style.marker],
+                "symbol": style.symbol,
                 "dash": PLOTLY_DASHES[style.dash],
                 "points": [[point.at, point.value, point.low, point.high, point.budget] for point in series],
             }

@@ -128,8 +128,18 @@
 
   // The chart. plotly renders some HTML tags in its labels, so names are escaped.
   const escapeHtml = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
+  // plotly does not make room for a long legend: the chart grows by its rows, beside the plot or, if narrow, below it.
+  const LEGEND_ROW = 20;
+  const measureLegend = (names, width, narrow) => {
+    const longest = Math.max(...names.map((name) => name.length));
+    const columns = narrow ? Math.max(1, Math.floor((width - 64) / (7 * longest + 46))) : 1;
+    return Math.ceil(names.length / columns) * LEGEND_ROW;
+  };
   const drawChart = (element, axis, bars) => {
     const narrow = element.clientWidth < 560;
+    const legend = measureLegend(["Pareto front", ...axis.series.map((series) => series.label)], element.clientWidth, narrow);
+    const height = narrow ? 380 + legend : Math.max(470, legend + 100);
+    element.style.height = `${height}px`;
     const traces = axis.series.map((series) => {
       const column = (number) => series.points.map((point) => point[number]);
       const trace = {
@@ -158,10 +168,11 @@
     const layout = {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: cssVariable("--ink"), family: getComputedStyle(document.body).fontFamily, size: 13 },
-      margin: { l: 56, r: 8, t: 8, b: 48 },
+      margin: { l: 56, r: 8, t: 8, b: narrow ? 60 + legend : 48 },
       xaxis: { ...axes, title: { text: escapeHtml(narrow ? axis.name.replace(/ \(2 per.*| without.*|, median/, "") : axis.name) } },
       yaxis: { ...axes, title: { text: "average retention (%)" } },
-      legend: narrow ? { orientation: "h", y: -0.22, x: 0 } : { x: 1.02, y: 1 },
+      height,
+      legend: narrow ? { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0, maxheight: legend + LEGEND_ROW, font: { size: 12 } } : { x: 1.02, y: 1 },
       shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: 100, y1: 100, line: { color: cssVariable("--soft"), dash: "dot", width: 1.2 } }],
       annotations: [{ xref: "paper", x: 1, xanchor: "right", y: 100, yanchor: "bottom", text: "unpruned", showarrow: false, font: { color: cssVariable("--soft"), size: 12 } }],
       hoverlabel: { bgcolor: cssVariable("--card"), font: { color: cssVariable("--ink") } },

@@ -27,8 +27,8 @@ from dpbench.tasks.data.image_file import UNREADABLE
 from dpbench.tasks.data.root import toy_data_root
 
 NO_ANSWERS = (
-    f"No samples: the run folder has neither journals (samples/) nor {packed_answers.NAME}; copy one of them from where "
-    "it ran."
+    f"No samples: the run folder has neither journals (samples/) nor {packed_answers.NAME}; copy one of them from "
+    "where it ran."
 )
 _TOGETHER = 4
 """Row groups that samples are taken from in turns; reading one image reads and caches its whole group."""

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
-from made_records import make_profile, make_record, write_run
+from many_methods import THEIRS, methods, write_methods
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -16,38 +15,12 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from dpbench import tasks
 from dpbench.report.figures import costs, files, labels, scores
 from dpbench.report.figures.colours import LOOKS, look, looks
 from dpbench.report.figures.data import Point
-from dpbench.storage import record
 
-SHIPPED = [name for name in LOOKS if name not in ("none", "gumbel-ste", "scale-gate", "global-denoiser")]
-THEIRS = [f"theirs-{number}" for number in range(12)] + ["a-long-name-of-a-third-party-method"]
 LEAST_FONT = 6.0
 """Points that can still be read in print."""
-
-
-def methods(count: int) -> list[str]:
-    return ["none", *(SHIPPED + THEIRS)[: count - 1]]
-
-
-def write_methods(folder: Path, count: int) -> Path:
-    """Write a run of so many methods at three budgets, with profiles; many keep nearly the same."""
-    budgets = [(name, keep) for name in methods(count)[1:] for keep in (48, 32, 16)]
-    spread = {name: (7 * at) % count for at, name in enumerate(methods(count))}
-    rows = [make_record("none", None, task, 90.0) for task in tasks.TASKS]
-    rows += [
-        make_record(name, keep, task, 40 + keep / 2 + 20 * (spread[name] / count) ** 3)
-        for name, keep in budgets
-        for task in tasks.TASKS
-    ]
-    write_run(folder, rows)
-    record.append(folder / "profile.jsonl", make_profile("none", "all", (30.0,)))
-    for name, keep in budgets:
-        profile = make_profile(name, str(keep), (10 + keep / 9 + spread[name] / 9,), num_visual=float(keep))
-        record.append(folder / "profile.jsonl", profile)
-    return folder
 
 
 @pytest.fixture(scope="module", params=[3, 18, 30])

@@ -1,6 +1,7 @@
 """The page: one file that needs nothing, says what the records say, and runs nothing that is in them."""
 
 import base64
+import io
 import json
 import re
 import shutil
@@ -17,10 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from made_records import make_profile, make_record, write_run
+from PIL import Image
 
 from dpbench.errors import ConfigError
 from dpbench.report import runs
-from dpbench.report.html import answers, document, samples
+from dpbench.report.html import answers, document, samples, thumbnails
 from dpbench.storage import packed_answers, record
 from dpbench.storage.journal import pack_indices
 
@@ -166,6 +168,41 @@ def test_packed_answers_show_what_the_journals_show(made_run: tuple[Path, Path],
     assert shown == again
     assert len(again.samples) == 5
     assert again.note == "5 of 85 samples."
+
+
+@pytest.mark.parametrize(
+    ("cell", "fit"),
+    [
+        ({"backbone": "llava-1.5", "image_aspect": "pad"}, "pad"),
+        ({"backbone": "llava-1.5", "image_aspect": "crop"}, "centre"),
+        ({"backbone": "toy-llava", "image_aspect": "pad"}, "pad"),
+        ({"backbone": "llava-next", "image_aspect": None}, "stretch"),
+        ({"backbone": "qwen2.5-vl", "image_aspect": None}, "whole"),
+    ],
+)
+def test_patches_lie_on_the_image_as_the_tower_read_it(cell: dict[str, Any], fit: str) -> None:
+    """A wide image, blue with a red left third: its height, and the colours in the middle column and the left one."""
+    image, stream = Image.new("RGB", (300, 100), "blue"), io.BytesIO()
+    image.paste("red", (0, 0, 100, 100))
+    image.save(stream, "PNG")
+    assert thumbnails.fit(cell) == fit
+    uri = thumbnails.thumbnail(stream.getvalue(), fit)
+    with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as opened:
+        shown = opened.convert("RGB")
+    size, left, top = {
+        "pad": ((160, 160), "red", "grey"),
+        "centre": ((100, 100), "blue", "blue"),
+        "stretch": ((160, 160), "red", "blue"),
+        "whole": ((160, 53), "red", "blue"),
+    }[fit]
+    assert shown.size == size
+    assert name_colour(shown.getpixel((4, shown.height // 2))) == left
+    assert name_colour(shown.getpixel((shown.width // 2 + 20, 4))) == top
+
+
+def name_colour(pixel: Any) -> str:
+    red, _, blue = pixel
+    return "grey" if abs(red - blue) < 40 else "red" if red > blue else "blue"
 
 
 def test_no_data_and_no_journals_are_a_sentence_each(made_run: tuple[Path, Path], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import many_methods
 import page_runs
 import pytest
 
@@ -49,6 +50,50 @@ def opened(request: pytest.FixtureRequest, browser: Any, path: Path) -> Iterator
     context.close()
 
 
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of thirty methods."""
+    base = tmp_path_factory.mktemp("many")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(base / "cache"))
+        text = pages.render([many_methods.write_methods(base / "run", 30)])
+    (base / "report.html").write_text(text, encoding="utf-8")
+    return base / "report.html"
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_the_legend_of_thirty_methods_is_whole_and_covers_nothing(browser: Any, many: Path, width: int) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 900}, offline=True)
+    tab = context.new_page()
+    tab.goto(many.as_uri())
+    tab.wait_for_selector(".chart .main-svg")
+    plot, legend, chart = (
+        tab.locator(f".chart {name}").first.bounding_box() for name in (".bglayer .bg", ".legend", ".main-svg")
+    )
+    assert tab.locator(".chart .legendtext").count() == 30, "29 methods and the front"
+    if width == 400:
+        assert legend["y"] >= plot["y"] + plot["height"] + 40, "below the plot and its axis"
+    else:
+        assert legend["x"] >= plot["x"] + plot["width"], "beside the plot"
+    assert legend["y"] + legend["height"] <= chart["y"] + chart["height"]
+    entries = [box.bounding_box() for box in tab.locator(".chart .legendtext").all()]
+    assert all(
+        legend["y"] <= box["y"] and box["y"] + box["height"] <= legend["y"] + legend["height"] for box in entries
+    )
+    context.close()
+
+
+@pytest.mark.parametrize("opened", [400], indirect=True)
+def test_the_first_column_stays_while_a_narrow_table_scrolls(opened: Any) -> None:
+    table = opened.locator(".scroll").first
+    head, score = table.locator("tr", has_text="grid").locator("th"), table.locator("button.cell").first
+    before = head.bounding_box()["x"], score.bounding_box()["x"]
+    table.evaluate("box => box.scrollLeft = 60")
+    assert head.bounding_box()["x"] == before[0]
+    assert score.bounding_box()["x"] == before[1] - 60
+    assert head.bounding_box()["width"] <= 0.4 * 400
+
+
 def names(tab: Any) -> list[str]:
     rows = tab.locator("table.sortable").first.locator("tbody tr:not(.group):visible th")
     return [text.split()[0] for text in rows.all_inner_texts()]
@@ -91,7 +136,7 @@ def test_filters_rows_by_name_and_budget(opened: Any) -> None:
 def test_a_score_leads_to_its_command(opened: Any) -> None:
     opened.locator("table.sortable").first.locator("tr", has_text="grid").locator("button.cell").first.click()
     assert opened.locator("#cell pre").inner_text() == (
-        "dpbench run --method grid --backbone toy-llava --keep 16 --tasks pope --limit 30"
+        "dpbench run --method grid --backbone toy-llava --keep 16 --tasks pope --limit 40"
     )
     opened.keyboard.press("Escape")
     assert not opened.locator("#cell").is_visible()
