@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 
 from dpbench import backbones
+from dpbench.measure.stability import MAX_SPREAD
+from dpbench.report import spending
+from dpbench.report.groups import OVER_BUDGET
 from dpbench.report.marks import REFERENCES, rank
 from dpbench.report.runs import format_params
 from dpbench.report.tables.render import frame_of
@@ -32,6 +35,8 @@ STAGES = {
     "ttft": "TTFT",
     "decode": "Decode/token",
 }
+SCATTERS = "scatters"
+"""Begins the flag of a row whose times scatter."""
 MEDIAN = 0.5
 MIB, TERA, GIGA = 2**20, 1e12, 1e9
 
@@ -144,15 +149,25 @@ def section(group: Sequence[Profile], profiles: Sequence[Profile] = ()) -> Secti
 
 def _lines(rows: Sequence[Measured], columns: Mapping[str, Text], footnotes: Footnotes) -> Iterable[Row]:
     """Yield the table's lines: a heading per budget, then its rows."""
-    marks, latest, budget = _marks(rows), max(_started(row.profile) for row in rows), None
-    for row in rows:
-        if row.profile.budget != budget:
-            budget = row.profile.budget
-            yield group_row(_budget_heading(budget), len(columns) + 1)
-        refs = tuple(footnotes.letter(flag) for flag in (*row.profile.flags, *_earlier(row.profile, latest)))
+    over = _overspenders(rows)
+    marks, latest, title = _marks(rows, over), max(_started(row.profile) for row in rows), None
+    for row in sorted(rows, key=lambda row: (_sort_key(row.profile)[:2], id(row) in over)):
+        heading = f"{OVER_BUDGET}: " * (id(row) in over) + _budget_heading(row.profile.budget)
+        if heading != title:
+            title = heading
+            yield group_row(heading, len(columns) + 1)
+        doubts = (*map(_doubt, row.profile.flags), *_earlier(row.profile, latest))
+        refs = tuple(footnotes.letter(doubt) for doubt in doubts)
         first = Cell(row.profile.method + format_params(row.profile.params), refs=refs)
         rest = [Cell(text(row), marks.get(name, {}).get(id(row), "")) for name, text in columns.items()]
         yield Row((first, *rest))
+
+
+def _doubt(flag: str) -> str:
+    """Return a flag as a footnote: by how much times scatter is in the Flags of CSV and JSON, and told once here."""
+    if flag.startswith(SCATTERS):
+        return f"{SCATTERS}: 90th over 10th percentile is more than {MAX_SPREAD}"
+    return flag
 
 
 def _sort_key(profile: Profile) -> tuple[Any, ...]:
@@ -210,11 +225,18 @@ def _format_quantiles(row: Measured, stage: str) -> str:
     return f"{middle:.2f} [{DASH if low is None else f'{low:.2f}-{high:.2f}'}]"
 
 
-def _marks(rows: Sequence[Measured]) -> dict[str, dict[int, Mark]]:
-    """Mark the two fastest per budget, references apart; by column and row."""
+def _overspenders(rows: Sequence[Measured]) -> frozenset[int]:
+    """Return which rows read more than their budget."""
+    num = next((row.profile.num_visual for row in rows if row.profile.method == "none"), None)
+    return frozenset(id(row) for row in rows if spending.profile_overspends(row.profile, num))
+
+
+def _marks(rows: Sequence[Measured], over: frozenset[int]) -> dict[str, dict[int, Mark]]:
+    """Mark the two fastest per budget, references and rows that overspend apart; by column and row."""
     marks: dict[str, dict[int, Mark]] = {"TTFT (ms)": {}, "Speed-up": {}}
     for budget in dict.fromkeys(row.profile.budget for row in rows):
-        pruned = [row for row in rows if row.profile.budget == budget and row.profile.method not in REFERENCES]
+        same = [row for row in rows if row.profile.budget == budget and id(row) not in over]
+        pruned = [row for row in same if row.profile.method not in REFERENCES]
         times = {id(row): row.quantile("ttft", MEDIAN) for row in pruned}
         # `rank` marks the largest, and the fastest is the smallest.
         marks["TTFT (ms)"] |= rank({key: None if time is None else -time for key, time in times.items()}, 2)

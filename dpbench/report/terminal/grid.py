@@ -39,13 +39,20 @@ def draw(section: Section, width: int) -> Iterator[RenderableType]:
 def _table(rows: Iterable[Row], widths: Sequence[int], signs: Sequence[int], head: Sequence[Text] = ()) -> Table:
     """Return rows whose columns all take the given places, so that the tables of all groups are in line."""
     table = Table(box=None, show_header=False, padding=(0, fitting.GAP, 0, 0), pad_edge=False)
-    for at, place in enumerate(widths):
-        table.add_column(width=place, no_wrap=True, justify="right" if at else "left")
+    for place in widths:
+        table.add_column(width=place, no_wrap=True)
     if head:
-        table.add_row(*head)
+        table.add_row(*_align(head, widths))
     for row in rows:
-        table.add_row(*(_text(cell, row, place) for cell, place in zip(row.cells, signs, strict=True)))
+        texts = [_text(cell, row, place) for cell, place in zip(row.cells, signs, strict=True)]
+        table.add_row(*_align(texts, widths))
     return table
+
+
+def _align(texts: Iterable[Text], widths: Iterable[int]) -> Iterator[Text]:
+    """Yield texts, all but the first moved to the right edge; rich itself would drop the blanks kept for signs."""
+    for at, (text, place) in enumerate(zip(texts, widths, strict=True)):
+        yield Text.assemble(" " * (place - text.cell_len), text) if at else text
 
 
 def _sign_widths(section: Section) -> list[int]:

@@ -5,14 +5,30 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
+from dpbench import tasks
 from dpbench.measure.stability import MAX_SPREAD
+from dpbench.report.counted import Counted
 from dpbench.report.runs import Comparison, RowKey
 from dpbench.report.tables import efficiency, visual_tokens
 from dpbench.storage.record import Profile
 
 SEE = "see --full"
-SCATTERS = "scatters"
-"""Begins the flag of a row whose times scatter (`measure.stability`)."""
+MOST_NAMED = 3
+"""Benchmarks that are left out and named, each with its reason."""
+
+
+def of_left_out(comparison: Comparison, count: Counted) -> Iterable[str]:
+    """Yield why there is no retention, or which benchmarks are left out of it; of many the first and their number."""
+    if comparison.find("none") is None:
+        yield "No retention: this run has no cell of method none."
+    elif len(count.left_out) <= MOST_NAMED:
+        yield from count.notes
+    else:
+        name, why = next(iter(count.left_out.items()))
+        yield (
+            f"{len(count.left_out)} of {len(comparison.tasks)} benchmarks do not count for a retention, as "
+            f"{tasks.ALL[name].title} ({why}): {SEE}."
+        )
 
 
 def of_rows(comparison: Comparison, averages: Collection[RowKey]) -> Iterable[str]:
@@ -36,7 +52,7 @@ def of_profiles(profiles: Sequence[Profile]) -> Iterable[str]:
     """Yield how many timed rows have each kind of doubt."""
     newest = [profile for group in efficiency.groups(profiles) for profile in group]
     kinds = Counter(kind for profile in newest for kind in {flag.split(":")[0] for flag in profile.flags})
-    if num := kinds.pop(SCATTERS, 0):
+    if num := kinds.pop(efficiency.SCATTERS, 0):
         yield f"{num} timed row{'s scatter' if num > 1 else ' scatters'} by more than {MAX_SPREAD}x: {SEE}."
     if kinds:
         yield f"{_count(sum(kinds.values()), ('is', 'are'))} to be doubted for other reasons: {SEE}."

@@ -188,11 +188,11 @@ def select(section: Section, places: Sequence[int]) -> Section:
 def _notes(comparison: Comparison, bootstrap: Intervals, names: Sequence[str]) -> Iterable[str]:
     """Yield what explains the numbers, once each, and pointers to what is in the full report."""
     count, averages = counted.find(comparison), retention.averages(comparison)
-    if comparison.find("none"):
-        yield f"{RETENTION}: {count.scope} of score / score of none, in percent. Best bold, second underlined."
-        yield from count.notes
-    else:
-        yield "No retention: this run has no cell of method none."
+    if averages:
+        found = marks.of(comparison, scores.row_values(comparison)).values()
+        legend = " Best bold, second underlined." if any(map(any, (column.values() for column in found))) else ""
+        yield f"{RETENTION}: {count.scope} of score / score of none, in percent.{legend}"
+    yield from pointers.of_left_out(comparison, count)
     if len(names) < len(comparison.tasks):
         titles = " and ".join([", ".join(tasks.ALL[name].title for name in names[:-1]), tasks.ALL[names[-1]].title])
         yield f"Scores, 0-100: {titles}, on which methods differ most, of {len(comparison.tasks)} benchmarks."

@@ -112,13 +112,14 @@ def test_the_newest_measurement_of_a_row_counts() -> None:
     assert section.frame["TTFT ms"].tolist() == [5.0]
 
 
-def test_flags_are_footnotes() -> None:
-    flag = "scatters: 90th over 10th percentile is 1.30"
-    rows = [make_profile("grid", "16", [1.0], flags=(flag,)), make_profile("pool", "16", [1.0], flags=(flag,))]
+def test_flags_are_footnotes_and_one_sentence_tells_of_all_that_scatter() -> None:
+    flags = [f"scatters: 90th over 10th percentile is {ratio}" for ratio in ("1.30", "1.71")]
+    rows = [make_profile(name, "16", [1.0], flags=(flag,)) for name, flag in zip(("grid", "pool"), flags, strict=True)]
     (section,) = efficiency.sections([*rows, make_profile("random", "16", [1.0])])
     refs = {row.cells[0].text: row.cells[0].refs for row in section.rows if row.kind == "data"}
     assert refs == {"grid": ("a",), "pool": ("a",), "random": ()}
-    assert section.notes[-1] == f"a: {flag}"
+    assert section.notes[-1] == "a: scatters: 90th over 10th percentile is more than 1.1"
+    assert section.frame["Flags"].dropna().tolist() == flags
 
 
 def test_the_fastest_of_a_budget_is_marked() -> None:
@@ -127,6 +128,18 @@ def test_the_fastest_of_a_budget_is_marked() -> None:
     at = section.columns.index("TTFT (ms)")
     found = {row.cells[0].text: row.cells[at].mark for row in section.rows if row.kind == "data"}
     assert found == {"grid": "", "random": "", "fastv": "second", "pool": "best", "holov": ""}
+
+
+def test_a_row_that_overspends_has_a_group_of_its_own_and_no_mark() -> None:
+    rows = [make_profile("none", "all", [9.0])]
+    rows += [make_profile(name, "16", [value]) for name, value in {"fastv": 3.0, "tome": 2.0}.items()]
+    rows.append(make_profile("dart", "16", [1.0], num_visual=17.0, visual_tokens_per_layer=(17, 17)))
+    (section,) = efficiency.sections(rows)
+    assert [row.cells[0].text for row in section.rows] == [
+        "Unpruned", "none", "Keep 16", "fastv", "tome", "Read more than their budget: Keep 16", "dart",
+    ]  # fmt: skip
+    at = section.columns.index("TTFT (ms)")
+    assert {row.cells[0].text: row.cells[at].mark for row in section.rows if row.cells[at].mark} == {"tome": "best"}
 
 
 def test_a_sweep_has_no_speed_up() -> None:
