@@ -7,7 +7,7 @@ from statistics import mean
 
 from dpbench.budget import tolerance
 from dpbench.report.runs import Comparison, RowKey
-from dpbench.storage.record import Record
+from dpbench.storage.record import Profile, Record
 
 
 def overspends(comparison: Comparison, key: RowKey) -> bool:
@@ -20,6 +20,20 @@ def explain(comparison: Comparison, key: RowKey) -> str:
     """Return by how much a row that overspends does so."""
     read, allowed = tokens_read(comparison, key), allowance(comparison, key)
     return f"reads {read:.1f} visual tokens of a budget of {allowed:g}; takes no part in the ranking"
+
+
+def profile_overspends(profile: Profile, num_unpruned: float | None) -> bool:
+    """Return True if what the last decoder layer read, and so every layer, lies above the budget of a timed method.
+
+    Args:
+        profile: of a method; it does not say how its budget counts, so that a mean above the budget may be as asked.
+        num_unpruned: visual tokens that the unpruned model reads of the same prompt, None if unknown.
+    """
+    request, layers = profile.budget_request, profile.visual_tokens_per_layer
+    budget = None if request.keep is None else float(request.keep * profile.num_images)
+    if request.prune_rate is not None and num_unpruned is not None:
+        budget = (1 - request.prune_rate) * num_unpruned
+    return bool(layers) and budget is not None and layers[-1] > budget + tolerance(budget) + 1e-9
 
 
 def allowance(comparison: Comparison, key: RowKey) -> float | None:

@@ -227,7 +227,7 @@ def _format_quantiles(row: Measured, stage: str) -> str:
 
 def _overspenders(rows: Sequence[Measured]) -> frozenset[int]:
     """Return which rows read more than their budget."""
-    num = next((row.profile.num_visual for row in rows if row.profile.method == "none"), None)
+    num = max((row.profile.num_visual for row in rows if row.profile.method == "none"), default=None)
     return frozenset(id(row) for row in rows if spending.profile_overspends(row.profile, num))
 
 
