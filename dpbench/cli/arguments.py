@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -104,20 +104,23 @@ def parse_bytes(flag: str, text: str) -> int:
 
 
 def build_manifest(path: Path | None, flags: CellFlags) -> Manifest:
-    """Return the manifest that a file, or flags alone, describe; flags override a file's weights, tasks and protocol.
+    """Return the manifest that a file, or flags alone, describe; flags override what a file says.
 
-    With `--backbone` the file is run on another backbone; see `_on_backbone`.
+    With `--backbone` the file is run on another backbone; see `_on_backbone`. Budgets that are given as flags are
+    counted on that backbone as they are.
 
     Raises:
-        ConfigError: neither was given, or flags that only describe a cell came with a file.
+        ConfigError: neither was given, or a flag has no effect on the file.
     """
     if path is None:
-        return _one_cell(flags)
-    refuse_cell_flags(path, flags)
+        return _from_flags_alone(flags)
+    if flags.params:
+        raise ConfigError(f"--param sets the one method of a run without a manifest; set it in {path}, under methods")
     loaded = _choose_backbone(load_manifest(path), flags.backbone)
     data = loaded.model_dump(exclude_none=True)
     if flags.backbone is not None and flags.backbone != loaded.backbone.name:
         data |= _on_backbone(flags.backbone, loaded)
+    data |= _override_grid(path, data, flags)
     added = flags.fields()
     data |= added | {"protocol": data["protocol"] | added["protocol"]}
     if flags.backbone_fields and loaded.more_backbones:
@@ -135,17 +138,34 @@ def _choose_backbone(loaded: Manifest, backbone: str | None) -> Manifest:
     return next((part for part in parts if part.backbone.name == backbone), parts[0])
 
 
-def refuse_cell_flags(path: Path, flags: CellFlags) -> None:
-    """Refuse flags that describe a cell beside a manifest file.
+def _override_grid(path: Path, data: Mapping[str, Any], flags: CellFlags) -> dict[str, Any]:
+    """Return the methods and budgets of a manifest that flags replace.
+
+    A method that the manifest lists, once or several times, keeps its parameters and seeds; another has its defaults.
 
     Raises:
-        ConfigError: names the first of them.
+        ConfigError: a budget for nothing but the unpruned backbone, or a kind of budget without budgets.
     """
-    given = {"--method": flags.methods, "--keep": flags.keep, "--prune-rate": flags.prune_rate}
-    given |= {"--param": flags.params, "--budget-kind": flags.budget_kind or ()}
-    for flag, value in given.items():
-        if value:
-            raise ConfigError(f"{flag} describes one cell and cannot be combined with the manifest {path}; drop one")
+    changed: dict[str, Any] = {}
+    if flags.methods:
+        listed = [entry for entry in data["methods"] if entry["name"] in flags.methods]
+        known = {entry["name"] for entry in listed}
+        changed["methods"] = [*listed, *({"name": name} for name in dict.fromkeys(flags.methods) if name not in known)]
+    names = {entry["name"] for entry in changed.get("methods", data["methods"])}
+    if budgets := flags.budgets():
+        _refuse_unused_budget(names)
+        kind = (data.get("budgets") or {}).get("kind")
+        changed["budgets"] = ({"kind": kind} if kind else {}) | budgets
+    elif flags.budget_kind:
+        if not data.get("budgets"):
+            raise ConfigError(f"--budget-kind: {path} has no budgets; give --keep K or --prune-rate R as well")
+        changed["budgets"] = data["budgets"] | {"kind": flags.budget_kind}
+    return changed
+
+
+def _refuse_unused_budget(names: Collection[str]) -> None:
+    if set(names) == {"none"}:
+        raise ConfigError("--method none keeps every visual token; drop --keep and --prune-rate")
 
 
 def _on_backbone(backbone: str, loaded: Manifest) -> dict[str, Any]:
@@ -197,20 +217,20 @@ def _is_served(entry: Mapping[str, Any], backbone: str) -> bool:
     return True
 
 
-def _one_cell(flags: CellFlags) -> Manifest:
-    """Return the manifest of a run that flags alone describe: one method on one backbone."""
+def _from_flags_alone(flags: CellFlags) -> Manifest:
+    """Return the manifest of a run that flags alone describe, named after backbone, methods and budgets."""
     if not flags.methods or flags.backbone is None:
         missing = "--method" if not flags.methods else "--backbone"
         raise ConfigError(f"{missing} is missing; give a manifest, or --method, --backbone and --keep or --prune-rate")
-    (method,), budgets = flags.methods, flags.budgets()
-    registry.find(method)
-    if method == "none" and budgets:
-        raise ConfigError("--method none keeps every visual token; drop --keep and --prune-rate")
-    if method != "none" and not budgets:
-        raise ConfigError(f"--method {method} needs a budget; give --keep K or --prune-rate R")
-    size = next(iter((*flags.keep, *flags.prune_rate)), None)
-    name = "-".join(str(part) for part in (flags.backbone, method, size) if part is not None)
-    return from_flags(name, flags, [method])
+    budgets = flags.budgets()
+    for method in flags.methods:
+        registry.find(method)
+    if budgets:
+        _refuse_unused_budget(flags.methods)
+    elif pruning := next((method for method in flags.methods if method != "none"), None):
+        raise ConfigError(f"--method {pruning} needs a budget; give --keep K or --prune-rate R")
+    parts = (flags.backbone, *flags.methods, *flags.keep, *flags.prune_rate)
+    return from_flags("-".join(map(str, parts)), flags, flags.methods)
 
 
 def from_flags(name: str, flags: CellFlags, methods: Sequence[str]) -> Manifest:

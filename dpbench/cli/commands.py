@@ -8,30 +8,46 @@ from typing import Annotated
 
 import typer
 
-from dpbench.cli import data_commands, list_commands, messages, probe_commands, result, toy_commands
+from dpbench import __version__
+from dpbench.cli import (
+    data_commands,
+    list_commands,
+    messages,
+    picture_options,
+    probe_commands,
+    profile_options,
+    result,
+    toy_commands,
+    train_options,
+)
 from dpbench.cli.flags import Given, with_flags
 from dpbench.cli.options import (
+    PANELS,
     BackboneName,
     Beside,
+    CheckedMethod,
     DataRoot,
     Device,
+    DryRun,
     FeatureCache,
     Format,
     Keep,
+    Keeps,
     Kind,
     Manifest,
-    MethodName,
+    Methods,
     NoWait,
     NumShards,
+    OnDevice,
     Out,
     Params,
     PruneRate,
+    PruneRates,
+    RequiredManifest,
     RunFolders,
     Runs,
-    Several,
     ShardNumber,
     Subset,
-    Sweep,
     Table,
     Tasks,
 )
@@ -43,10 +59,9 @@ from dpbench.manifest.schema import BackboneEntry, Protocol
 
 app = typer.Typer(
     name="dpbench",
-    help="Train, compare and time visual-token pruning methods for vision-language models.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
-    add_completion=False,
+    rich_markup_mode="rich",
 )
 app.add_typer(list_commands.app, name="list")
 app.add_typer(data_commands.app, name="data")
@@ -54,39 +69,54 @@ app.add_typer(probe_commands.app, name="probe")
 app.add_typer(toy_commands.app, name="toy")
 
 
-@app.command()
-@with_flags(backbone_fields=BackboneEntry, protocol=Protocol)
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dpbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Train, compare and time visual-token pruning methods for vision-language models."""
+
+
+@app.command(epilog="Example: dpbench run --method holov --backbone toy-llava --keep 32")
+@with_flags(panels=PANELS, backbone_fields=BackboneEntry, protocol=Protocol)
 def run(
     manifest: Manifest = None,
-    method: MethodName = None,
+    method: Methods = None,
     param: Params = None,
     backbone: BackboneName = None,
     *,
-    backbone_fields: Given,
-    keep: Keep = None,
-    prune_rate: PruneRate = None,
-    budget_kind: Kind = None,
     tasks: Tasks = None,
+    keep: Keeps = None,
+    prune_rate: PruneRates = None,
+    budget_kind: Kind = None,
+    backbone_fields: Given,
     protocol: Given,
     feature_cache: FeatureCache = "4GiB",
     num_shards: NumShards = None,
     shard: ShardNumber = None,
     no_wait: NoWait = False,
-    device: Device = Device.auto,
+    device: OnDevice = Device.auto,
     data_root: DataRoot = None,
     out: Out = Path("results"),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and run nothing.")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Answer and score every cell that has no record yet; `accelerate launch -m dpbench run ...` uses several GPUs."""
     from dpbench.cli import arguments, plan_arguments
     from dpbench.evaluation import launch, sharding
 
     flags = arguments.CellFlags(
-        methods=[method] if method is not None else [],
+        methods=arguments.split_names(method or []),
         params=param or [],
         backbone=backbone,
-        keep=[keep] if keep is not None else [],
-        prune_rate=[prune_rate] if prune_rate is not None else [],
+        keep=arguments.split_numbers("--keep", keep or [], int),
+        prune_rate=arguments.split_numbers("--prune-rate", prune_rate or [], float),
         budget_kind=budget_kind,
         tasks=arguments.split_names(tasks) if tasks is not None else None,
         backbone_fields=backbone_fields,
@@ -94,6 +124,8 @@ def run(
     )
     grid, part = arguments.build_manifest(manifest, flags), sharding.requested_shard(num_shards, shard)
     root, cache = arguments.find_data_root(grid, data_root), arguments.parse_bytes("--feature-cache", feature_cache)
+    if manifest is not None and (overrides := messages.format_overrides(grid, flags)):
+        typer.echo(overrides, err=True)
     if dry_run:
         typer.echo(plan_arguments.format_estimate(grid, out, root, sys.argv[2:], list_cells=True))
         return
@@ -103,16 +135,16 @@ def run(
     raise typer.Exit(0 if outcome.is_complete else 1)
 
 
-@app.command("plan")
-@with_flags(backbone_fields=BackboneEntry, protocol=Protocol)
+@app.command("plan", epilog="Example: dpbench plan table1-lite --measure")
+@with_flags(panels=PANELS, backbone_fields=BackboneEntry, protocol=Protocol)
 def plan_run(
-    manifest: Annotated[Path, typer.Argument(help="A manifest file, or the name of a shipped one.")],
+    manifest: RequiredManifest,
     backbone: BackboneName = None,
     *,
-    backbone_fields: Given,
     tasks: Tasks = None,
+    backbone_fields: Given,
     protocol: Given,
-    device: Device = Device.auto,
+    device: OnDevice = Device.auto,
     data_root: DataRoot = None,
     out: Out = Path("results"),
     measure: Annotated[
@@ -148,70 +180,60 @@ def merge(
     raise typer.Exit(0 if outcome.is_complete else 1)
 
 
-@app.command()
-@with_flags(settings=Recipe)
+@app.command(epilog="Example: dpbench train --backbone toy-llava --steps 500 --out scorer")
+@with_flags(panels=train_options.PANELS, settings=Recipe)
 def train(
-    backbone: Annotated[str, typer.Option("--backbone", help="Backbone to train a scorer for.")],
+    backbone: train_options.Backbone,
     *,
     settings: Given,
-    out: Annotated[Path | None, typer.Option(help="Folder for the scorer; scorers/<backbone> by default.")] = None,
-    device: Device = Device.auto,
-    param: Annotated[
-        list[str] | None, typer.Option("--param", help="Any setting of the recipe, as name=value.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in --out.")] = False,
+    param: train_options.Params = None,
+    resume: train_options.Resume = False,
+    device: OnDevice = Device.auto,
+    out: train_options.Out = None,
 ) -> None:
     """Train a DiffPrune scorer on a frozen backbone."""
     from dpbench.cli import train_arguments
-    from dpbench.diffprune.train import train as train_scorer
 
     recipe = train_arguments.build_recipe(backbone, settings, param or [])
+    from dpbench.diffprune.train import train as train_scorer
+
     ended = train_scorer(recipe, train_arguments.scorer_folder(recipe, out), resume=resume, device=device.value)
     if ended.is_main_process:
         typer.echo(messages.format_training(recipe, ended), err=True)
 
 
-@app.command()
+@app.command(epilog="Example: dpbench profile --methods none,fastv --keep 16,32 --flops-only")
 @with_flags(
-    backbone_fields=BackboneEntry, protocol=Protocol, without=("batch_size", "limit", "ocr", "wording", "reading")
+    panels=PANELS,
+    backbone_fields=BackboneEntry,
+    protocol=Protocol,
+    without=("batch_size", "limit", "ocr", "wording", "reading"),
 )
 def profile(
     manifest: Manifest = None,
-    method: Several = None,
+    method: Methods = None,
     param: Params = None,
     backbone: BackboneName = None,
     *,
-    backbone_fields: Given,
-    keep: Annotated[list[str] | None, typer.Option(help="Visual tokens to keep; several with commas.")] = None,
-    prune_rate: Annotated[list[str] | None, typer.Option(help="Share to remove; several with commas.")] = None,
+    keep: Keeps = None,
+    prune_rate: PruneRates = None,
     budget_kind: Kind = None,
+    backbone_fields: Given,
     protocol: Given,
-    device: Device = Device.auto,
-    batch_size: Annotated[
-        list[str] | None, typer.Option(help="Prompts at once; several with commas. [default: 1]")
-    ] = None,
-    image_size: Annotated[str | None, typer.Option(help="Pixels: 336 or HEIGHTxWIDTH.")] = None,
-    text_tokens: Annotated[int, typer.Option(min=1, help="Positions of the prompt outside its images.")] = 66,
-    repetitions: Annotated[
-        int | None, typer.Option(min=1, help="Repetitions kept, at least. [default: 50; 5 in a sweep]")
-    ] = None,
-    seconds: Annotated[
-        float | None, typer.Option(min=0, help="Spent in each method, at least. [default: 10; 2 for toy-llava]")
-    ] = None,
-    warmups: Annotated[int, typer.Option(min=0, help="Repetitions before, at least, until times are stable.")] = 5,
-    answers: Annotated[int, typer.Option(min=0, help="Whole answers decoded by each method.")] = 3,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Also with torch.compile, as a table of its own.")
-    ] = False,
-    cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="Also with CUDA graphs, likewise.")] = False,
-    sweep: Annotated[Sweep | None, typer.Option(help="Vary the number of images in a prompt.")] = None,
-    flops_only: Annotated[
-        bool, typer.Option("--flops-only", help="Count FLOPs from shapes; no weights, no times.")
-    ] = False,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="With --flops-only: count by torch and by fvcore as well.")
-    ] = False,
-    out: Out = Path("results"),
+    device: OnDevice = Device.auto,
+    batch_size: profile_options.BatchSizes = None,
+    image_size: profile_options.ImageSize = None,
+    text_tokens: profile_options.TextTokens = 66,
+    repetitions: profile_options.Repetitions = None,
+    seconds: profile_options.Seconds = None,
+    warmups: profile_options.Warmups = 5,
+    answers: profile_options.Answers = 3,
+    compiled: profile_options.Compiled = False,
+    cuda_graph: profile_options.CudaGraph = False,
+    sweep: profile_options.VisualSweep = None,
+    flops_only: profile_options.FlopsOnly = False,
+    verify: profile_options.Verify = False,
+    out: profile_options.Out = None,
 ) -> None:
     """Measure encode, reduce, splice and prefill of each method, decoding, memory and energy, and count FLOPs."""
     from dpbench.cli import arguments, profile_arguments
@@ -239,21 +261,22 @@ def profile(
         sweep="visual-tokens" if sweep else None,
     )
     profile_arguments.check_verify(verify=verify, flops_only=flops_only)
-    name = "flops" if flops_only else profile_arguments.folder_name(device.value)
-    for part in profile_arguments.build_comparison(manifest, flags, name).parts():
-        settings = profile_arguments.build_settings(part, profile_flags)
-        if flops_only:
-            from dpbench.measure.flops_comparison_table import comparison_table
-            from dpbench.measure.flops_table import flops_table
+    comparison = profile_arguments.build_comparison(manifest, flags)
+    parts = [(part, profile_arguments.build_settings(part, profile_flags)) for part in comparison.parts()]
+    if flops_only:
+        from dpbench.measure.flops_file import write_flops
 
-            typer.echo(comparison_table(part, settings) if verify else flops_table(part, settings))
-            continue
-        from dpbench.measure.profile import profile_table
+        typer.echo(write_flops(parts, out, verify=verify))
+        return
+    if manifest is None:
+        parts = [(profile_arguments.name_after_device(part, device.value), settings) for part, settings in parts]
+    from dpbench.measure.profile import profile_table
 
-        typer.echo(profile_table(part, out, settings, device=device.value))
+    for part, settings in parts:
+        typer.echo(profile_table(part, out or Path("results"), settings, device=device.value))
 
 
-@app.command()
+@app.command(epilog="Example: dpbench report results/quickstart --format html --out page.html")
 def report(
     runs: RunFolders = None,
     run: Runs = None,
@@ -299,30 +322,31 @@ def report(
         typer.echo(note, err=True)
 
 
-@app.command()
-@with_flags(backbone_fields=BackboneEntry, protocol=Protocol, only=("weights", "revision", "dtype", "image_aspect"))
+@app.command(epilog="Example: dpbench visualize photo.jpg --method holov,fastv --keep 32")
+@with_flags(
+    panels=PANELS,
+    backbone_fields=BackboneEntry,
+    protocol=Protocol,
+    only=("weights", "revision", "dtype", "image_aspect"),
+)
 def visualize(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
-    manifest: Annotated[
-        Path | None, typer.Option("--manifest", help="Take backbone, methods and first budget from a manifest.")
-    ] = None,
-    method: Annotated[list[str] | None, typer.Option("--method", help="Methods, comma-separated.")] = None,
-    backbone: Annotated[
-        str | None, typer.Option("--backbone", help="Backbone; see `dpbench list backbones`. [default: toy-llava]")
-    ] = None,
+    image: picture_options.Image,
+    manifest: picture_options.Manifest = None,
+    method: Methods = None,
+    backbone: picture_options.Backbone = None,
     *,
-    backbone_fields: Given,
+    question: picture_options.Question = "Describe the image.",
     keep: Keep = None,
     prune_rate: PruneRate = None,
-    question: Annotated[str, typer.Option(help="What methods that read it are asked.")] = "Describe the image.",
-    show: Annotated[list[str] | None, typer.Option(help="Rows: kept, lowest, scores, similarity.")] = None,
+    backbone_fields: Given,
     protocol: Given,
-    device: Device = Device.auto,
-    out: Annotated[Path, typer.Option(help="Picture to write: .png, .pdf or .svg.")] = Path("kept.png"),
+    device: OnDevice = Device.auto,
+    show: picture_options.Rows = None,
+    out: picture_options.Out = Path("kept.png"),
 ) -> None:
     """Draw what methods keep of an image, side by side."""
     from dpbench.cli import arguments, picture_arguments
-    from dpbench.visualize import decisions
+    from dpbench.visualize.request import Request, check
 
     flags = arguments.CellFlags(
         methods=arguments.split_names(method or []),
@@ -332,7 +356,7 @@ def visualize(
         backbone_fields=backbone_fields,
         protocol=protocol,
     )
-    picture_request = decisions.Request(
+    picture_request = Request(
         image=image,
         out=out,
         question=question,
@@ -340,12 +364,15 @@ def visualize(
         device=device.value,
         **picture_arguments.read_fields(manifest, flags),
     )
-    typer.echo(decisions.draw(picture_request), err=True)
+    check(picture_request)
+    from dpbench.visualize.decisions import draw
+
+    typer.echo(draw(picture_request), err=True)
 
 
-@app.command()
+@app.command(epilog="Example: dpbench check holov --backbone llava")
 def check(
-    method: Annotated[str, typer.Argument(help="A registered method, yours or one that is shipped.")],
+    method: CheckedMethod,
     param: Params = None,
     backbone: Annotated[list[str] | None, typer.Option(help="Miniature backbone to check on; all by default.")] = None,
     goldens: Annotated[Path | None, typer.Option(help="Folder with METHOD_*.npz vectors to run as well.")] = None,

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from inspect import Parameter
-from types import NoneType
+from types import MappingProxyType, NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
@@ -19,19 +19,24 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def with_flags(
-    *, only: Collection[str] | None = None, without: Collection[str] = (), **models: type[BaseModel]
+    *,
+    only: Collection[str] | None = None,
+    without: Collection[str] = (),
+    panels: Mapping[str, str] | None = None,
+    **models: type[BaseModel],
 ) -> Callable[[Command], Command]:
     """Replace parameters of a command by the flags of a model; the command receives a `Given` for each.
 
     Args:
         only: fields that become flags; all by default.
         without: fields that do not.
+        panels: heading of the help that a field's flag stands under, by field; that of "" for all others.
         models: by the name of the parameter they replace.
     """
 
     def decorate(command: Command) -> Command:
         signature = inspect.signature(command, eval_str=True)
-        flags = {name: flags_of(model, only, without) for name, model in models.items()}
+        flags = {name: flags_of(model, only, without, panels or {}) for name, model in models.items()}
         parameters = [
             flag for parameter in signature.parameters.values() for flag in flags.get(parameter.name, [parameter])
         ]
@@ -52,22 +57,29 @@ def with_flags(
 
 
 def flags_of(
-    model: type[BaseModel], only: Collection[str] | None = None, without: Collection[str] = ()
+    model: type[BaseModel],
+    only: Collection[str] | None = None,
+    without: Collection[str] = (),
+    panels: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Parameter]:
     """Return a keyword parameter for every described field of a model, with default None."""
+    other = panels.get("")
     return [
-        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(field))
+        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(field, panels.get(name, other)))
         for name, field in model.model_fields.items()
         if field.description and (only is None or name in only) and name not in without
     ]
 
 
-def _annotation(field: FieldInfo) -> Any:
+def _annotation(field: FieldInfo, panel: str | None) -> Any:
     """Return a flag's type and help; everything except numbers, switches and choices is text."""
     kinds = _flatten(field.annotation)
     is_simple = len(kinds) == 1 and (kinds[0] in (int, float, bool) or get_origin(kinds[0]) is Literal)
     kind = kinds[0] if is_simple else str
-    return Annotated[kind | None, typer.Option(*_other_name(field), help=field.description, show_default=False)]
+    return Annotated[
+        kind | None,
+        typer.Option(*_other_name(field), help=field.description, show_default=False, rich_help_panel=panel),
+    ]
 
 
 def _other_name(field: FieldInfo) -> tuple[str, ...]:

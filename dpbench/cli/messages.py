@@ -17,11 +17,13 @@ from dpbench.storage.too_long import explain_too_long
 from dpbench.tasks.data.root import is_present
 
 if TYPE_CHECKING:
+    from dpbench.cli.arguments import CellFlags
     from dpbench.conformance.report import Report
     from dpbench.diffprune.recipe import Recipe
     from dpbench.diffprune.train import Ended
     from dpbench.evaluation.outcome import Outcome
     from dpbench.evaluation.plan import Plan
+    from dpbench.manifest.schema import Manifest
     from dpbench.tasks.data.pull import Pulled
 
 
@@ -73,31 +75,44 @@ def format_outcome(ended: Outcome, folder: Path, shard: Shard = WHOLE) -> str:
     return "\n".join([*lines, f"{len(ended.added)} records added; see: dpbench report {folder}"])
 
 
-def format_columns(rows: Iterable[tuple[str, str]]) -> str:
-    """Align names and descriptions."""
+def format_overrides(manifest: Manifest, flags: CellFlags) -> str:
+    """Return what flags changed of a manifest, as it is run: one line, empty if nothing was."""
+    budgets = manifest.budgets
+    values = [] if budgets is None else [("keep", budgets.keep), ("prune-rate", budgets.prune_rate)]
+    shown = {
+        "backbone": manifest.backbone.name if flags.backbone else "",
+        "methods": ", ".join(dict.fromkeys(entry.name for entry in manifest.methods)) if flags.methods else "",
+        **{name: ", ".join(map(str, sizes)) for name, sizes in values if sizes and flags.budgets()},
+        "budget-kind": budgets.kind if budgets and flags.budget_kind else "",
+        "tasks": ", ".join(manifest.tasks) if flags.tasks else "",
+        **{name: str(getattr(manifest.protocol, name)) for name in flags.protocol},
+        **{name: str(value) for name, value in flags.backbone_fields.items()},
+    }
+    changed = "; ".join(f"{name.replace('_', '-')}: {text}" for name, text in shown.items() if text)
+    return f"{manifest.name} with {changed}" if changed else ""
+
+
+def format_columns(rows: Iterable[tuple[str, str]], width: int) -> str:
+    """Align names and descriptions; a description that is too long for the terminal goes on below itself."""
     rows = list(rows)
-    width = max((len(name) for name, _ in rows), default=0)
-    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+    column = max((len(name) for name, _ in rows), default=0) + 2
+    return "\n".join(
+        fill(text, width, initial_indent=name.ljust(column), subsequent_indent=" " * column) for name, text in rows
+    )
 
 
 def format_backbone_table() -> str:
-    """Return the backbones as a table."""
-    heads = ("name", "what", "parameters", "visual tokens", "default weights", "signals of the tower")
-    rows = [
-        (name, family.summary, family.parameters, family.visual, family.weights, family.signals)
-        for name, family in backbones.FAMILIES.items()
-    ]
-    return tabulate(rows, heads, "plain", disable_numparse=True)
+    """Return the backbones as a table of at most 80 columns."""
+    rows = [(name, family.summary, family.parameters, family.visual) for name, family in backbones.FAMILIES.items()]
+    heads, widths = ("name", "what", "size", "visual tokens"), [None, 24, None, None]
+    return tabulate(rows, heads, "plain", disable_numparse=True, maxcolwidths=widths)
 
 
-def format_task_table(data_root: Path | None, width: int = 80) -> str:
-    """Return the benchmarks and their variants, with the place of their data and whether it is present.
-
-    Below each: the data set, and what a score may be compared to.
+def format_task_table(data_root: Path | None) -> str:
+    """Return the benchmarks and their variants, and whether their data is present, in at most 80 columns.
 
     Args:
         data_root: a folder with one sub-folder per repository, or None for the hub's cache.
-        width: of the terminal, in characters.
     """
     heads = ("task", "there", "split", "asked", "images", "scale", "metric")
     rows = [
@@ -113,12 +128,12 @@ def format_task_table(data_root: Path | None, width: int = 80) -> str:
         for name, task in tasks.ALL.items()
     ]
     sides = ("left", "left", "left", "right", "right", "left", "left")
-    head, *lines = tabulate([heads, *rows], (), "plain", missingval="", colalign=sides).splitlines()
-    notes = [fill(f"{task.repository}: {task.protocol}", width, initial_indent="  ", subsequent_indent="  ")
-             for task in tasks.ALL.values()]  # fmt: skip
-    table = "\n".join([head, *(f"{line}\n{note}" for line, note in zip(lines, notes, strict=True))])
+    table = tabulate([heads, *rows], (), "plain", missingval="", colalign=sides)
     place = f"{data_root}/DATA" if data_root else f"the hub's cache, as {tasks.ORGANISATIONS[0]}/DATA"
-    return f"{table}\n\nData is looked for in {place};\nfetch what is missing with: dpbench data pull TASK"
+    return (
+        f"{table}\n\nWhat a score may be compared to: dpbench list tasks NAME\nData is looked for in {place};\n"
+        "fetch what is missing with: dpbench data pull TASK"
+    )
 
 
 def format_conformance(report: Report) -> str:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from dpbench.cli import completion
+
 
 class Device(StrEnum):
     """Where the model runs."""
@@ -70,31 +72,109 @@ class BudgetKind(StrEnum):
     final = "final"
 
 
-Manifest = Annotated[Path | None, typer.Argument(help="A manifest file, or the name of a shipped one.")]
-MethodName = Annotated[str | None, typer.Option("--method", help="Method to run; see `dpbench list methods`.")]
-Several = Annotated[list[str] | None, typer.Option("--method", help="Methods, comma-separated; all by default.")]
-Params = Annotated[list[str] | None, typer.Option("--param", help="Hyper-parameter of the method, as name=value.")]
-BackboneName = Annotated[str | None, typer.Option("--backbone", help="Backbone; see `dpbench list backbones`.")]
-Keep = Annotated[int | None, typer.Option(help="Visual tokens to keep per image.")]
-PruneRate = Annotated[float | None, typer.Option(help="Share of the visual tokens to remove, 0 to 1.")]
-Kind = Annotated[BudgetKind | None, typer.Option("--budget-kind", help="In-LLM budgets: layer mean, or what is left.")]
-Tasks = Annotated[list[str] | None, typer.Option("--tasks", help="Benchmarks, comma-separated; all ten by default.")]
-TaskNames = Annotated[list[str] | None, typer.Argument(metavar="TASK", help="Benchmarks; all ten by default.")]
+WHAT, BUDGET, PROTOCOL, MACHINE, OUTPUT = "What to run", "Budget", "Protocol", "Machine", "Output"
+"""Headings that the flags of a help page stand under."""
+PANELS = {
+    "": PROTOCOL,
+    "weights": WHAT,
+    "revision": WHAT,
+    "limit": WHAT,
+    "quantize": MACHINE,
+    "device_map": MACHINE,
+    "batch_size": MACHINE,
+}
+"""Headings of the flags that come from a manifest's fields."""
+
+Manifest = Annotated[
+    Path | None,
+    typer.Argument(help="A manifest file, or the name of a shipped one.", autocompletion=completion.manifests),
+]
+RequiredManifest = Annotated[
+    Path, typer.Argument(help="A manifest file, or the name of a shipped one.", autocompletion=completion.manifests)
+]
+CheckedMethod = Annotated[
+    str,
+    typer.Argument(help="A registered method, yours or one that is shipped.", autocompletion=completion.methods),
+]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        "--methods",
+        help="Methods, comma-separated; see `dpbench list methods`.",
+        autocompletion=completion.methods,
+        rich_help_panel=WHAT,
+    ),
+]
+Params = Annotated[
+    list[str] | None,
+    typer.Option("--param", help="Hyper-parameter of the method, as name=value.", rich_help_panel=WHAT),
+]
+BackboneName = Annotated[
+    str | None,
+    typer.Option(
+        "--backbone",
+        help="Backbone; see `dpbench list backbones`.",
+        autocompletion=completion.backbones,
+        rich_help_panel=WHAT,
+    ),
+]
+Keep = Annotated[int | None, typer.Option(help="Visual tokens to keep per image.", rich_help_panel=BUDGET)]
+PruneRate = Annotated[
+    float | None, typer.Option(help="Share of the visual tokens to remove, 0 to 1.", rich_help_panel=BUDGET)
+]
+Keeps = Annotated[
+    list[str] | None,
+    typer.Option("--keep", help="Visual tokens to keep per image; several with commas.", rich_help_panel=BUDGET),
+]
+PruneRates = Annotated[
+    list[str] | None,
+    typer.Option("--prune-rate", help="Share to remove, 0 to 1; several with commas.", rich_help_panel=BUDGET),
+]
+Kind = Annotated[
+    BudgetKind | None,
+    typer.Option("--budget-kind", help="In-LLM budgets: layer mean, or what is left.", rich_help_panel=BUDGET),
+]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tasks",
+        help="Benchmarks, comma-separated; all ten by default.",
+        autocompletion=completion.tasks,
+        rich_help_panel=WHAT,
+    ),
+]
+TaskNames = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="TASK", help="Benchmarks; all ten by default.", autocompletion=completion.tasks),
+]
 FeatureCache = Annotated[
     str,
     typer.Option(
         "--feature-cache",
         help="Memory on the model's device for encoded images, reused by later questions; 0 disables it.",
+        rich_help_panel=MACHINE,
     ),
 ]
 NumShards = Annotated[
-    int | None, typer.Option(help="Number of processes that split the samples; then run dpbench merge.")
+    int | None,
+    typer.Option(help="Number of processes that split the samples; then run dpbench merge.", rich_help_panel=MACHINE),
 ]
-ShardNumber = Annotated[int | None, typer.Option("--shard", help="Number of this process, from 0.")]
-NoWait = Annotated[bool, typer.Option("--no-wait", help="Fail instead of waiting if another dpbench runs this.")]
-DataRoot = Annotated[Path | None, typer.Option(help="Folder with the benchmarks' data; DPBENCH_DATA by default.")]
-Out = Annotated[Path, typer.Option(help="Folder for results.")]
+ShardNumber = Annotated[
+    int | None, typer.Option("--shard", help="Number of this process, from 0.", rich_help_panel=MACHINE)
+]
+NoWait = Annotated[
+    bool,
+    typer.Option("--no-wait", help="Fail instead of waiting if another dpbench runs this.", rich_help_panel=MACHINE),
+]
+OnDevice = Annotated[Device, typer.Option("--device", help="Where the model runs.", rich_help_panel=MACHINE)]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(help="Folder with the benchmarks' data; DPBENCH_DATA by default.", rich_help_panel=MACHINE),
+]
+Out = Annotated[Path, typer.Option(help="Folder for results.", rich_help_panel=OUTPUT)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the cells and run nothing.", rich_help_panel=OUTPUT)]
 RunFolders = Annotated[
     list[Path] | None, typer.Argument(metavar="RUN", help="Run folders; all under results/ by default.")
 ]
-Runs = Annotated[list[Path] | None, typer.Option("--run", help="A run folder, like RUN.")]
+Runs = Annotated[list[Path] | None, typer.Option("--run", hidden=True, help="A run folder, like RUN.")]

@@ -13,7 +13,7 @@ BACKBONE = "toy-llava"
 
 
 def read_fields(path: Path | None, flags: CellFlags) -> dict[str, Any]:
-    """Return backbone, methods, budget and protocol of a picture, as fields of `visualize.decisions.Request`.
+    """Return backbone, methods, budget and protocol of a picture, as fields of `visualize.request.Request`.
 
     Args:
         path: a manifest file or the name of a shipped one; None if flags say all.

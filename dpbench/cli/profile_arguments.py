@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dpbench import backbones
+from dpbench import backbones, registry
 from dpbench.cli.arguments import CellFlags, build_manifest, from_flags, split_numbers
 from dpbench.errors import ConfigError
 from dpbench.machine.device import pick_device
@@ -63,7 +63,11 @@ def check_verify(*, verify: bool, flops_only: bool) -> None:
         raise ConfigError("--verify compares FLOP counters; add --flops-only")
 
 
-def build_comparison(path: Path | None, flags: CellFlags, name: str) -> Manifest:
+FLOPS_ONLY = "flops"
+"""Name of a run without a manifest that only counts; one that measures is named after the device."""
+
+
+def build_comparison(path: Path | None, flags: CellFlags) -> Manifest:
     """Return what is profiled: a manifest file, or what flags describe.
 
     By default every method on the embedded backbone, 16 tokens kept.
@@ -71,7 +75,6 @@ def build_comparison(path: Path | None, flags: CellFlags, name: str) -> Manifest
     Args:
         path: a manifest file or the name of a shipped one.
         flags: describe cells.
-        name: of the run where there is no file.
 
     Raises:
         ConfigError: flags that do not go together, or a budget is missing.
@@ -80,6 +83,8 @@ def build_comparison(path: Path | None, flags: CellFlags, name: str) -> Manifest
         return build_manifest(path, flags)
     backbone = flags.backbone or EMBEDDED
     backbones.find(backbone)
+    for method in flags.methods:
+        registry.find(method)
     needs_budget = list(flags.methods) != ["none"] and not flags.budgets()
     if needs_budget and backbone != EMBEDDED:
         raise ConfigError(f"--backbone {backbone} needs a budget; give --keep K or --prune-rate R")
@@ -93,7 +98,7 @@ def build_comparison(path: Path | None, flags: CellFlags, name: str) -> Manifest
         backbone_fields=flags.backbone_fields,
         protocol=flags.protocol,
     )
-    return from_flags(name, complete, flags.methods or ordered_methods())
+    return from_flags(FLOPS_ONLY, complete, flags.methods or ordered_methods())
 
 
 def build_settings(manifest: Manifest, flags: ProfileFlags) -> Settings:
@@ -121,7 +126,10 @@ def build_settings(manifest: Manifest, flags: ProfileFlags) -> Settings:
     )
 
 
-def folder_name(device: str) -> str:
-    """Return the name of a run without a manifest: profile- and the GPU, or cpu."""
+def name_after_device(comparison: Manifest, device: str) -> Manifest:
+    """Return a run without a manifest under the name of its device: profile- and the GPU, or cpu.
+
+    Torch is imported to find the GPU: everything that can be refused without it is checked before.
+    """
     name = environment(pick_device(device)).get("gpu", "cpu")
-    return "profile-" + re.sub(r"[^a-z0-9]+", "-", str(name).lower()).strip("-")
+    return comparison.model_copy(update={"name": "profile-" + re.sub(r"[^a-z0-9]+", "-", str(name).lower()).strip("-")})

@@ -50,7 +50,8 @@ def toy_data(
 
 @app.command("bars")
 def toy_bars(
-    run: Annotated[Path, typer.Option(help="Finished run of toy-full.")] = Path("results/toy-full"),
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Finished run of toy-full.")] = Path("results/toy-full"),
+    named: Annotated[Path | None, typer.Option("--run", hidden=True, help="Like RUN.")] = None,
     device: Device = Device.auto,
 ) -> None:
     """Print what toy-llava scores, what guessing scores, what random retains and where CLS looks."""
@@ -60,4 +61,4 @@ def toy_bars(
     from dpbench.toy import bars
 
     backbone = backbones.load("toy-llava", device=pick_device(device.value))
-    typer.echo(bars.render(bars.bars(run, toy_data_root(), backbone)))
+    typer.echo(bars.render(bars.bars(named or run, toy_data_root(), backbone)))

@@ -20,10 +20,11 @@ from dpbench import backbones, registry
 from dpbench.backbones import miniatures
 from dpbench.backbones.base import Backbone
 from dpbench.budget import ROUNDING, BudgetRequest
+from dpbench.conformance import BACKBONES
 from dpbench.engine import decision, forward, pruned_prompt
 from dpbench.engine.decision import Rule
 from dpbench.engine.pruned_prompt import PrunedPrompt
-from dpbench.errors import ConfigError, DpbenchError, UnsupportedError
+from dpbench.errors import DpbenchError, UnsupportedError
 from dpbench.method import Method, VisualTokens
 
 QUESTION = "Is there a red circle in the image?"
@@ -78,14 +79,12 @@ def check(name: str, params: Mapping[str, object], names: tuple[str, ...] | None
         names: backbones to run it on; all by default.
 
     Raises:
-        ConfigError: unknown method, parameter or backbone.
+        ConfigError: unknown method or parameter.
     """
     method = registry.load(name, params)
     yield Finding(FIELDS, "-", *_check_frozen(method))
-    for backbone_name in names or tuple(BACKBONES):
-        if backbone_name not in BACKBONES:
-            raise ConfigError(f"--backbone: {backbone_name!r} is not one of {', '.join(BACKBONES)}")
-        backbone = BACKBONES[backbone_name]()
+    for backbone_name in names or BACKBONES:
+        backbone = _load_backbone(backbone_name)
         try:
             method.needs(backbone.provides)
         except UnsupportedError as error:
@@ -220,12 +219,8 @@ def _miniature(family: str) -> Backbone:
     return miniatures.backbone(family)
 
 
-BACKBONES: Mapping[str, Callable[[], Backbone]] = {
-    "llava": lambda: _miniature("llava"),
-    "llava_next": lambda: _miniature("llava_next"),
-    "qwen2_5_vl": lambda: _miniature("qwen2_5_vl"),
-    "toy-llava": lambda: backbones.load("toy-llava"),
-}
+def _load_backbone(name: str) -> Backbone:
+    return backbones.load(name) if name == "toy-llava" else _miniature(name)
 
 
 def table(findings: Sequence[Finding]) -> str:

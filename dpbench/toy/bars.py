@@ -140,7 +140,7 @@ def bars(run: Path, data_root: Path, backbone: Backbone) -> Bars:
     comparison = next(iter(runs.comparisons([runs.load(run)])), None)
     none = comparison.find("none") if comparison else None
     if comparison is None or none is None:
-        raise ConfigError(f"--run: {run} has no records of method none; make them with: dpbench run toy-full")
+        raise ConfigError(f"{run} has no records of method none; make them with: dpbench run toy-full")
     scores = runs.scores_of(comparison.rows[none])
     random = {k.budget.keep: value for k, value in retention.averages(comparison).items() if k.method == "random"}
     retained = {keep: random[keep] for keep in sorted(keep for keep in random if keep is not None)}

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dpbench.cli.arguments import CellFlags, build_manifest, parse_bytes, split_numbers
+from dpbench.cli.messages import format_overrides
 from dpbench.errors import ConfigError
 
 
@@ -61,3 +62,40 @@ def test_a_method_that_the_other_backbone_cannot_serve_is_named_and_skipped(
     assert "visionzip" in names
     assert "cdpruner" not in names
     assert "skipped: cdpruner" in capsys.readouterr().err
+
+
+def test_flags_replace_the_grid_of_a_manifest(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "name: own\nbackbone: toy-llava\n"
+        "methods: [none, {name: grid, params: {positions: original}, seeds: [3]}, pool]\n"
+        "budgets: {keep: [48], kind: final}\ntasks: [gqa]\nprotocol: {limit: 9}\n"
+    )
+    flags = CellFlags(methods=["random", "grid"], keep=[8, 4], tasks=["pope"], protocol={"limit": 2})
+    changed = build_manifest(path, flags)
+    assert [(entry.name, entry.params, entry.seeds) for entry in changed.methods] == [
+        ("grid", {"positions": "original"}, [3]),
+        ("random", {}, None),
+    ]
+    assert changed.budgets is not None
+    assert (changed.budgets.keep, changed.budgets.kind) == ([8, 4], "final")
+    assert (changed.tasks, changed.protocol.limit) == (["pope"], 2)
+    assert format_overrides(changed, flags) == "own with methods: grid, random; keep: 8, 4; tasks: pope; limit: 2"
+    rates = build_manifest(path, CellFlags(prune_rate=[0.5], budget_kind="mean")).budgets
+    assert rates is not None
+    assert (rates.keep, rates.prune_rate, rates.kind) == (None, [0.5], "mean")
+    assert format_overrides(build_manifest(path, CellFlags()), CellFlags()) == ""
+
+
+def test_counts_given_as_flags_are_not_scaled_to_another_backbone() -> None:
+    manifest = build_manifest(Path("table1-llava-1.5"), CellFlags(backbone="toy-llava", keep=[64]))
+    assert manifest.budgets is not None
+    assert manifest.budgets.keep == [64]
+
+
+def test_several_methods_and_budgets_need_no_manifest() -> None:
+    manifest = build_manifest(None, CellFlags(methods=["none", "grid"], backbone="toy-llava", keep=[8, 16]))
+    assert manifest.name == "toy-llava-none-grid-8-16"
+    assert [entry.name for entry in manifest.methods] == ["none", "grid"]
+    with pytest.raises(ConfigError, match="--method grid needs a budget"):
+        build_manifest(None, CellFlags(methods=["none", "grid"], backbone="toy-llava"))

@@ -7,19 +7,24 @@ import pytest
 import typer
 from places import TOY_DATA
 
+from dpbench import __version__
 from dpbench.cli import commands
 
 CELL_FLAGS = {
-    "--method", "--param", "--backbone", "--weights", "--revision", "--quantize", "--device-map", "--keep",
+    "--method", "--methods", "--param", "--backbone", "--weights", "--revision", "--quantize", "--device-map", "--keep",
     "--prune-rate", "--budget-kind", "--device", "--dtype", "--attention", "--prompt", "--anyres", "--newline",
     "--min-pixels", "--max-pixels", "--image-aspect", "--grids", "--protocol", "--out",
+}  # fmt: skip
+PROBE_FLAGS = {
+    "--backbone", "--checkpoints", "--classifier", "--data", "--device", "--keep", "--out", "--param", "--seed",
+    "--tau", "--weights",
 }  # fmt: skip
 COMMANDS = {
     "run": CELL_FLAGS | {
         "--tasks", "--limit", "--ocr", "--wording", "--reading", "--batch-size", "--feature-cache", "--num-shards",
         "--shard", "--data-root", "--dry-run", "--no-wait",
     },
-    "plan": (CELL_FLAGS - {"--method", "--param", "--keep", "--prune-rate", "--budget-kind"}) | {
+    "plan": (CELL_FLAGS - {"--method", "--methods", "--param", "--keep", "--prune-rate", "--budget-kind"}) | {
         "--tasks", "--limit", "--ocr", "--wording", "--reading", "--batch-size", "--data-root", "--measure",
     },
     "merge": {"--data-root"},
@@ -37,7 +42,8 @@ COMMANDS = {
     },
     "visualize": {
         "--manifest",
-        "--question", "--backbone", "--weights", "--revision", "--method", "--keep", "--prune-rate", "--device",
+        "--question", "--backbone", "--weights", "--revision", "--method", "--methods", "--keep", "--prune-rate",
+        "--device",
         "--dtype", "--image-aspect", "--out", "--show",
     },
     "doctor": {"--data-root"},
@@ -48,6 +54,9 @@ COMMANDS = {
     "list manifests": set(),
     "data pull": {"--to", "--revision"},
     "data verify": {"--data-root", "--revision", "--quick"},
+    "probe coherence": PROBE_FLAGS | {"--variant"},
+    "probe landscape": PROBE_FLAGS | {"--variant"},
+    "probe noise": PROBE_FLAGS,
     "toy build": {"--out", "--seed", "--scale", "--device", "--compile"},
     "toy data": {"--out", "--seed"},
     "toy bars": {"--run", "--device"},
@@ -74,6 +83,54 @@ def test_commands_and_options_are_the_frozen_ones() -> None:
     assert found == COMMANDS
 
 
+def test_version_and_hidden_spellings(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert dpbench(capsys, monkeypatch, "--version") == (0, f"dpbench {__version__}\n")
+    assert dpbench(capsys, monkeypatch, "report", "--help")[1].count("--run") == 0
+    assert dpbench(capsys, monkeypatch, "toy", "bars", "--help")[1].count("--run") == 0
+
+
+@pytest.mark.parametrize("command", ["run", "profile"])
+def test_help_is_grouped_with_an_example_and_fits_80_columns(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, printed = dpbench(capsys, monkeypatch, command, "--help")
+    assert code == 0
+    heads = [line.split("─ ")[1].split(" ─")[0] for line in printed.splitlines() if line.startswith("╭─ ")]
+    measured = ["Measurement"] if command == "profile" else []
+    assert heads == ["Arguments", "Options", "What to run", "Budget", "Machine", "Protocol", *measured, "Output"]
+    assert f"Example: dpbench {command} " in printed
+    assert max(len(line) for line in printed.splitlines()) <= 80
+
+
+@pytest.mark.parametrize("what", ["methods", "backbones", "tasks", "manifests"])
+def test_lists_fit_80_columns(what: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, printed = dpbench(capsys, monkeypatch, "list", what)
+    assert code == 0
+    assert max(len(line) for line in printed.splitlines()) <= 80
+    if what in ("backbones", "tasks"):
+        assert "toy-llava brings its own weights and benchmark data" in printed
+        assert f"dpbench list {what} NAME" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("methods", "holov"), "num_crops: strips per image."),
+        (("backbones", "llava-1.5"), "llava-hf/llava-1.5-7b-hf"),
+        (("tasks", "mme"), "perception + cognition, as LLaVA-1.5's 1862"),
+        (("manifests", "toy-full"), "dpbench run toy-full --dry-run"),
+    ],
+)
+def test_a_name_is_listed_in_full(
+    arguments: tuple[str, ...], text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, printed = dpbench(capsys, monkeypatch, "list", *arguments)
+    assert code == 0
+    assert text in " ".join(printed.split())
+
+
 CELL = ("run", "--backbone", "toy-llava", "--keep", "16", "--tasks", "pope")
 
 
@@ -93,9 +150,15 @@ CELL = ("run", "--backbone", "toy-llava", "--keep", "16", "--tasks", "pope")
         (("run", "--method", "grid", "--backbone", "toy-llava", "--keep", "0"), "--keep: must be at least 1, got 0"),
         ((*CELL, "--method", "grid", "--param", "positions=["), "not YAML"),
         (("run", "--backbone", "toy-llava", "--method", "none", "--keep", "16"), "none keeps every visual token"),
-        (("toy", "bars"), "holds no records"),
+        (("toy", "bars"), "there is no folder results/toy-full; name a run folder"),
         (("run", "quickstrt"), "did you mean 'quickstart'"),
-        (("run", "quickstart", "--keep", "16"), "cannot be combined with the manifest"),
+        (("run", "quickstart", "--param", "layer=3"), "set it in quickstart, under methods"),
+        (("run", "quickstart", "--methods", "none", "--keep", "8"), "none keeps every visual token; drop --keep"),
+        (("run", "quickstart", "--methods", "holow"), "did you mean 'holov'"),
+        (("run", "quickstart", "--keep", "8", "--prune-rate", "0.5"), "--keep and --prune-rate both"),
+        (("run", "quickstart", "--keep", "x"), "'x' is not a whole number"),
+        (("list", "tasks", "pop"), "did you mean 'pope'"),
+        (("list", "manifests", "quickstrt"), "did you mean 'quickstart'"),
         (("run", "quickstart", "--tasks", "pop"), "did you mean 'pope'"),
         (("run", "quickstart", "--batch-size", "many"), "batch_size"),
         (("run", "quickstart", "--data-root", "nowhere"), "there is no folder nowhere"),

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pytest
 from places import PACKAGE
 from typer.testing import CliRunner
 
@@ -10,7 +9,7 @@ from dpbench.budget import BudgetRequest
 from dpbench.cli import commands
 from dpbench.cli.arguments import CellFlags
 from dpbench.cli.picture_arguments import read_fields
-from dpbench.errors import ConfigError, MissingError
+from dpbench.errors import MissingError
 
 
 def test_a_manifest_gives_backbone_scorer_budget_and_protocol() -> None:
@@ -26,9 +25,9 @@ def test_flags_alone_are_one_picture_of_the_toy() -> None:
     assert fields == {"methods": ["grid"], "backbone": "toy-llava", "budget": BudgetRequest(prune_rate=0.5)}
 
 
-def test_flags_of_a_cell_beside_a_manifest_are_refused() -> None:
-    with pytest.raises(ConfigError, match="--keep describes one cell"):
-        read_fields(Path("figure5-kept-tokens"), CellFlags(keep=[16]))
+def test_flags_replace_methods_and_budget_of_a_manifest() -> None:
+    fields = read_fields(Path("quickstart"), CellFlags(methods=["holov"], keep=[24]))
+    assert (fields["methods"], fields["budget"]) == (["holov"], BudgetRequest(keep=24))
 
 
 def test_a_manifests_scorer_is_the_one_that_draws(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from dpbench.errors import ConfigError
 
 
 def test_by_default_every_method_keeps_sixteen_tokens_of_the_embedded_backbone() -> None:
-    manifest = build_comparison(None, CellFlags(), profile_arguments.folder_name("cpu"))
+    manifest = profile_arguments.name_after_device(build_comparison(None, CellFlags()), "cpu")
     assert manifest.backbone.name == "toy-llava"
     assert manifest.methods[0].name == "none"
     assert {"fastv", "diffprune", "holov"} < {method.name for method in manifest.methods}
@@ -25,7 +25,7 @@ def test_by_default_every_method_keeps_sixteen_tokens_of_the_embedded_backbone()
 
 def test_other_backbones_are_measured_for_ten_seconds() -> None:
     flags = CellFlags(backbone="llava-1.5", methods=["none", "fastv", "holov"], keep=[64, 128, 192])
-    manifest = build_comparison(None, flags, "profile")
+    manifest = build_comparison(None, flags)
     assert [method.name for method in manifest.methods] == ["none", "fastv", "holov"]
     assert manifest.budgets is not None
     assert manifest.budgets.keep == [64, 128, 192]
@@ -36,7 +36,7 @@ def test_other_backbones_are_measured_for_ten_seconds() -> None:
 
 
 def test_a_sweep_repeats_less() -> None:
-    manifest = build_comparison(None, CellFlags(), "profile")
+    manifest = build_comparison(None, CellFlags())
     settings = build_settings(manifest, ProfileFlags(sweep="visual-tokens"))
     assert (settings.seconds, settings.repetitions, settings.sweep) == (0.0, 5, "visual-tokens")
 
@@ -51,12 +51,12 @@ def test_a_sweep_repeats_less() -> None:
         (None, CellFlags(backbone="llava-1.5"), "--backbone llava-1.5 needs a budget"),
         (None, CellFlags(methods=["holow"]), "did you mean 'holov'"),
         (None, CellFlags(params=["layer=3"]), "--param belongs to one method"),
-        (Path("quickstart"), CellFlags(keep=[16]), "--keep describes one cell and cannot be combined"),
+        (Path("quickstart"), CellFlags(params=["layer=3"]), "set it in quickstart, under methods"),
     ],
 )
 def test_wrong_cells_are_one_sentence(path: Path | None, flags: CellFlags, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        build_comparison(path, flags, "profile")
+        build_comparison(path, flags)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_wrong_cells_are_one_sentence(path: Path | None, flags: CellFlags, sente
     ],
 )
 def test_wrong_settings_are_one_sentence(flags: ProfileFlags, sentence: str) -> None:
-    manifest = build_comparison(None, CellFlags(methods=["grid"]), "profile")
+    manifest = build_comparison(None, CellFlags(methods=["grid"]))
     with pytest.raises(ConfigError, match=sentence):
         build_settings(manifest, flags)
 

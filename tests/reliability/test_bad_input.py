@@ -209,7 +209,7 @@ LINES = {
     "merge {s}/binary": "is not UTF-8 text",
     "merge {s}/a_file": "there is no manifest.yaml",
     "toy bars --run {s}/list": "this line is not a record but a list",
-    "toy bars --run {s}/nothere": "holds no records",
+    "toy bars {s}/nothere": "there is no folder",
     "toy data --out {s}/a_file": "--out: cannot write to {s}/a_file",
     "toy build --out {s}/a_file": "--out: cannot write to {s}/a_file",
     "toy build --device cuda": "torch sees no GPU here",
