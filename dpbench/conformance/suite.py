@@ -112,10 +112,11 @@ def _run_check(probe: Callable[[Trial], str], backbone: Backbone, method: Method
 
 
 def _check_frozen(method: Method) -> tuple[bool, str]:
-    """Return whether the method is a frozen dataclass, and its hyper-parameters or what it is instead."""
+    """Return whether the method is a frozen dataclass, and its hyper-parameters and `spends`, or what it is instead."""
     if not is_dataclass(method) or not type(method).__dataclass_params__.frozen:  # type: ignore[attr-defined]
         return False, f"{type(method).__name__} is not a frozen dataclass"
-    return True, ", ".join(f"{field.name}={getattr(method, field.name)!r}" for field in fields(method) if field.init)
+    values = [f"{field.name}={getattr(method, field.name)!r}" for field in fields(method) if field.init]
+    return True, f"{', '.join(values)}; budget: {method.spends}"
 
 
 def asks_for_what_exists(trial: Trial) -> str:
@@ -229,9 +230,9 @@ def table(findings: Sequence[Finding]) -> str:
     cells = {(finding.check, finding.backbone): "ok" if finding.passed else "FAILED" for finding in findings}
     refused = {finding.backbone for finding in findings if finding.check == CLAIM}
     rows = [[title, *("-" if name in refused else cells.get((title, name), "") for name in names)] for title in CHECKS]
-    notes = [
-        f"{finding.backbone}: {finding.check}: {finding.detail}"
-        for finding in findings
-        if not finding.passed or finding.check in (CLAIM, FIELDS)
-    ]
+    told: dict[tuple[str, str], list[str]] = {}
+    for finding in findings:
+        if not finding.passed or finding.check in (CLAIM, FIELDS):
+            told.setdefault((finding.backbone, finding.detail), []).append(finding.check)
+    notes = [f"{backbone}: {', '.join(checks)}: {detail}" for (backbone, detail), checks in told.items()]
     return "\n".join([tabulate(rows, ["check", *names], "github"), "", *notes])
