@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from dpbench.errors import ConfigError, RecordError
-from dpbench.storage import contributions, plain_yaml
+from dpbench.storage import contributions, packed_answers, plain_yaml
 from dpbench.storage.files import write_output
 
 RUN_FILES = ("manifest.yaml", "environment.json", "records.jsonl", "profile.jsonl")
@@ -72,7 +72,7 @@ def _copied_files(copy: Path) -> list[Path]:
 
 
 def _copy(folder: Path, copy: Path) -> Path:
-    """Write cleaned copies of a run's files; its journals contain no paths and are linked for the page.
+    """Write cleaned copies of a run's files; its answers contain no paths and are linked for the page.
 
     The copies are written directly, without storage.files: they are in a temporary folder that an error removes.
     """
@@ -84,14 +84,16 @@ def _copy(folder: Path, copy: Path) -> Path:
     packed = folder / contributions.NAME
     if packed.is_file():
         (copy / packed.name).write_bytes(packed.read_bytes())
-    if (folder / "samples").is_dir():
-        (copy / "samples").symlink_to((folder / "samples").resolve(), target_is_directory=True)
+    for answers in (folder / "samples", folder / packed_answers.NAME):
+        if answers.exists():
+            (copy / answers.name).symlink_to(answers.resolve(), target_is_directory=answers.is_dir())
     return copy
 
 
 def _check_inside(folder: Path) -> None:
     """Refuse a link out of the run folder: the file behind it may be private, and a bundle is made to be sent."""
-    for path in (*(folder / name for name in (*RUN_FILES, contributions.NAME)), *(folder / "samples").glob("*")):
+    names = (*RUN_FILES, contributions.NAME, packed_answers.NAME)
+    for path in (*(folder / name for name in names), *(folder / "samples").glob("*")):
         if not path.resolve().is_relative_to(folder.resolve()):
             raise RecordError(f"{path} is a link that leads out of the run folder; replace it by the file itself")
 

@@ -216,7 +216,9 @@ def test_a_records_name_cannot_lead_out_of_its_run_folder(tmp_path: Path, cell_i
     assert outside.read_text() == "no newline"
 
 
-@pytest.mark.parametrize("name", ["environment.json", "manifest.yaml", "records.jsonl", "samples/c.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["environment.json", "manifest.yaml", "records.jsonl", "samples/c.jsonl", "answers.parquet"]
+)
 def test_a_bundle_takes_no_file_that_a_link_leads_to(tmp_path: Path, name: str) -> None:
     secret = tmp_path / "secret.json"
     secret.write_text('{"a": "secret"}\n')

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,8 @@ from made_records import make_answer, make_record, write_run
 from dpbench.errors import RecordError
 from dpbench.report import request, zip_file
 from dpbench.report.request import Request
-from dpbench.storage import contributions, record
+from dpbench.storage import contributions, packed_answers, record
+from dpbench.storage.journal import Answer
 from dpbench.storage.record import Record
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwx"
@@ -64,6 +66,16 @@ def test_everything_is_in_it(run: Path, tmp_path: Path, monkeypatch: pytest.Monk
         "table1/environment.json", "table1/records.jsonl", "table1/contributions.npz",
     }  # fmt: skip
     assert b"diffprune" in files["tables.md"]
+
+
+def test_its_page_has_the_samples_of_the_packed_answers(run: Path, tmp_path: Path) -> None:
+    packed_answers.pack(run)
+    shutil.rmtree(run / "samples")
+    ids = [row.cell_id for row in record.read(run / "records.jsonl", Record)]
+    seen: list[dict[str, list[Answer]]] = []
+    zip_file.write(tmp_path / "out.zip", [run], lambda copies: seen.append(packed_answers.load(copies[0], ids)) or {})
+    assert [len(answers) for answers in seen[0].values()] == [2, 2]
+    assert f"table1/{packed_answers.NAME}" not in read(tmp_path / "out.zip"), "answers are on the page alone"
 
 
 def test_hashes_are_the_files(run: Path, tmp_path: Path) -> None:

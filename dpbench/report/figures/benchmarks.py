@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
 
+import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -25,6 +26,7 @@ _PANELS = 3
 _ROW = 0.15
 _FONT = 6.0
 _COLOURS = colormaps["GnBu"]
+_GREY = (0.91, 0.91, 0.91)
 
 
 def draw(comparison: Comparison) -> Figure:
@@ -45,7 +47,7 @@ def draw(comparison: Comparison) -> Figure:
     for axes in panels[len(budgets) :]:
         axes.set_visible(False)
     bar = figure.colorbar(colours, ax=list(panels), orientation="horizontal", fraction=0.03, aspect=60, pad=0.02)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.set_label(_explain(comparison), fontsize=7)
     bar.ax.tick_params(labelsize=_FONT)
     return figure
@@ -106,7 +108,7 @@ def _panel(
 
 
 def _cell(axes: Axes, at: tuple[int, int], score: float, share: float | None, colours: ScalarMappable) -> None:
-    red, green, blue, _ = colours.to_rgba(share) if share is not None else (0.91, 0.91, 0.91, 1.0)
+    red, green, blue = colours.to_rgba(np.array([share]))[0, :3] if share is not None else _GREY
     corner = (at[0] - 0.5, at[1] - 0.5)
     axes.add_patch(Rectangle(corner, 1, 1, facecolor=(red, green, blue), edgecolor="white", linewidth=0.6))
     is_light = 0.299 * red + 0.587 * green + 0.114 * blue > 0.5
