@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dpbench.report import counted, marks, retention
+from dpbench.report import counted, marks, retention, spending
 from dpbench.report.figures.data import CostTable
 from dpbench.report.intervals import SIGNIFICANT, Intervals
-from dpbench.report.retention import RETENTION
 from dpbench.report.runs import Comparison, RowKey, largest_first, scores_of, unpruned_tokens
 
 
@@ -19,7 +18,7 @@ def sentences(comparison: Comparison, bootstrap: Intervals) -> tuple[str, str, s
     return (
         _describe_comparison(comparison),
         _describe_best(comparison, bootstrap),
-        _describe_significance(bootstrap),
+        _describe_significance(comparison, bootstrap),
     )
 
 
@@ -93,24 +92,27 @@ def _format_interval(ends: tuple[float, float] | None) -> str:
     return f"95 % interval {ends[0]:.1f} to {ends[1]:.1f}; " if ends else ""
 
 
-def _describe_significance(bootstrap: Intervals) -> str:
-    against = bootstrap.corrected("random", of_retention=True)
+def _describe_significance(comparison: Comparison, bootstrap: Intervals) -> str:
+    compared = bootstrap.corrected("random", of_retention=True)
+    against = {key: p for key, p in compared.items() if not spending.overspends(comparison, key[0])}
     if not against:
         return "No retention has an interval here, so small differences may be noise."
-    alike = len(bootstrap.like_random())
+    alike = sum(p >= SIGNIFICANT for p in against.values())
     above = [key for key, p in against.items() if p < SIGNIFICANT and bootstrap.differences[key].value > 0]
     below = len(against) - alike - len(above)
     lossless = [
         key[0].label
         for key, p in bootstrap.corrected("none", of_retention=True).items()
-        if p >= SIGNIFICANT and key[2] == RETENTION
+        if p >= SIGNIFICANT and not spending.overspends(comparison, key[0])
     ]
     equal = f"{_count(len(lossless), 'row')} cannot be told from the unpruned model" if lossless else (
         "every row measurably loses against the unpruned model or gains on it"
     )  # fmt: skip
+    num_over = len(compared) - len(against)
+    left_out = f" Left out: {_count(num_over, 'row')} that read more than the budget." if num_over else ""
     return (
         f"Of {_count(len(against), 'pruned row')}, {len(above)} beat random tokens, {alike} cannot be told from them "
-        f"and {below} do worse (95 %, Holm-corrected), and {equal}."
+        f"and {below} do worse (95 %, Holm-corrected), and {equal}.{left_out}"
     )
 
 

@@ -82,6 +82,22 @@ def test_a_row_that_overspends_is_not_the_best() -> None:
     assert "fastv retains most: 50.0 %" in summary.sentences(one, Intervals({}))[1]
 
 
+def test_rows_that_overspend_are_left_out_of_those_that_beat_random() -> None:
+    over = replace(row("holov", 16, 79.0), visual_tokens_per_layer=(17.0, 17.0))
+    one = compared(row(*NONE), over, row("random", 16, 20.0), row("fastv", 16, 40.0))
+    better, worse = Difference(20.0, 10.0, 30.0, 0.001), Difference(-20.0, -30.0, -10.0, 0.001)
+    keys = {key.method: key for key in one.rows}
+    bootstrap = Intervals(
+        {(keys[method], "random", RETENTION): better for method in ("holov", "fastv")}
+        | {(keys["fastv"], "none", RETENTION): worse}
+    )
+    assert summary.sentences(one, bootstrap)[2] == (
+        "Of 1 pruned row, 1 beat random tokens, 0 cannot be told from them and 0 do worse (95 %, Holm-corrected), and "
+        "every row measurably loses against the unpruned model or gains on it. Left out: 1 row that read more than the "
+        "budget."
+    )
+
+
 def test_the_interval_is_that_of_the_difference_to_the_unpruned_model() -> None:
     key = RowKey(BudgetRequest(keep=16), "holov", "{}")
     bootstrap = Intervals({(key, "none", RETENTION): Difference(-50.0, -60.0, -41.5, 0.001)})
