@@ -9,7 +9,6 @@ export PYTHONDONTWRITEBYTECODE :=
 
 quickstart: $(VENV)/.installed  ## install and compare eleven methods on the embedded backbone
 	$(BIN)/dpbench run manifests/quickstart.yaml
-	$(BIN)/dpbench report results/quickstart
 
 test: check  ## everything CI runs: the static checks, then every test
 	$(BIN)/pytest -n auto --dist worksteal

@@ -11,7 +11,7 @@ import pandas as pd
 from dpbench.report.tables.table import Section
 from dpbench.storage import files
 
-TABLE, HEADING = "Table", "Heading"
+TABLE, HEADING = "Table name", "Heading"
 """Columns in front of a table's own: its name, and the model, protocol and machine it is of."""
 
 

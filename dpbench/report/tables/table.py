@@ -92,11 +92,14 @@ def number(value: float | None, digits: int = 1, *, sign: bool = False) -> str:
     return text.replace("-", "+", 1) if sign and float(text) == 0 else text
 
 
-def plain_section(heading: str, columns: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str]) -> Section:
+def plain_section(
+    name: str, heading: str, columns: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str]
+) -> Section:
     """Return a table whose numbers are its texts."""
     rows = [tuple(row) for row in rows]
     frame = pd.DataFrame(rows, columns=list(columns))
-    return Section(heading, frame, tuple(notes), tuple(columns), tuple(Row(tuple(map(Cell, row))) for row in rows))
+    lines = tuple(Row(tuple(map(Cell, row))) for row in rows)
+    return Section(heading, frame, tuple(notes), tuple(columns), lines, name)
 
 
 def _letters(index: int) -> str:

@@ -199,7 +199,7 @@ def _compare_conditions(
     ]
     heading = f"What differs between {runs[0].folder.name} (first) and {runs[1].folder.name} (second)"
     notes = () if rows else ("Nothing in the records: same protocol, weights, data, code, versions and machine.",)
-    return plain_section(heading, ("What", "First", "Second"), rows, notes)
+    return plain_section("conditions", heading, ("What", "First", "Second"), rows, notes)
 
 
 IDENTITY = ("method", "params", "keep", "prune_rate", "task", "seed", "fingerprints")

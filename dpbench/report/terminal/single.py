@@ -60,8 +60,6 @@ def _read(folder: Path) -> list[Record]:
 
 
 def _is_comparable(row: Record, other: Record) -> bool:
-    ours, theirs = row.cell, other.cell
-    hashes = [(cell.get("fingerprints", {}).get(name) for name in HASHES) for cell in (ours, theirs)]
-    return list(hashes[0]) == list(hashes[1]) and all(
-        ours.get(name) == theirs.get(name) for name in (*SHARED, "task", "seed") if name != "budget_kind"
-    )
+    hashes = [[cell.get("fingerprints", {}).get(name) for name in HASHES] for cell in (row.cell, other.cell)]
+    fields = [name for name in (*SHARED, "task", "seed") if name != "budget_kind"]
+    return hashes[0] == hashes[1] and all(row.cell.get(name) == other.cell.get(name) for name in fields)

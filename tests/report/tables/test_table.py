@@ -73,6 +73,6 @@ def test_every_letter_that_latex_takes_for_itself_is_escaped() -> None:
 
 
 def test_a_table_without_rows_is_a_heading_and_its_notes() -> None:
-    text = render(plain_section("Nothing", ("What", "First"), [], ["No difference."]), "markdown")
+    text = render(plain_section("nothing", "Nothing", ("What", "First"), [], ["No difference."]), "markdown")
     assert text.splitlines()[0] == "### Nothing"
     assert text.splitlines()[-1] == "- No difference."
