@@ -26,12 +26,8 @@ Rows = list[tuple[str, str]]
 DISTRIBUTION = "diffprune-bench"
 """The name of dpbench on package indexes; its metadata lists the packages that dpbench requires."""
 
-EXTRAS = {
-    "bitsandbytes": "--quantize",
-    "decord": "SEED-Bench's videos",
-    "playwright": "the tests of the HTML page",
-}
-"""Optional packages, by module, and what needs them."""
+DEVELOPMENT = ("test", "dev")
+"""Extras for working on dpbench itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +48,8 @@ def report(data_root: Path | None) -> str:
         "Weights": lambda: _format_findings(weights()),
         "Benchmarks": lambda: _format_findings(data(data_root)),
         "Packages": lambda: _format_findings(packages()),
-        "Optional": lambda: [(name, f"{_installed(name)} ({use})") for name, use in EXTRAS.items()],
+        "Optional": lambda: _format_findings(optional_packages()),
+        "Commands": lambda: _format_findings(commands()),
     }
     return "\n\n".join(f"{title}\n{tabulate(rows(), tablefmt='plain')}" for title, rows in sections.items())
 
@@ -70,10 +67,21 @@ def _machine() -> Rows:
     return [
         ("dpbench", f"{__version__}, Python {platform.python_version()}, {machine['platform']}"),
         ("processor", f"{machine['cpu']}, {machine['cpu_cores']} cores, torch uses {machine['cpu_threads']}"),
+        ("load", describe_load(machine["cpu_cores"] or 1)),
         ("memory", f"{memory / GIB:.1f} GiB" if memory else "unknown"),
         ("this process", f"{(resident_bytes('VmRSS') or 0) / GIB:.1f} GiB"),
         ("free disk here", f"{free / GIB:.1f} GiB"),
     ]
+
+
+def describe_load(cores: int) -> str:
+    """Return how many processes wanted a core over the last minute, and a warning if more than half the cores did."""
+    try:
+        load = os.getloadavg()[0]
+    except OSError:
+        return "unknown"
+    busy = load > cores / 2
+    return f"{load:.1f} of {cores} cores wanted" + ("; busy: runs take longer and times mislead" if busy else "")
 
 
 def _memory() -> int | None:
@@ -127,7 +135,7 @@ def _gpu() -> Rows:
         ("memory", f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"),
         ("clock", f"{clock}, {reading.temperature_c} degrees, {reading.power_w} W"),
         ("throttled by", ", ".join(reading.throttles) or "nothing"),
-        ("other processes", str(reading.foreign)),
+        ("other processes", f"{reading.foreign}" + ("; in use: times mislead" if reading.foreign else "")),
     ]
 
 
@@ -156,21 +164,44 @@ def data(data_root: Path | None) -> Iterator[Finding]:
 
 def packages() -> Iterator[Finding]:
     """Yield each package that dpbench requires, with its version or how to install it."""
-    try:
-        requirements = metadata.requires(DISTRIBUTION) or []
-    except metadata.PackageNotFoundError:
+    requirements = _requirements()
+    if requirements is None:
         yield Finding(DISTRIBUTION, "", "run pip install -e . in its checkout")
-        return
-    for requirement in requirements:
-        specifier, _, marker = requirement.partition(";")
-        if "extra" in marker:
-            continue
-        name = re.split(r"[^A-Za-z0-9._-]", specifier, maxsplit=1)[0]
-        try:
-            yield Finding(name, metadata.version(name))
-        except metadata.PackageNotFoundError:
-            yield Finding(name, "", f"pip install '{specifier.strip()}'")
+    for requirement, extra in requirements or ():
+        if not extra:
+            yield _look_for(requirement, f"pip install '{requirement}'")
 
 
-def _installed(name: str) -> str:
-    return "installed" if find_spec(name) is not None else "not installed"
+def optional_packages() -> Iterator[Finding]:
+    """Yield each package of an extra that users install, with its version or how to install it."""
+    for requirement, extra in _requirements() or ():
+        if extra and extra not in DEVELOPMENT:
+            yield _look_for(requirement, f"pip install '{DISTRIBUTION}[{extra}]'")
+
+
+def commands() -> Iterator[Finding]:
+    """Yield each command, with the packages that its code may import and that are not installed."""
+    from dpbench.cli.command_needs import packages_by_command
+    from dpbench.cli.commands import app
+
+    for name, needed in packages_by_command(app).items():
+        missing = sorted(package for package in needed if find_spec(package) is None)
+        yield Finding(name, "ready", f"{', '.join(missing)}; see Packages above" if missing else "")
+
+
+def _requirements() -> list[tuple[str, str]] | None:
+    """Return what the installed dpbench requires and the extra it belongs to, if any; None if it is not installed."""
+    try:
+        lines = metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        return None
+    parts = [line.partition(";") for line in lines]
+    return [(needed.strip(), "".join(re.findall(r"extra == ['\"]([^'\"]+)", marker))) for needed, _, marker in parts]
+
+
+def _look_for(requirement: str, remedy: str) -> Finding:
+    name = re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
+    try:
+        return Finding(name, metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return Finding(name, "", remedy)

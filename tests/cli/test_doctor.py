@@ -45,6 +45,36 @@ def test_the_packages_are_those_that_the_distribution_declares() -> None:
 
 def test_the_whole_report_names_every_section(tmp_path: Path) -> None:
     text = doctor.report(tmp_path)
-    for title in ("Machine", "Torch", "GPU", "Weights", "Benchmarks", "Packages", "Optional"):
+    for title in ("Machine", "Torch", "GPU", "Weights", "Benchmarks", "Packages", "Optional", "Commands"):
         assert f"{title}\n" in text
     assert "free disk here" in text
+    assert "cores wanted" in text
+
+
+def test_each_command_lacks_what_its_code_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden = {"matplotlib", "tensorboardX", "lmms_eval"}
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name in hidden else object())
+    lacks = {finding.name: finding.remedy.partition(";")[0] for finding in doctor.commands()}
+    assert lacks["run"] == "lmms_eval" or lacks["run"] == "lmms_eval, matplotlib"
+    assert lacks["train"] == "tensorboardX"
+    assert lacks["visualize"] == "matplotlib"
+    assert lacks["check"] == lacks["data pull"] == lacks["list tasks"] == ""
+
+
+def test_optional_packages_are_those_of_the_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert {finding.name: finding.remedy for finding in doctor.optional_packages()} == {
+        "bitsandbytes": "pip install 'diffprune-bench[quantize]'",
+        "decord": "pip install 'diffprune-bench[video]'",
+    }
+
+
+@pytest.mark.parametrize(("load", "is_busy"), [(0.4, False), (1.1, True), (9.0, True)])
+def test_a_busy_machine_is_named(monkeypatch: pytest.MonkeyPatch, load: float, is_busy: bool) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    text = doctor.describe_load(2)
+    assert text.startswith(f"{load} of 2 cores wanted")
+    assert ("busy" in text) == is_busy
