@@ -153,7 +153,7 @@ def sweep(points: Sequence[Point], quantity: str, table: CostTable) -> Figure:
         axes.plot(at, value, label=label, **styles[label].line)
     axes.set_xlabel("visual tokens the LLM reads, mean over layers")
     axes.set_ylabel(AXES[quantity])
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.06 * max(point.value for point in points))
     _title(figure, table)
     label_lines(figure, axes, lines, styles, unpruned)
     return figure

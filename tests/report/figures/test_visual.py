@@ -169,6 +169,8 @@ def test_the_unpruned_model_is_a_line_across_a_sweep(drawn: dict[str, Figure]) -
     (axes,) = drawn["sweep-ttft-toy-llava"].axes
     (flat,) = [line for line in axes.lines if set(line.get_ydata()) == {30.0}]  # type: ignore[arg-type]
     assert flat.get_linestyle() == ":"
+    highest = max(max(line.get_ydata()) for line in (flat, *named_lines(axes).values()))  # type: ignore[arg-type]
+    assert axes.get_ylim() == (0, pytest.approx(1.06 * highest))
     assert "unpruned" in {text.get_text() for text in axes.texts}
 
 
