@@ -98,18 +98,6 @@ def test_weights_that_the_model_does_not_know_are_refused_but_for_harmless_ones(
         ("llava-1.5", "config", {"vision_feature_layer": 0}, "vision_feature_layer = 0"),
         ("llava-1.5", "config", {"image_token_id": 5, "image_token_index": 5}, "marks images with the token 5"),
         ("llava-1.5", "config", {"text_config": {"model_type": "llama", "hidden_size": [32]}}, "cannot load"),
-        (
-            "llava-1.5",
-            "config",
-            {"text_config": {"model_type": "llama", "vocab_size": 32000}},
-            r"embed_tokens.weight has the shape \(32064, 32\)",
-        ),
-        (
-            "qwen2.5-vl",
-            "config",
-            {"vision_config": {"model_type": "qwen2_5_vl_vision", "patch_size": 7}},
-            "has the shape",
-        ),
         ("llava-next-mistral", "config", {"image_grid_pinpoints": []}, r"image_grid_pinpoints = \[\], which must be"),
         ("llava-next-mistral", "config", {"image_grid_pinpoints": [[60, 112]]}, "whole views of 56 pixels"),
         (
@@ -119,7 +107,7 @@ def test_weights_that_the_model_does_not_know_are_refused_but_for_harmless_ones(
             "of the processor = 'full'",
         ),
         ("llava-next-mistral", "processor_config", {"patch_size": 7}, "patch_size of the processor = 7"),
-        ("llava-1.5", "config", {"quantization_config": []}, "cannot load .* AttributeError"),
+        ("llava-1.5", "config", {"quantization_config": []}, "cannot load .*AttributeError"),
         ("llava-1.5", "config", {"quantization_config": {"quant_method": "awq", "bits": 4}}, "need the package gptq"),
         ("llava-1.5", "config", {"quantization_config": {"quant_method": "bitsandbytes"}}, "need the package bitsandb"),
     ],
@@ -324,3 +312,21 @@ def test_smaller_pictures_are_scaled_as_the_processor_scales_its_own(
     image = Image.fromarray(noise.numpy())
     (own,), (smaller,) = model.preprocess([image]), model.preprocess([image], [(4, 4)])
     torch.testing.assert_close(smaller.values.view(-1, 3, 56, 56)[0], own.values.view(-1, 3, 56, 56)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "keys", "shapes"),
+    [
+        ("llava-1.5", "text_config", {"vocab_size": 32002}, "(32064, 32), and by config.json it has (32002, 32)"),
+        ("llava-next-mistral", "vision_config", {"patch_size": 7}, "(32, 3, 14, 14), and by config.json it has"),
+        ("qwen2.5-vl", "vision_config", {"spatial_merge_size": 4}, "and by config.json it has"),
+    ],
+)
+def test_weights_of_another_shape_are_named_with_both_shapes(
+    name: str, part: str, keys: dict[str, Any], shapes: str, save: Callable[..., Path]
+) -> None:
+    folder = save(name)
+    config = json.loads((folder / "config.json").read_text())
+    config[part] |= keys
+    (folder / "config.json").write_text(json.dumps(config))
+    assert shapes in refusal(name, folder)
