@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# without a GPU: torch's index of CPU builds (pytorch.org, "Get started", CPU) saves the 5 GB of CUDA libraries
+TORCH_INDEX ?=
 # tests start many processes: compiling the package anew in each would cost a second
 export PYTHONDONTWRITEBYTECODE :=
 
@@ -33,6 +35,7 @@ clean:
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet torch torchvision --index-url $(TORCH_INDEX))
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
