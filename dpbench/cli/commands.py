@@ -391,7 +391,7 @@ def doctor(data_root: DataRoot = None) -> None:
     from dpbench.cli import doctor as examination
     from dpbench.tasks.data.root import require_root
 
-    typer.echo(examination.report(require_root(data_root)))
+    typer.echo(examination.report(require_root(data_root), app))
 
 
 def main() -> None:

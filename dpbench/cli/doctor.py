@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import typer
 from tabulate import tabulate
 
 from dpbench import __version__, backbones, tasks
@@ -39,8 +40,13 @@ class Finding:
     remedy: str = ""
 
 
-def report(data_root: Path | None) -> str:
-    """Return the report as text, section by section."""
+def report(data_root: Path | None, app: typer.Typer) -> str:
+    """Return the report as text, section by section.
+
+    Args:
+        data_root: a folder with the benchmarks' data, or None for the hub's cache.
+        app: the commands whose packages are looked for.
+    """
     sections: dict[str, Callable[[], Rows]] = {
         "Machine": _machine,
         "Torch": _torch,
@@ -49,7 +55,7 @@ def report(data_root: Path | None) -> str:
         "Benchmarks": lambda: _format_findings(data(data_root)),
         "Packages": lambda: _format_findings(packages()),
         "Optional": lambda: _format_findings(optional_packages()),
-        "Commands": lambda: _format_findings(commands()),
+        "Commands": lambda: _format_findings(commands(app)),
     }
     return "\n\n".join(f"{title}\n{tabulate(rows(), tablefmt='plain')}" for title, rows in sections.items())
 
@@ -179,10 +185,9 @@ def optional_packages() -> Iterator[Finding]:
             yield _look_for(requirement, f"pip install '{DISTRIBUTION}[{extra}]'")
 
 
-def commands() -> Iterator[Finding]:
+def commands(app: typer.Typer) -> Iterator[Finding]:
     """Yield each command, with the packages that its code may import and that are not installed."""
     from dpbench.cli.command_needs import packages_by_command
-    from dpbench.cli.commands import app
 
     for name, needed in packages_by_command(app).items():
         missing = sorted(package for package in needed if find_spec(package) is None)

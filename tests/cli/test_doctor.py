@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dpbench.cli import doctor
+from dpbench.cli.commands import app
 from dpbench.tasks.data.root import toy_data_root
 
 
@@ -44,7 +45,7 @@ def test_the_packages_are_those_that_the_distribution_declares() -> None:
 
 
 def test_the_whole_report_names_every_section(tmp_path: Path) -> None:
-    text = doctor.report(tmp_path)
+    text = doctor.report(tmp_path, app)
     for title in ("Machine", "Torch", "GPU", "Weights", "Benchmarks", "Packages", "Optional", "Commands"):
         assert f"{title}\n" in text
     assert "free disk here" in text
@@ -54,7 +55,7 @@ def test_the_whole_report_names_every_section(tmp_path: Path) -> None:
 def test_each_command_lacks_what_its_code_imports(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden = {"matplotlib", "tensorboardX", "lmms_eval"}
     monkeypatch.setattr(doctor, "find_spec", lambda name: None if name in hidden else object())
-    lacks = {finding.name: finding.remedy.partition(";")[0] for finding in doctor.commands()}
+    lacks = {finding.name: finding.remedy.partition(";")[0] for finding in doctor.commands(app)}
     assert lacks["run"] == "lmms_eval" or lacks["run"] == "lmms_eval, matplotlib"
     assert lacks["train"] == "tensorboardX"
     assert lacks["visualize"] == "matplotlib"
