@@ -27,11 +27,15 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.linalg.lapack import spstrf
 from torch import Tensor
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from dpbench import backbones
 from dpbench.errors import ConfigError, UnsupportedError
@@ -49,6 +53,10 @@ EPS = 1e-6
 """Keeps the least relevant token in the kernel, as upstream."""
 FLOOR = 1e-6
 """Gains below this share of the largest possible one are float32's rounding."""
+BLOCKED_FROM = 0.25
+"""Share of a view from which on pivoting all of it takes less time than picking one by one."""
+Floats: TypeAlias = NDArray[np.float32]
+Integers: TypeAlias = NDArray[np.int64]
 OTHERS = (
     "--param relevance=words (the question's words in the LLM's embedding space) or relevance=none runs without one"
 )
@@ -185,24 +193,78 @@ def greedy_map(kernel_VNN: Tensor, relevance_VN: Tensor, open_VN: Tensor, num: i
         open_VN: bool, which tokens can be picked.
         num: K.
     """
-    views = torch.arange(len(kernel_VNN), device=kernel_VNN.device)
+    # what counts FLOPs sees the operators of torch only
+    if kernel_VNN.is_cpu and kernel_VNN.dtype == torch.float32 and not is_in_torch_dispatch_mode():
+        views = zip(kernel_VNN.numpy(), relevance_VN.float().numpy(), open_VN.numpy(), strict=True)
+        return torch.from_numpy(np.stack([pick_in_view(kernel, rel, left, num) for kernel, rel, left in views]))
+    rows = torch.arange(len(kernel_VNN), device=kernel_VNN.device)
     gain_VN = kernel_VNN.diagonal(dim1=-2, dim2=-1).masked_fill(~open_VN, -torch.inf)
     spare_VN = (FLOOR * relevance_VN.clamp(max=1.0)).masked_fill(~open_VN, -torch.inf)
-    factor_VKN = kernel_VNN.new_empty(len(views), num, kernel_VNN.shape[-1])
+    factor_VKN = kernel_VNN.new_empty(len(rows), num, kernel_VNN.shape[-1])
     picked, gains = [], []
     for step in range(num):
         gain_V, pick_V = torch.where(gain_VN > FLOOR, gain_VN, spare_VN).max(-1)
         before_VKN = factor_VKN[:, :step]
         row_V1N = torch.baddbmm(
-            kernel_VNN[views, pick_V][:, None], before_VKN[views, :, pick_V][:, None], before_VKN, alpha=-1
+            kernel_VNN[rows, pick_V][:, None], before_VKN[rows, :, pick_V][:, None], before_VKN, alpha=-1
         )
         inverse_V = torch.where(gain_V > FLOOR, gain_V.rsqrt(), 0.0)
         row_VN = torch.mul(row_V1N[:, 0], inverse_V[:, None], out=factor_VKN[:, step])
         gain_VN.addcmul_(row_VN, row_VN, value=-1)
-        gain_VN[views, pick_V] = spare_VN[views, pick_V] = -torch.inf
+        gain_VN[rows, pick_V] = spare_VN[rows, pick_V] = -torch.inf
         picked.append(pick_V)
         gains.append(gain_V)
     return torch.stack(picked, 1).masked_fill(torch.stack(gains, 1).isneginf(), -1)
+
+
+def pick_in_view(kernel_NN: Floats, relevance_N: Floats, open_N: NDArray[np.bool_], num: int) -> Integers:
+    """Return the picks of one view on a CPU, int64 (K,), -1 where there are no more.
+
+    One step of the incremental factor takes numpy less than torch needs to begin one. Where much of the view is kept,
+    LAPACK's Cholesky with complete pivoting makes the same picks in blocks; it has no rule for ties of equal tokens.
+
+    Args:
+        kernel_NN: symmetric.
+        relevance_N: decides among tokens whose gain is lost in rounding.
+        open_N: which tokens can be picked.
+        num: K.
+    """
+    kernel_NN = np.where(open_N & open_N[:, None], kernel_NN, np.float32(0))
+    is_large = num >= BLOCKED_FROM * len(kernel_NN) and len(np.unique(kernel_NN.sum(1))) == len(kernel_NN)
+    picks = (_pick_in_blocks if is_large else _pick_one_by_one)(kernel_NN, num)
+    if len(picks) < num:
+        left_N = np.setdiff1d(np.flatnonzero(open_N), picks)
+        by_relevance = left_N[np.argsort(-np.minimum(relevance_N[left_N], 1), kind="stable")]
+        picks = np.concatenate([picks, by_relevance])[:num]
+    return np.pad(picks, (0, num - len(picks)), constant_values=-1)
+
+
+def _pick_one_by_one(kernel_NN: Floats, num: int) -> Integers:
+    """Return the picks whose gain is above rounding, one row of the factor each."""
+    gain_N = kernel_NN.diagonal().copy()
+    factor_KN = np.empty((num, len(kernel_NN)), np.float32)
+    picks: list[int] = []
+    for step in range(num):
+        pick = int(gain_N.argmax())
+        gain = gain_N[pick]
+        if gain <= FLOOR:
+            break
+        row_N = kernel_NN[pick] - factor_KN[:step, pick] @ factor_KN[:step]
+        row_N *= 1 / np.sqrt(gain)
+        factor_KN[step] = row_N
+        gain_N -= row_N * row_N
+        gain_N[pick] = -np.inf
+        picks.append(pick)
+    return np.array(picks, np.int64)
+
+
+def _pick_in_blocks(kernel_NN: Floats, num: int) -> Integers:
+    """Return the same picks as the pivots of a Cholesky factor; the kernel is overwritten."""
+    if kernel_NN.diagonal().max() <= FLOOR:
+        return np.empty(0, np.int64)
+    _, pivots, rank, _ = spstrf(kernel_NN.T, tol=FLOOR, overwrite_a=1)
+    picks: Integers = pivots[: min(rank, num)].astype(np.int64) - 1
+    return picks
 
 
 def word_relevance(backbone: Backbone, visual: VisualTokens) -> Tensor:

@@ -14,6 +14,7 @@ from golden_vectors import find_vectors, load_tensors
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPModel
 
 from dpbench import backbones, registry
@@ -96,6 +97,33 @@ def test_beyond_the_rank_the_most_relevant_follow(rank: int) -> None:
     picks = cdpruner.greedy_map((scaled @ scaled.T)[None], relevance_N[None], torch.ones(1, 24, dtype=torch.bool), 24)
     assert picks[0].sort().values.tolist() == list(range(24))
     assert picks[0, rank:].tolist() == sorted(picks[0, rank:].tolist(), reverse=True)
+
+
+@pytest.mark.parametrize("num", [1, 5, 16, 47, 48, 96])
+def test_every_way_of_picking_picks_the_same(num: int) -> None:
+    """One by one in numpy, in blocks by LAPACK, and in torch, which a counter of FLOPs sees."""
+    relevance_VN = torch.rand(2, 96, generator=torch.Generator().manual_seed(4)) + 0.1
+    open_VN = torch.rand(2, 96, generator=torch.Generator().manual_seed(5)) > 0.1
+    scaled = normalize(noise(2 * 96, 64).view(2, 96, 64), dim=-1) * (relevance_VN * open_VN)[..., None]
+    kernel_VNN = scaled @ scaled.mT
+    picks_VK = cdpruner.greedy_map(kernel_VNN, relevance_VN, open_VN, num)
+    with FlopCounterMode(display=False) as counter:
+        by_torch = cdpruner.greedy_map(kernel_VNN.clone(), relevance_VN, open_VN, num)
+    assert torch.equal(picks_VK, by_torch)
+    assert counter.get_total_flops() > 0 or num == 1
+    for view, picks in enumerate(picks_VK.numpy()):
+        closed = np.where(np.outer(open_VN[view], open_VN[view]), kernel_VNN[view].numpy(), np.float32(0))
+        found = picks[picks >= 0]
+        assert open_VN[view][found].all()
+        rank = min(num, 64)  # beyond it gains are rounding, and relevance decides
+        for way in (cdpruner._pick_one_by_one, cdpruner._pick_in_blocks):
+            assert way(closed.copy(), num)[:rank].tolist() == found[:rank].tolist()
+
+
+def test_of_equal_tokens_the_first_is_picked_even_when_all_are_kept() -> None:
+    scaled = normalize(noise(6, 16), dim=-1).repeat_interleave(2, 0)
+    picks = cdpruner.greedy_map((scaled @ scaled.T)[None], torch.ones(1, 12), torch.ones(1, 12, dtype=torch.bool), 6)
+    assert all(pick % 2 == 0 for pick in picks[0].tolist())
 
 
 def test_a_view_with_nothing_left_to_pick_says_so() -> None:
