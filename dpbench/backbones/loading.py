@@ -111,7 +111,7 @@ def _explain_refusals(name: str, folder: Path) -> Iterator[None]:
     import torch
     from huggingface_hub.errors import StrictDataclassError
 
-    refusals = (ImportError, OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError)
+    refusals = (ImportError, OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, AssertionError)
     try:
         yield
     except torch.OutOfMemoryError:

@@ -239,6 +239,14 @@ def test_a_model_without_an_end_token_is_refused(save: Callable[..., Path]) -> N
     assert "names the token that ends an answer" in refusal("llava-1.5", folder)
 
 
+def test_a_padding_token_outside_the_vocabulary_is_one_sentence(save: Callable[..., Path]) -> None:
+    folder = save("qwen2.5-vl")
+    config = json.loads((folder / "config.json").read_text())
+    (config.get("text_config") or config)["pad_token_id"] = 10**6
+    (folder / "config.json").write_text(json.dumps(config))
+    assert f"transformers cannot load {folder}" in refusal("qwen2.5-vl", folder)
+
+
 def save_in_shards(folder: Path, **index: Any) -> None:
     """Split a model's file in two, with an index whose keys may be changed."""
     weights = load_file(folder / "model.safetensors")
