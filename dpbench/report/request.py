@@ -17,6 +17,7 @@ from dpbench.report.tables import (
     hard_subset,
     ours_beside_published,
     paper_tables,
+    probes,
     published,
     scores,
     significance,
@@ -182,6 +183,8 @@ def sections(request: Request, folders: Sequence[Path]) -> list[Section]:
     loaded = [runs.load(folder) for folder in folders]
     tables = [table for comparison in runs.comparisons(loaded) for table in _comparison(comparison, request)]
     tables += _efficiency(loaded, request)
+    if request.table is None:
+        tables += probes.sections(line for run in loaded for line in run.probes)
     if not tables:
         where = ", ".join(map(str, folders))
         raise ConfigError(

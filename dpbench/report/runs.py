@@ -16,7 +16,7 @@ from dpbench.budget import BudgetRequest
 from dpbench.errors import ConfigError, RecordError, format_value
 from dpbench.manifest.cell import PROTOCOL_FIELDS, WEIGHTS_FIELDS
 from dpbench.storage import plain_yaml, record
-from dpbench.storage.record import Profile, Record
+from dpbench.storage.record import Probe, Profile, Record
 
 SHARED = ("backbone", *(name for name in WEIGHTS_FIELDS if name != "weights"), *PROTOCOL_FIELDS, "budget_kind")
 """Cell fields that must agree within one table; weights are compared by their hash."""
@@ -31,6 +31,8 @@ KINDS: Mapping[str, type | UnionType] = {
 REQUIRED = frozenset((*KINDS, *SHARED, "weights"))
 """Fields that the cell of every record has."""
 
+FILES = ("records.jsonl", "profile.jsonl", "probes.jsonl")
+"""A folder with any of them is a run."""
 _ROUNDING = 1e-6
 """Points by which a score may differ from the metric that it is."""
 
@@ -44,12 +46,14 @@ class Run:
         records: the newest record of every finished cell.
         profiles: all profiles, in the order of the file.
         planned: the (method, benchmark) pairs of its manifest.
+        probes: all measurements of `dpbench probe`, in the order of the file.
     """
 
     folder: Path
     records: tuple[Record, ...]
     profiles: tuple[Profile, ...]
     planned: frozenset[tuple[str, str]] = frozenset()
+    probes: tuple[Probe, ...] = ()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -132,7 +136,7 @@ def runs_under(root: Path) -> list[Path]:
     Raises:
         ConfigError: there are none.
     """
-    folders = sorted({path.parent for name in ("records.jsonl", "profile.jsonl") for path in root.glob(f"*/{name}")})
+    folders = sorted({path.parent for name in FILES for path in root.glob(f"*/{name}")})
     if not folders:
         raise ConfigError(f"there are no records under {root}; run something first, or name a run folder")
     return folders
@@ -142,19 +146,21 @@ def load(folder: Path) -> Run:
     """Read a run folder.
 
     Raises:
-        ConfigError: it does not exist, or has neither records nor profiles.
+        ConfigError: it does not exist, or has neither records, profiles nor probes.
         RecordError: a line cannot be read, or names a benchmark this dpbench does not know.
     """
     if not folder.exists():
         raise ConfigError(f"there is no folder {folder}; name a run folder")
     records = [_with_new_fields(row) for row in record.read(folder / "records.jsonl", Record)]
     profiles = record.read(folder / "profile.jsonl", Profile)
-    if not records and not profiles:
-        raise ConfigError(f"{folder} has neither records.jsonl nor profile.jsonl; name a run folder")
+    probes = record.read(folder / "probes.jsonl", Probe)
+    if not records and not profiles and not probes:
+        raise ConfigError(f"{folder} has neither records.jsonl nor profile.jsonl nor probes.jsonl; name a run folder")
     for row in records:
         _check_record(row, folder)
     current = record.newest(_without_subset(row) for row in records)
-    return Run(folder, tuple(current), tuple(profiles), _read_planned(folder) if records else frozenset())
+    planned = _read_planned(folder) if records else frozenset()
+    return Run(folder, tuple(current), tuple(profiles), planned, tuple(probes))
 
 
 def _with_new_fields(row: Record) -> Record:

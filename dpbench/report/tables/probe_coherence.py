@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from dpbench.probe import statistics
-from dpbench.probe.statistics import Interval, Matrix, unpack
-from dpbench.report.tables.probe_text import describe, find_reference, group_heading, interval, scientific
+from dpbench.probe.statistics import Matrix, unpack
+from dpbench.report.tables.probe_text import describe, find_reference, flat, group_heading, interval, scientific
 from dpbench.report.tables.render import frame_of
 from dpbench.report.tables.table import DASH, Cell, Row, Section, group_row, number
 from dpbench.storage.record import Probe
@@ -27,10 +27,21 @@ def section(lines: Sequence[Probe]) -> Section:
             last = group
         values = _values(line, find_reference(line, lines))
         rows.append(Row(tuple(Cell(text) for text in _texts(line, values))))
-        numbers.append({**line.setting, **_flat(values)})
+        numbers.append({**_columns(line), **flat(values)})
     return Section(
-        f"Gradient coherence: {describe(lines[0])}", frame_of(numbers), _notes(lines[0]), COLUMNS, tuple(rows)
+        f"Gradient coherence: {describe(lines[0])}",
+        frame_of(numbers),
+        _notes(lines[0]),
+        COLUMNS,
+        tuple(rows),
+        "coherence",
     )
+
+
+def _columns(line: Probe) -> dict[str, Any]:
+    setting = line.setting
+    names = {"Variant": "way", "Keep": "keep", "Tau": "tau", "Differ in": "sources"}
+    return {column: setting[name] for column, name in names.items()}
 
 
 def _group(line: Probe) -> tuple[Any, ...]:
@@ -41,12 +52,12 @@ def _values(line: Probe, reference: Probe | None) -> dict[str, Any]:
     gram = _gram(line)
     deployed = deployed_losses(line)
     return {
-        "cosine": statistics.coherence(gram),
-        "ratio": statistics.ratio(_gram(reference), gram) if reference not in (None, line) else None,
-        "signal": statistics.signal_to_noise(gram),
-        "norm": float(np.sqrt(np.diag(gram)).mean()),
-        "deployed": None if deployed is None else float(deployed[0].mean()),
-        "after": None if deployed is None else float(deployed[1:].mean(1).min()),
+        "Cosine": statistics.coherence(gram),
+        "Ratio": statistics.ratio(_gram(reference), gram) if reference not in (None, line) else None,
+        "Signal": statistics.signal_to_noise(gram),
+        "Norm": float(np.sqrt(np.diag(gram)).mean()),
+        "Deployed loss": None if deployed is None else float(deployed[0].mean()),
+        "Loss after a step": None if deployed is None else float(deployed[1:].mean(1).min()),
     }
 
 
@@ -66,23 +77,13 @@ def _texts(line: Probe, values: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         line.setting["way"],
         SOURCES[line.setting["sources"]],
-        interval(values["cosine"], 3),
-        DASH if values["ratio"] is None else interval(values["ratio"], 1, unit="x"),
-        number(values["signal"], 3),
-        scientific(values["norm"]),
-        number(values["deployed"], 2),
-        number(values["after"], 2),
+        interval(values["Cosine"], 3),
+        DASH if values["Ratio"] is None else interval(values["Ratio"], 1, unit="x"),
+        number(values["Signal"], 3),
+        scientific(values["Norm"]),
+        number(values["Deployed loss"], 2),
+        number(values["Loss after a step"], 2),
     )
-
-
-def _flat(values: Mapping[str, Any]) -> dict[str, float | None]:
-    flat: dict[str, float | None] = {}
-    for name, value in values.items():
-        if isinstance(value, Interval):
-            flat |= {name: value.value, f"{name} low": value.low, f"{name} high": value.high}
-        else:
-            flat[name] = value
-    return flat
 
 
 def _notes(line: Probe) -> tuple[str, ...]:

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 
 from dpbench.probe import statistics
-from dpbench.probe.statistics import Matrix
-from dpbench.report.tables.probe_text import REFERENCE, describe, interval, scientific
+from dpbench.probe.statistics import Interval, Matrix
+from dpbench.report.tables.probe_text import REFERENCE, describe, flat, interval, scientific
 from dpbench.report.tables.render import frame_of
 from dpbench.report.tables.table import DASH, Cell, Row, Section, group_row
 from dpbench.storage.record import Probe
 
 COLUMNS = ("Variant", "Mean step", "over DiffPrune's", "Mean 2nd diff.", "over DiffPrune's", "Largest step / mean")
+MEASURES = {"Mean step": "step", "Mean second difference": "second"}
+"""Columns of the frame that are compared with DiffPrune's, and their names in `roughness`."""
 Lines = dict[tuple[Any, ...], dict[str, Matrix]]
 
 
@@ -28,8 +30,10 @@ def section(lines: Sequence[Probe]) -> Section:
         for way, losses in by_way.items():
             values = _values(losses, None if way == REFERENCE else reference)
             rows.append(Row(tuple(Cell(text) for text in (way, *_texts(values)))))
-            numbers.append({"way": way, "keep": keep, "tau": tau, "range": size, **_flat(values)})
-    return Section(f"Loss landscape: {describe(lines[0])}", frame_of(numbers), _notes(lines), COLUMNS, tuple(rows))
+            numbers.append({"Variant": way, "Keep": keep, "Tau": tau, "Range": size, **flat(values)})
+    return Section(
+        f"Loss landscape: {describe(lines[0])}", frame_of(numbers), _notes(lines), COLUMNS, tuple(rows), "landscape"
+    )
 
 
 def losses_by_way(lines: Sequence[Probe]) -> Lines:
@@ -52,29 +56,23 @@ def roughness(losses: Matrix) -> dict[str, Matrix]:
     return {"step": steps.mean(1), "second": second.mean(1), "largest": steps.max(1)}
 
 
-def _values(losses: Matrix, reference: Matrix | None) -> dict[str, Any]:
+def _values(losses: Matrix, reference: Matrix | None) -> dict[str, Interval]:
     rough = roughness(losses)
-    values: dict[str, Any] = {name: statistics.mean_over(rough[name]) for name in ("step", "second")}
-    values["jump"] = statistics.ratio_of_means(rough["largest"], rough["step"])
+    values = {name: statistics.mean_over(rough[key]) for name, key in MEASURES.items()}
+    values["Largest step over mean"] = statistics.ratio_of_means(rough["largest"], rough["step"])
     if reference is not None and len(reference) == len(losses):
         smooth = roughness(reference)
-        values |= {f"{name} ratio": statistics.ratio_of_means(rough[name], smooth[name]) for name in ("step", "second")}
+        values |= {
+            f"{name} ratio": statistics.ratio_of_means(rough[key], smooth[key]) for name, key in MEASURES.items()
+        }
     return values
 
 
-def _texts(values: dict[str, Any]) -> tuple[str, ...]:
-    ratios = [
-        interval(values[name], 1, unit="x") if name in values else DASH for name in ("step ratio", "second ratio")
-    ]
-    step, second = (scientific(values[name].value) for name in ("step", "second"))
-    return step, ratios[0], second, ratios[1], interval(values["jump"], 1)
-
-
-def _flat(values: dict[str, Any]) -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for name, found in values.items():
-        flat |= {name: found.value, f"{name} low": found.low, f"{name} high": found.high}
-    return flat
+def _texts(values: dict[str, Interval]) -> tuple[str, ...]:
+    names = [f"{name} ratio" for name in MEASURES]
+    ratios = [interval(values[name], 1, unit="x") if name in values else DASH for name in names]
+    step, second = (scientific(values[name].value) for name in MEASURES)
+    return step, ratios[0], second, ratios[1], interval(values["Largest step over mean"], 1)
 
 
 def _notes(lines: Sequence[Probe]) -> tuple[str, ...]:

@@ -9,12 +9,14 @@ import numpy as np
 
 from dpbench.probe import statistics
 from dpbench.probe.statistics import Matrix
-from dpbench.report.tables.probe_text import describe, interval
+from dpbench.report.tables.probe_text import describe, flat, interval
 from dpbench.report.tables.render import frame_of
 from dpbench.report.tables.table import DASH, Cell, Row, Section, group_row, number
 from dpbench.storage.record import Probe
 
 COLUMNS = ("Restriction", "Top-1", "minus removal", "Top-5", "minus removal", "Loss")
+MEASURES = {"Top-1": "top1", "Top-5": "top5"}
+"""Columns in percent, and their names in a record."""
 FORMS = {"unpruned": "unpruned", "removal": "removal", "mask": "noise in their place", "soft": "soft weights"}
 SCORES = {"random": "random scores", "scorer": "the scorer's scores", None: "all tokens"}
 
@@ -29,10 +31,15 @@ def section(lines: Sequence[Probe]) -> Section:
             last = group
         values = _values(line, _removal(line, lines))
         rows.append(Row(tuple(Cell(text) for text in (_form(line), *_texts(values)))))
-        numbers.append({**line.setting, **_flat(values)})
+        numbers.append({**_columns(line), **flat(values)})
     return Section(
-        f"Noise and removal: {describe(lines[0])}", frame_of(numbers), _notes(lines[0]), COLUMNS, tuple(rows)
+        f"Noise and removal: {describe(lines[0])}", frame_of(numbers), _notes(lines[0]), COLUMNS, tuple(rows), "noise"
     )
+
+
+def _columns(line: Probe) -> dict[str, Any]:
+    setting = line.setting
+    return {name: setting[name.lower()] for name in ("Form", "Scores", "Keep", "Tau")}
 
 
 def _heading(line: Probe) -> str:
@@ -54,12 +61,12 @@ def _removal(line: Probe, lines: Sequence[Probe]) -> Probe | None:
 
 
 def _values(line: Probe, removal: Probe | None) -> dict[str, Any]:
-    values: dict[str, Any] = {name: statistics.mean_over(_percent(line, name)) for name in ("top1", "top5")}
-    values["loss"] = float(np.mean(line.values["losses"]))
+    values: dict[str, Any] = {name: statistics.mean_over(_percent(line, key)) for name, key in MEASURES.items()}
+    values["Loss"] = float(np.mean(line.values["losses"]))
     if removal is not None:
         values |= {
-            f"{name} gap": statistics.mean_over(_percent(line, name) - _percent(removal, name))
-            for name in ("top1", "top5")
+            f"{name} minus removal": statistics.mean_over(_percent(line, key) - _percent(removal, key))
+            for name, key in MEASURES.items()
         }
     return values
 
@@ -69,17 +76,10 @@ def _percent(line: Probe, name: str) -> Matrix:
 
 
 def _texts(values: dict[str, Any]) -> tuple[str, ...]:
-    gaps = [interval(values[name], 1) if name in values else DASH for name in ("top1 gap", "top5 gap")]
-    top1, top5 = (number(values[name].value) for name in ("top1", "top5"))
-    return top1, gaps[0], top5, gaps[1], number(values["loss"], 3)
-
-
-def _flat(values: dict[str, Any]) -> dict[str, float]:
-    flat = {"loss": values["loss"]}
-    for name, found in values.items():
-        if name != "loss":
-            flat |= {name: found.value, f"{name} low": found.low, f"{name} high": found.high}
-    return flat
+    names = [f"{name} minus removal" for name in MEASURES]
+    gaps = [interval(values[name], 1) if name in values else DASH for name in names]
+    top1, top5 = (number(values[name].value) for name in MEASURES)
+    return top1, gaps[0], top5, gaps[1], number(values["Loss"], 3)
 
 
 def _notes(line: Probe) -> tuple[str, ...]:

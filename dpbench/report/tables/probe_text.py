@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dpbench.probe.statistics import Interval
 from dpbench.storage.record import Probe
@@ -38,6 +38,17 @@ def interval(found: Interval, digits: int, *, unit: str = "") -> str:
     if not math.isfinite(found.low) or not math.isfinite(found.high):
         return f"{found.value:.{digits}f}{unit} [unbounded]"
     return f"{found.value:.{digits}f}{unit} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+def flat(values: Mapping[str, Interval | float | None]) -> dict[str, float | None]:
+    """Return values for a frame: an interval is three columns, its ends behind it."""
+    columns: dict[str, float | None] = {}
+    for name, value in values.items():
+        if isinstance(value, Interval):
+            columns |= {name: value.value, f"{name} low": value.low, f"{name} high": value.high}
+        else:
+            columns[name] = value
+    return columns
 
 
 def scientific(value: float) -> str:

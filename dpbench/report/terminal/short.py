@@ -16,7 +16,7 @@ from dpbench.report.groups import groups
 from dpbench.report.intervals import SIGNIFICANT, Intervals
 from dpbench.report.retention import RETENTION
 from dpbench.report.runs import Comparison, RowKey
-from dpbench.report.tables import ablation, efficiency, scores, seeds, visual_tokens
+from dpbench.report.tables import ablation, efficiency, probes, scores, seeds, visual_tokens
 from dpbench.report.tables.render import frame_of
 from dpbench.report.tables.table import DASH, Cell, Row, Section, Tone, group_row, number
 from dpbench.report.terminal import fitting, pointers
@@ -59,9 +59,10 @@ def blocks(folders: Sequence[Path], width: int | None = None) -> list[Block]:
     loaded = [runs.load(folder) for folder in folders]
     found = [_scores(comparison, width) for comparison in runs.comparisons(loaded)]
     profiles = [profile for run in loaded for profile in run.profiles]
+    measured = [Block(section, ()) for section in probes.sections(line for run in loaded for line in run.probes)]
     if not found:
-        return [_costs(group, profiles) for group in efficiency.groups(profiles)]
-    return [*found[:-1], _with_costs(found[-1], profiles)] if profiles else found
+        return [*(_costs(group, profiles) for group in efficiency.groups(profiles)), *measured]
+    return [*found[:-1], _with_costs(found[-1], profiles) if profiles else found[-1], *measured]
 
 
 def _scores(comparison: Comparison, width: int | None) -> Block:

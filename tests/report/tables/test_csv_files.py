@@ -8,13 +8,14 @@ from pathlib import Path
 import page_runs
 import pandas as pd
 import pytest
+from made_probes import coherence, landscape, noise
 from made_records import make_profile, make_record
 
 from dpbench import tasks
 from dpbench.errors import ConfigError
 from dpbench.report import request, runs
 from dpbench.report.request import Request
-from dpbench.report.tables import ablation, csv_files, efficiency, hard_subset, two_runs
+from dpbench.report.tables import ablation, csv_files, efficiency, hard_subset, probes, two_runs
 from dpbench.report.tables.table import Section
 
 DOCUMENTATION = Path(__file__).parents[3] / "docs" / "report-json.md"
@@ -95,6 +96,10 @@ def everything(run: Path) -> Iterator[Section]:
     yield from efficiency.sections(
         [make_profile("none", "all", (8,), stages_flops={"ttft": 3, "decode": 1, "signals": 1})]
     )
+    ways = ("diffprune", "gumbel-ste")
+    gradients = [coherence(way, [[1.0, 0], [0, 1], [1, 1], [1, 2]], (1.0,) * 4) for way in ways]
+    lines = [landscape(way, number, (0.0, 1.0, 3.0, 1.0, 0.0)) for way in ways for number in range(2)]
+    yield from probes.sections([*gradients, *lines, noise("removal", (1.0, 0.5)), noise("mask", (1.0, 0.5))])
 
 
 def test_every_column_is_documented_under_the_name_of_its_table(run: Path) -> None:

@@ -1,47 +1,25 @@
 """Tables of probes against made-up records whose answers are known."""
 
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pytest
+from made_probes import coherence, landscape, noise
 
-from dpbench.probe.statistics import pack
+from dpbench.errors import ConfigError
+from dpbench.report import request, runs
+from dpbench.report.request import Request
 from dpbench.report.tables import probes
 from dpbench.report.tables.probe_landscape import roughness
 from dpbench.report.tables.render import render
 from dpbench.report.tables.table import Section
-from dpbench.storage.record import Probe
-
-SHARED = {"spread": 0.2, "data": "toy", "batches": 4, "batch_size": 2, "held_out": 2, "points": 5}
-
-
-def line(probe: str, setting: dict[str, Any], **values: tuple[float, ...]) -> Probe:
-    return Probe(
-        probe=probe,
-        model="toy-llava",
-        site="projector",
-        checkpoint=None,
-        step=0,
-        setting=setting,
-        shared=SHARED,
-        values=values,
-        sources="s",
-        seconds=1.0,
-        finished="2026-01-01T00:00:00+00:00",
-        environment={},
-    )
+from dpbench.report.terminal.short import blocks
+from dpbench.storage import record
 
 
 def cells(section: Section) -> list[list[str]]:
     return [[cell.text for cell in row.cells] for row in section.rows if row.kind == "data"]
-
-
-def coherence(way: str, rows: list[list[float]], after: tuple[float, ...] = ()) -> Probe:
-    gradients = np.array(rows, dtype=np.float64)
-    setting = {"way": way, "keep": 16, "tau": 0.15, "sources": "both"}
-    values = {"gram": pack(gradients @ gradients.T), "losses": (1.0,) * len(rows)}
-    return line("coherence", setting, **values, **({"after_step": after} if after else {}))
 
 
 def test_coherence_shows_cosines_the_ratio_and_the_loss_after_a_step() -> None:
@@ -54,7 +32,7 @@ def test_coherence_shows_cosines_the_ratio_and_the_loss_after_a_step() -> None:
     ]
     assert cells(section)[1][2].startswith("-0.333 [")
     assert cells(section)[1][3] == "-3.0x [unbounded]"
-    assert section.frame.loc[0, "cosine"] == 1
+    assert section.frame.loc[0, ["Variant", "Cosine", "Loss after a step"]].tolist() == ["diffprune", 1.0, 1.5]
     assert "unbounded where this row's interval holds 0" in render(section, "markdown")
 
 
@@ -69,11 +47,6 @@ def test_a_probe_measured_again_by_other_code_is_shown_once() -> None:
     new = replace(coherence("diffprune", [[1.0, 0]] * 4), sources="t", finished="2026-02-01T00:00:00+00:00")
     (section,) = probes.sections([new, old])
     assert [row[2] for row in cells(section)] == ["1.000 [1.000, 1.000]"]
-
-
-def landscape(way: str, number: int, losses: tuple[float, ...]) -> Probe:
-    setting = {"way": way, "keep": 16, "tau": 0.15, "range": 1.0, "line": number}
-    return line("landscape", setting, losses=losses)
 
 
 def test_roughness_is_of_steps_second_differences_and_jumps() -> None:
@@ -91,11 +64,6 @@ def test_a_few_jumps_have_the_mean_step_of_a_slope_and_show_in_the_rest() -> Non
     assert first == ["diffprune", "1.1", "-", "0.17", "-", "1.3 [1.3, 1.3]"]
     assert second == ["gumbel-ste", "1.1", "1.0x [1.0, 1.0]", "3", "18.0x [18.0, 18.0]", "4.0 [4.0, 4.0]"]
     assert "along 3 filter-normalised directions of 5 points" in section.notes[0]
-
-
-def noise(form: str, top1: tuple[float, ...], keep: float | None = 0.5, tau: float | None = None) -> Probe:
-    setting = {"form": form, "scores": None if keep is None else "random", "keep": keep, "tau": tau}
-    return line("noise", setting, top1=top1, top5=(1.0, 1.0), losses=(0.5, 0.7))
 
 
 def test_noise_is_compared_with_removal_batch_by_batch() -> None:
@@ -120,3 +88,15 @@ def test_every_format_renders(form: str) -> None:
              noise("removal", (1.0, 0.5))]  # fmt: skip
     assert len(probes.sections(lines)) == 3
     assert all(render(section, form) for section in probes.sections(lines))
+
+
+def test_a_folder_of_probes_is_a_run_and_its_tables_are_in_every_report(tmp_path: Path) -> None:
+    lines = [coherence("diffprune", [[1.0, 0]] * 4), noise("removal", (1.0, 0.5))]
+    for one in lines:
+        record.append(tmp_path / "probe" / "probes.jsonl", one)
+    assert runs.runs_under(tmp_path) == [tmp_path / "probe"]
+    tables = request.sections(Request(), [tmp_path / "probe"])
+    assert [table.name for table in tables] == ["coherence", "noise"]
+    assert [block.section.heading for block in blocks([tmp_path / "probe"])] == [table.heading for table in tables]
+    with pytest.raises(ConfigError, match="have nothing for Table 1"):
+        request.sections(Request(table=1), [tmp_path / "probe"])
