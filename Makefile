@@ -2,14 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# without a GPU: torch's index of CPU builds (pytorch.org, "Get started", CPU) saves the 5 GB of CUDA libraries
+# without a GPU: torch's index of CPU builds (pytorch.org, "Get started", CPU) saves the 4 GB of CUDA libraries
 TORCH_INDEX ?=
 # tests start many processes: compiling the package anew in each would cost a second
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: quickstart test test-fast test-slow chaos check clean
 
-quickstart: $(VENV)/.installed  ## install and compare eleven methods on the embedded backbone
+quickstart: $(VENV)/.installed  ## install and compare four methods on the embedded backbone
 	$(BIN)/dpbench run manifests/quickstart.yaml
 
 test: check  ## everything CI runs: the static checks, then every test
