@@ -11,6 +11,7 @@ from dpbench.report import intervals, runs, zip_file
 from dpbench.report.runs import Comparison, Run, runs_under
 from dpbench.report.tables import (
     ablation,
+    ablation_pairs,
     costs_beside_published,
     csv_files,
     efficiency,
@@ -201,6 +202,7 @@ def _comparison(comparison: Comparison, request: Request) -> Iterable[Section]:
     is_ablation = ablation.is_ablation(comparison)
     if is_ablation and _is_requested(request, 5):
         yield ablation.section(comparison)
+        yield from ablation_pairs.sections(comparison)
         if request.compare:
             yield ours_beside_published.variants(comparison)
     number = ours_beside_published.table_of(comparison.cell["backbone"])

@@ -44,29 +44,52 @@ def variants(
         comparison: with scorers trained in several ways.
         scores_by_task: reads a row's scores out of its records.
     """
+    retentions = by_scorer(comparison, scores_by_task)
+    return {
+        name: {budget: pool(list(values.values())) for budget, values in row.items()}
+        for name, row in retentions.items()
+    }
+
+
+def by_scorer(
+    comparison: Comparison, scores_by_task: Callable[[Iterable[Record]], dict[str, float]] = scores_of
+) -> dict[str, dict[BudgetRequest, dict[str, float]]]:
+    """Return retention per variant and budget, by the name of the scorer's folder, of rows with every benchmark.
+
+    Args:
+        comparison: with scorers trained in several ways.
+        scores_by_task: reads a row's scores out of its records.
+    """
     none = comparison.find("none")
     full = scores_by_task(comparison.rows[none]) if none else {}
-    retentions: dict[str, dict[BudgetRequest, list[float]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[str, dict[BudgetRequest, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for key, records in comparison.rows.items():
-        name, value = _variant(key.method, key.params), retention.average(comparison, scores_by_task(records), full)
-        if name and value is not None and counted.is_complete(comparison, key):
-            retentions[name][key.budget].append(value)
-    return {name: {budget: _pool(values) for budget, values in row.items()} for name, row in retentions.items()}
+        scorer = _scorer(key.method, key.params)
+        value = retention.average(comparison, scores_by_task(records), full)
+        if scorer and value is not None and counted.is_complete(comparison, key):
+            found[variant_of(scorer)][key.budget][scorer] = value
+    return found
 
 
 def is_ablation(comparison: Comparison) -> bool:
     """Return True if a comparison has scorers that were trained in several ways."""
-    return len({name for key in comparison.rows if (name := _variant(key.method, key.params))}) > 1
+    scorers = {_scorer(key.method, key.params) for key in comparison.rows}
+    return len({variant_of(scorer) for scorer in scorers if scorer}) > 1
 
 
-def _variant(method: str, params: str) -> str | None:
+def variant_of(scorer: str) -> str:
+    """Return the way a scorer was trained: its folder's name without the seed's number."""
+    return re.sub(r"-\d+$", "", scorer)
+
+
+def _scorer(method: str, params: str) -> str | None:
+    """Return the name of a scorer's folder; None for other methods and for the shipped scorer."""
     checkpoint = json.loads(params).get("checkpoint")
-    if method != "diffprune" or checkpoint is None:
-        return None
-    return re.sub(r"-\d+$", "", Path(checkpoint).name)
+    return None if method != "diffprune" or checkpoint is None else Path(checkpoint).name
 
 
-def _pool(values: list[float]) -> Pooled:
+def pool(values: list[float]) -> Pooled:
+    """Return the mean of values of several trainings, with its 95 % interval (Student's t)."""
     if len(values) < 2:
         return Pooled(values[0], None, len(values))
     from scipy.stats import t
@@ -82,7 +105,7 @@ def section(comparison: Comparison) -> Section:
     found = {b: marks.rank({name: row[b].value if b in row else None for name, row in rows.items()}) for b in budgets}
     columns = ("Variant", *(f"Keep {b.keep}" if b.keep is not None else b.label for b in budgets))
     lines = [
-        Row((Cell(name), *(Cell(_text(row.get(b)), found[b].get(name, "")) for b in budgets)))
+        Row((Cell(name), *(Cell(text(row.get(b)), found[b].get(name, "")) for b in budgets)))
         for name, row in rows.items()
     ]
     numbers = [
@@ -108,7 +131,8 @@ def section(comparison: Comparison) -> Section:
     return Section(f"Ablation: {heading(comparison)}", frame_of(numbers), notes, columns, tuple(lines), "ablation")
 
 
-def _text(pooled: Pooled | None) -> str:
+def text(pooled: Pooled | None) -> str:
+    """Return a pooled value as tables show it."""
     if pooled is None:
         return number(None)
     return number(pooled.value) + (f" ± {pooled.half:.1f}" if pooled.half is not None else "")

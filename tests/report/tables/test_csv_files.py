@@ -15,7 +15,7 @@ from dpbench import tasks
 from dpbench.errors import ConfigError
 from dpbench.report import request, runs
 from dpbench.report.request import Request
-from dpbench.report.tables import ablation, csv_files, efficiency, hard_subset, probes, two_runs
+from dpbench.report.tables import ablation, ablation_pairs, csv_files, efficiency, hard_subset, probes, two_runs
 from dpbench.report.tables.table import Section
 
 DOCUMENTATION = Path(__file__).parents[3] / "docs" / "report-json.md"
@@ -86,13 +86,14 @@ def everything(run: Path) -> Iterator[Section]:
     yield from request.sections(Request(compare=True), [run])
     yield from two_runs.sections(run, run)
     yield from request._paper(Request(paper=True))
-    params = [{"checkpoint": f"scorers/{name}-{seed}"} for name in ("full", "fixed") for seed in (0, 1)]
+    params = [{"checkpoint": f"scorers/{name}-{seed}"} for name in ("diffprune", "fixed") for seed in (0, 1)]
     rows = [
         make_record("none", None, "pope", 90.0),
         *(make_record("diffprune", 16, "pope", 80.0, params=p) for p in params),
     ]
     (comparison,) = runs.comparisons([runs.Run(run, tuple(rows), ())])
     yield ablation.section(comparison)
+    yield from ablation_pairs.sections(comparison)
     yield from efficiency.sections(
         [make_profile("none", "all", (8,), stages_flops={"ttft": 3, "decode": 1, "signals": 1})]
     )
