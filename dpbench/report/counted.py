@@ -37,8 +37,10 @@ class Counted:
 
     @property
     def scope(self) -> str:
-        """Return over how many benchmarks an average is: mean of 9 of 10 benchmarks."""
+        """Return over how many benchmarks an average is: mean of 9 of 10 benchmarks, mean of all 10 benchmarks."""
         num = len(self.tasks) + len(self.left_out)
+        if num > 1 and not self.left_out:
+            return f"mean of {'both' if num == 2 else f'all {num}'} benchmarks"
         return f"mean of {len(self.tasks)} of {num} benchmark{'' if num == 1 else 's'}"
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from dpbench.report import counted, marks, retention, spending
 from dpbench.report.figures.data import CostTable
@@ -52,6 +53,11 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def _all(number: int) -> str:
+    """Return words for all of at least two things: both, all 3."""
+    return "both" if number == 2 else f"all {number}"
+
+
 def _describe_best(comparison: Comparison, bootstrap: Intervals) -> str:
     averages = {k: v for k, v in retention.averages(comparison).items() if marks.takes_part(comparison, k)}
     if not averages:
@@ -75,7 +81,7 @@ def _name_best(best: Sequence[RowKey], num_ranked: int) -> str:
     if len(best) == 1:
         return f"{best[0].label} retains {'most: ' if num_ranked > 1 else ''}".rstrip()
     if len(best) == num_ranked:
-        return f"all {num_ranked} methods retain the same:"
+        return f"{_all(num_ranked)} methods retain the same:"
     names = ", ".join(key.label for key in best[:-1])
     return f"{names} and {best[-1].label} tie and retain most:"
 
@@ -93,27 +99,50 @@ def _format_interval(ends: tuple[float, float] | None) -> str:
 
 
 def _describe_significance(comparison: Comparison, bootstrap: Intervals) -> str:
-    compared = bootstrap.corrected("random", of_retention=True)
-    against = {key: p for key, p in compared.items() if not spending.overspends(comparison, key[0])}
-    if not against:
+    tallies = {
+        name: _tally(comparison, bootstrap, reference)
+        for reference, name in (("random", "random tokens"), ("none", "the unpruned model"))
+    }
+    said = "; ".join(f"against {name}: {tally.text}" for name, tally in tallies.items() if tally.num)
+    if not said:
         return "No retention has an interval here, so small differences may be noise."
-    alike = sum(p >= SIGNIFICANT for p in against.values())
-    above = [key for key, p in against.items() if p < SIGNIFICANT and bootstrap.differences[key].value > 0]
-    below = len(against) - alike - len(above)
-    lossless = [
-        key[0].label
-        for key, p in bootstrap.corrected("none", of_retention=True).items()
-        if p >= SIGNIFICANT and not spending.overspends(comparison, key[0])
-    ]
-    equal = f"{_count(len(lossless), 'row')} cannot be told from the unpruned model" if lossless else (
-        "every row measurably loses against the unpruned model or gains on it"
-    )  # fmt: skip
-    num_over = len(compared) - len(against)
-    left_out = f" Left out: {_count(num_over, 'row')} that read more than the budget." if num_over else ""
-    return (
-        f"Of {_count(len(against), 'pruned row')}, {len(above)} beat random tokens, {alike} cannot be told from them "
-        f"and {below} do worse (95 %, Holm-corrected), and {equal}.{left_out}"
-    )
+    most = max(tallies.values(), key=lambda tally: tally.num)
+    alike = "; alike: cannot be told apart" if any(tally.alike for tally in tallies.values()) else ""
+    left_out = f" Left out: {_count(most.num_over, 'row')} that read more than the budget." if most.num_over else ""
+    return f"{_count(most.num, 'pruned row')} {said} (at 95 %, Holm-corrected{alike}).{left_out}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Tally:
+    """How the retention of pruned rows, those of `random` aside, compares with a reference; numbers of rows."""
+
+    better: int
+    alike: int
+    worse: int
+    num_over: int
+
+    @property
+    def num(self) -> int:
+        """Return the rows that are compared: without those that read more than their budget."""
+        return self.better + self.alike + self.worse
+
+    @property
+    def text(self) -> str:
+        """Return the counts in the words of the tables: 28 better, 4 alike, 16 worse; or all 48 worse."""
+        counts = {"better": self.better, "alike": self.alike, "worse": self.worse}
+        if self.num > 1 and self.num in counts.values():
+            return f"{_all(self.num)} {next(word for word, num in counts.items() if num)}"
+        return ", ".join(f"{num} {word}" for word, num in counts.items() if num)
+
+
+def _tally(comparison: Comparison, bootstrap: Intervals, reference: str) -> _Tally:
+    compared = {
+        key: p for key, p in bootstrap.corrected(reference, of_retention=True).items() if key[0].method != "random"
+    }
+    within = [key for key in compared if not spending.overspends(comparison, key[0])]
+    clear = [bootstrap.differences[key].value for key in within if compared[key] < SIGNIFICANT]
+    better = sum(value > 0 for value in clear)
+    return _Tally(better, len(within) - len(clear), len(clear) - better, len(compared) - len(within))
 
 
 def cost_sentence(table: CostTable) -> str | None:

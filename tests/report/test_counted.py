@@ -82,8 +82,17 @@ def test_without_the_unpruned_model_nothing_counts() -> None:
     assert found.scope == "mean of 0 of 1 benchmark"
 
 
-def test_all_that_counts_leaves_no_note() -> None:
-    assert counted.find(compared(unpruned("vqav2", 80.0, 80))).notes == ()
+@pytest.mark.parametrize(
+    ("names", "scope"),
+    [
+        (("vqav2",), "mean of 1 of 1 benchmark"),
+        (("vqav2", "gqa"), "mean of both benchmarks"),
+        (("vqav2", "gqa", "textvqa"), "mean of all 3 benchmarks"),
+    ],
+)
+def test_all_that_counts_leaves_no_note(names: Sequence[str], scope: str) -> None:
+    found = counted.find(compared(*(unpruned(name, 80.0, 80) for name in names)))
+    assert (found.notes, found.scope) == ((), scope)
 
 
 def test_a_row_is_complete_with_every_benchmark_that_counts() -> None:

@@ -61,7 +61,7 @@ def test_without_an_average_the_sentence_says_why() -> None:
         ([("holov", 40.0), ("fastv", 20.0)], "holov retains most: 50.0 %"),
         ([("holov", 40.0), ("fastv", 40.02), ("dart", 20.0)], "fastv and holov tie and retain most: 50.0 %"),
         ([("a", 40.0), ("b", 40.0), ("c", 40.0), ("d", 8.0)], "a, b and c tie and retain most: 50.0 %"),
-        ([("holov", 40.0), ("fastv", 40.0)], "all 2 methods retain the same: 50.0 %"),
+        ([("holov", 40.0), ("fastv", 40.0)], "both methods retain the same: 50.0 %"),
         ([("holov", 40.0)], "holov retains 50.0 %"),
     ],
 )
@@ -92,10 +92,45 @@ def test_rows_that_overspend_are_left_out_of_those_that_beat_random() -> None:
         | {(keys["fastv"], "none", RETENTION): worse}
     )
     assert summary.sentences(one, bootstrap)[2] == (
-        "Of 1 pruned row, 1 beat random tokens, 0 cannot be told from them and 0 do worse (95 %, Holm-corrected), and "
-        "every row measurably loses against the unpruned model or gains on it. Left out: 1 row that read more than the "
-        "budget."
+        "1 pruned row against random tokens: 1 better; against the unpruned model: 1 worse (at 95 %, Holm-corrected). "
+        "Left out: 1 row that read more than the budget."
     )
+
+
+METHODS = ("holov", "fastv", "dart")
+NOISE, GAIN, LOSS = Difference(1.0, -9.0, 9.0, 0.8), Difference(9.0, 8.0, 9.5, 1e-4), Difference(-9.0, -9.5, -8.0, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("to_random", "to_none", "said"),
+    [
+        (
+            (GAIN, NOISE, LOSS),
+            (LOSS, LOSS, LOSS),
+            "3 pruned rows against random tokens: 1 better, 1 alike, 1 worse; against the unpruned model: all 3 worse "
+            "(at 95 %, Holm-corrected; alike: cannot be told apart).",
+        ),
+        (
+            (GAIN, GAIN, GAIN),
+            (LOSS, NOISE, GAIN),
+            "3 pruned rows against random tokens: all 3 better; against the unpruned model: 1 better, 1 alike, 1 worse "
+            "(at 95 %, Holm-corrected; alike: cannot be told apart).",
+        ),
+        ((), (LOSS, LOSS), "2 pruned rows against the unpruned model: both worse (at 95 %, Holm-corrected)."),
+        ((), (), "No retention has an interval here, so small differences may be noise."),
+    ],
+)
+def test_rows_are_counted_against_random_and_the_unpruned_model(
+    to_random: Sequence[Difference], to_none: Sequence[Difference], said: str
+) -> None:
+    """The row of `random` itself is not among those counted against the unpruned model."""
+    rows = [row(method, 16, 40.0) for method in (*METHODS, "random")]
+    one = compared(row(*NONE), *rows)
+    keys = {key.method: key for key in one.rows}
+    found = {(keys[m], "random", RETENTION): d for m, d in zip(METHODS, to_random, strict=False)}
+    found |= {(keys[m], "none", RETENTION): d for m, d in zip(METHODS, to_none, strict=False)}
+    found |= {(keys["random"], "none", RETENTION): LOSS}
+    assert summary.sentences(one, Intervals(found if to_none else {}))[2] == said
 
 
 def test_the_interval_is_that_of_the_difference_to_the_unpruned_model() -> None:

@@ -89,7 +89,7 @@ def side_by_side(
     none = (f"No differences: {refusal}.",) if refusal else ()
     head = f"Table {table.number} of the paper beside ours: {table.title}; ours: {ours}"
     below = (f"Theirs: {table.source}.", *none, *notes, *letters.notes())
-    return Section(head, frame_of(numbers, NUMBERS), below, columns, tuple(lines), "beside-paper")
+    return Section(head, frame_of(numbers, NUMBERS), below, columns, tuple(lines), "beside-paper", num_labels=2)
 
 
 def _numbers(table: PaperTable, pair: Pair, name: str, title: str, refusal: str | None) -> dict[str, Any]:

@@ -52,6 +52,7 @@ class Section:
         columns: headings of the table a reader sees.
         rows: its lines.
         name: one word that says what it is, for file names and programs; not unique in a report.
+        num_labels: leading columns that say what a row is; every part of a table that is split has them.
     """
 
     heading: str
@@ -60,6 +61,7 @@ class Section:
     columns: tuple[str, ...] = ()
     rows: tuple[Row, ...] = field(default=())
     name: str = "table"
+    num_labels: int = 1
 
 
 class Footnotes:

@@ -146,7 +146,7 @@ def _scores(
             f"{tasks.ALL[task].title}: the first is {metrics[0]}, the second {metrics[1]}; run the older again."
         )
     heading = f"Scores of {runs[0].folder.name} (first) and {runs[1].folder.name} (second)"
-    return Section(heading, frame_of(numbers), tuple(notes), columns, tuple(lines), "changes")
+    return Section(heading, frame_of(numbers), tuple(notes), columns, tuple(lines), "changes", num_labels=3)
 
 
 def verdict(change: Change, p: float | None) -> str:

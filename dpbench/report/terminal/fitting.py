@@ -56,21 +56,29 @@ def total(columns: Sequence[int]) -> int:
 
 
 def split(section: Section, width: int) -> list[Section]:
-    """Return a table in parts that fit, each with the first column and as many others as there is room for.
+    """Return a table in parts that fit, each with the columns that label a row and as many others as there is room for.
 
     Args:
         section: the table.
         width: of the terminal, in characters.
     """
     section = shorten_labels(section, max(width // 2, width - total(widths(section)[1:]) - GAP))
-    first, *rest = widths(section)
+    places = widths(section)
+    labels = list(range(_num_labels(section, width)))
+    taken = [places[at] for at in labels]
     parts: list[list[int]] = [[]]
-    for at, place in enumerate(rest, start=1):
-        used = [min(rest[other - 1], width - first - GAP) for other in parts[-1]]
-        if parts[-1] and total([first, *used, place]) > width:
+    for at in range(len(labels), len(places)):
+        used = [min(places[other], width - total(taken) - GAP) for other in parts[-1]]
+        if parts[-1] and total([*taken, *used, places[at]]) > width:
             parts.append([])
         parts[-1].append(at)
-    return [_narrow(_select(section, [0, *part]), width) for part in parts]
+    return [_narrow(_select(section, [*labels, *part]), width) for part in parts]
+
+
+def _num_labels(section: Section, width: int) -> int:
+    """Return how many columns all parts have: one where the labels would leave no room for any other column."""
+    places, num = widths(section), section.num_labels
+    return num if total([*places[:num], max(places[num:], default=0)]) <= width else 1
 
 
 def _select(section: Section, places: Sequence[int]) -> Section:
@@ -79,7 +87,7 @@ def _select(section: Section, places: Sequence[int]) -> Section:
 
 
 def _narrow(section: Section, width: int) -> Section:
-    """Return a table of two columns whose second loses what is too long: it cannot be split any further."""
+    """Return a table whose last column loses what is too long: it cannot be split any further."""
     if total(widths(section)) <= width:
         return section
     room = max(1, width - total(widths(section)[:-1]) - GAP)

@@ -41,7 +41,9 @@ def of_rows(comparison: Comparison, averages: Collection[RowKey]) -> Iterable[st
     if averages and (num := sum(key not in averages for key in comparison.rows)):
         yield f"{_count(num)} no score on some benchmarks, and no average: {SEE}."
     if unequal := visual_tokens.unequal(comparison):
-        yield f"{_count(len(unequal), ('reads', 'read'))} another number of tokens than most of the budget: {SEE}."
+        whose = "its" if len(unequal) == 1 else "their"
+        count = _count(len(unequal), ("reads", "read"))
+        yield f"{count} another number of tokens than most rows of {whose} budget: {SEE}."
 
 
 def _count(num: int, verbs: tuple[str, str] = ("has", "have")) -> str:

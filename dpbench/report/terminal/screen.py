@@ -6,6 +6,7 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console, RenderableType
@@ -64,8 +65,7 @@ def print_full(sections: Iterable[Section], console: Console) -> None:
         # A footnote's letter belongs to its own table, so that notes of two tables are equal only if they say the same.
         notes = tuple(note for note in section.notes if note not in seen or _is_lettered(note))
         seen.update(notes)
-        _print(_section(Section(section.heading, section.frame, notes, section.columns, section.rows), console.width),
-               console)  # fmt: skip
+        _print(_section(replace(section, notes=notes), console.width), console)
         console.print()
 
 

@@ -43,6 +43,21 @@ def test_every_row_is_one_line_of_each_part_and_every_number_is_there_once(width
     assert len([line for line in lines if line.startswith("Keep 16")]) == {80: 2, 120: 2, 200: 1}[width]
 
 
+def test_every_part_has_the_columns_that_say_what_a_row_is() -> None:
+    rows = tuple(
+        Row((Cell(name), Cell(whose), *(Cell(f"{whose}.{at}") for at in range(12))))
+        for name, whose in (("holov", "paper"), ("", "ours"))
+    )
+    columns = ("Method", "Whose", *(f"Column {at}" for at in range(12)))
+    section = Section("A heading", pd.DataFrame(), (), columns, rows, num_labels=2)
+    lines = [line.split() for line in printed([section], 80)]
+    assert [line[:3] for line in lines if "ours" in line] == [
+        ["ours", "ours.0", "ours.1"],
+        ["ours", "ours.6", "ours.7"],
+    ]
+    assert [line[:2] for line in lines if "holov" in line] == [["holov", "paper"]] * 2
+
+
 @pytest.mark.parametrize("width", [30, 80])
 def test_a_label_that_is_too_long_loses_its_middle_and_rows_stay_apart(width: int) -> None:
     lines = printed([make_section("diffprune (checkpoint=" + "long-" * 20)], width)
