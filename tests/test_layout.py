@@ -21,7 +21,12 @@ AT_THE_TOP = {"__init__", "__main__", "budget", "errors", "method", "registry", 
 ALLOWED = {
     "lmms_eval": ("tasks/",),
     "transformers": (
-        "backbones/", "engine/", "diffprune/", "toy/", "conformance/vectors/llama.py", "probe/patch_site.py",
+        "backbones/",
+        "engine/",
+        "diffprune/",
+        "toy/",
+        "conformance/vectors/llama.py",
+        "probe/patch_site.py",
     ),  # fmt: skip
     "typer": ("cli/",),
     "dpbench_baselines": (),
