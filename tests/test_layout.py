@@ -27,7 +27,7 @@ ALLOWED = {
         "toy/",
         "conformance/vectors/llama.py",
         "probe/patch_site.py",
-    ),  # fmt: skip
+    ),
     "typer": ("cli/",),
     "dpbench_baselines": (),
 }
