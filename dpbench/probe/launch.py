@@ -9,13 +9,14 @@ from rich.console import Console
 
 from dpbench.diffprune.recipe import Recipe
 from dpbench.machine.device import pick_device
+from dpbench.probe import pictures
 from dpbench.probe.coherence import COHERENCE
 from dpbench.probe.landscape import LANDSCAPE
 from dpbench.probe.noise import NOISE
 from dpbench.probe.patch_site import open_patch_site
 from dpbench.probe.projector_site import open_projector_site
 from dpbench.probe.runner import probe
-from dpbench.probe.settings import ProbeSettings
+from dpbench.probe.settings import NoiseSettings, ProbeSettings
 from dpbench.probe.site import Site
 from dpbench.report.tables import probes
 from dpbench.report.tables.render import render_all
@@ -26,7 +27,7 @@ KINDS = {kind.name: kind for kind in (COHERENCE, LANDSCAPE, NOISE)}
 
 
 def launch(name: str, open_site: OpenSite, settings: ProbeSettings, folder: Path, *, device: str) -> str:
-    """Measure what has no record yet and return the table as Markdown.
+    """Measure what has no record yet and return the table as Markdown; noise also draws pictures beside the records.
 
     Args:
         name: of the probe.
@@ -42,7 +43,11 @@ def launch(name: str, open_site: OpenSite, settings: ProbeSettings, folder: Path
     """
     files.check_writable(folder)
     console, chosen = Console(stderr=True), pick_device(device)
-    lines = probe(KINDS[name], open_site(chosen, console), settings, folder, device=chosen, console=console)
+    site = open_site(chosen, console)
+    lines = probe(KINDS[name], site, settings, folder, device=chosen, console=console)
+    if isinstance(settings, NoiseSettings):
+        with console.status("drawing the noised patches"):
+            pictures.write(site, settings, folder)
     return render_all(probes.sections(lines), "markdown")
 
 

@@ -59,11 +59,7 @@ def _predict(site: Site, batch: object, setting: Setting, number: int, unit: flo
     tokens_RND = site.tokens(batch)
     if form == "unpruned":
         return site.predict(batch, tokens_RND)
-    if setting["scores"] == "random":
-        generator = generator_of(tokens_RND.device, site.seed, number, 0)
-        scores_RN = torch.randn(tokens_RND.shape[:2], generator=generator, device=tokens_RND.device)
-    else:
-        scores_RN = site.logits(batch)
+    scores_RN = random_scores(site, batch, number) if setting["scores"] == "random" else site.logits(batch)
     tau = unit * (setting["tau"] or 1.0)
     gate = draw_gate(site, batch, Way(variant="diffprune"), setting["keep"], tau, number)
     if form == "soft":
@@ -72,6 +68,13 @@ def _predict(site: Site, batch: object, setting: Setting, number: int, unit: flo
     if form == "removal":
         return site.predict_kept(batch, kept_RN)
     return site.predict(batch, vp_noise(tokens_RND, kept_RN.double(), gate.noise_RND))
+
+
+def random_scores(site: Site, batch: object, number: int) -> Tensor:
+    """Return independent standard normal scores for the tokens of a batch, (R, N), a function of seed and number."""
+    tokens_RND = site.tokens(batch)
+    generator = generator_of(tokens_RND.device, site.seed, number, 0)
+    return torch.randn(tokens_RND.shape[:2], generator=generator, device=tokens_RND.device)
 
 
 NOISE = Kind("noise", settings_of, measure)

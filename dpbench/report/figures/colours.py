@@ -63,12 +63,17 @@ LOOKS: Mapping[str, Look] = {
     "tome": Look("#997700", "p", "--"),
     "dart": Look("#994455", "d"),
     "sparsevlm": Look("#5566AA", "8"),
-    "gumbel-ste": Look("#0072B2", "1", "-."),
-    "scale-gate": Look("#56B4E9", "2", "-."),
-    "global-denoiser": Look("#009E73", "3", "-."),
+    "gumbel-ste": Look("#0072B2", "o", "-."),
+    "gumbel-ste-mean": Look("#882255", "s", "-."),
+    "gumbel-ste-noise": Look("#DDCC77", "D", "-."),
+    "identity-ste": Look("#332288", "^", "--"),
+    "identity-ste-mean": Look("#661100", "P", "--"),
+    "identity-ste-noise": Look("#88CCEE", "X", "--"),
+    "scale-gate": Look("#56B4E9", "v", "-."),
+    "global-denoiser": Look("#009E73", "^", "-."),
     "cdpruner": Look("#BBAA44", "H", "-."),
 }
-"""Styles of the shipped methods and of the ablation's variants."""
+"""Styles of the shipped methods, and of the ablation's variants with what fills the place of a dropped token."""
 
 _OPEN: tuple[Marker, ...] = ("o", "s", "^", "D", "v", "p", "h", "<", ">", "P", "X", "d", "8")
 _STARS: tuple[Marker, ...] = ((4, 1, 0), (3, 1, 0), (6, 1, 0), (4, 1, 45))
@@ -100,9 +105,6 @@ PLOTLY_MARKERS: Mapping[Marker, str] = {
     (4, 1, 0): "star-diamond",
     (4, 1, 45): "star-square",
     (6, 1, 0): "hexagram",
-    "1": "y-down-open",
-    "2": "y-up-open",
-    "3": "y-left-open",
 }
 """plotly's name of each marker."""
 PLOTLY_DASHES: Mapping[str, str] = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}

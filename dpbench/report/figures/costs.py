@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
-from textwrap import wrap
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -42,7 +41,7 @@ def pareto(points: Sequence[Point], quantity: str, table: CostTable) -> Figure:
         _scatter(axes, series, styles[label])
     axes.set_xlabel(AXES[quantity])
     axes.set_ylabel("average retention (%)")
-    _title(figure, table, "; grey: the Pareto front")
+    labels.write_heading(figure, f"{table.heading}; grey: the Pareto front")
     highest = {label: max(series, key=lambda point: point.value) for label, series in lines.items()}
     ends = [End(label, point.at, point.value) for label, point in highest.items()]
     labels.label_beside(figure, axes, ends, styles, joined=False)
@@ -56,13 +55,6 @@ def _scatter(axes: Axes, series: Sequence[Point], style: Look) -> None:
         if point.low is not None and point.high is not None:
             axes.vlines(point.at, point.low, point.high, color=style.colour, linewidth=0.7, alpha=0.5, zorder=1)
     axes.plot(at, value, label=series[0].label, **{**style.line, "linestyle": ""})
-
-
-def _title(figure: Figure, table: CostTable, more: str = "") -> None:
-    """Write where the costs were measured above a figure, in lines as long as its width allows."""
-    wide = int(figure.get_figwidth() * 72 / (0.52 * labels.FONT))
-    text = "\n".join(wrap(f"{table.heading}{more}", wide))
-    figure.suptitle(text, x=0.01, ha="left", fontsize=labels.FONT, color="#555555")
 
 
 def costs(table: CostTable) -> Iterator[tuple[str, Figure]]:
@@ -95,7 +87,7 @@ def stages(timed: Sequence[Cost], table: CostTable) -> Figure:
     for axes in panels.ravel()[len(budgets) :]:
         axes.set_visible(False)
     panels[-1, (wide - 1) // 2].set_xlabel("time to first token by stage, medians (ms)")
-    _title(figure, table)
+    labels.write_heading(figure, table.heading)
     handles, names = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=labels.FONT)
     return figure
@@ -154,6 +146,6 @@ def sweep(points: Sequence[Point], quantity: str, table: CostTable) -> Figure:
     axes.set_xlabel("visual tokens the LLM reads, mean over layers")
     axes.set_ylabel(AXES[quantity])
     axes.set_ylim(0, 1.06 * max(point.value for point in points))
-    _title(figure, table)
+    labels.write_heading(figure, table.heading)
     label_lines(figure, axes, lines, styles, unpruned)
     return figure

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 
 from dpbench.errors import ConfigError
 from dpbench.report import intervals, runs
-from dpbench.report.figures import benchmarks, costs, data, scores
+from dpbench.report.figures import benchmarks, costs, data, probes, scores
 from dpbench.report.runs import Comparison
 from dpbench.storage.files import write_output
 
@@ -58,7 +59,9 @@ def write(folders: Sequence[Path], out: Path) -> list[Path]:
     with style():
         figures = draw(folders)
         if not figures:
-            raise ConfigError("--figures: these runs have nothing to draw; a figure takes a run with method none")
+            raise ConfigError(
+                "--figures: these runs have nothing to draw; a figure takes a run with method none, or a probe"
+            )
         return [path for name, figure in figures.items() for path in save(figure, out / name)]
 
 
@@ -70,7 +73,8 @@ def draw(folders: Sequence[Path]) -> dict[str, Figure]:
     """
     loaded = [runs.load(folder) for folder in folders]
     tables = data.cost_tables(profile for run in loaded for profile in run.profiles)
-    return dict(_unique(_figures(runs.comparisons(loaded), tables)))
+    probed = probes.draw(line for run in loaded for line in run.probes)
+    return dict(_unique(chain(_figures(runs.comparisons(loaded), tables), probed)))
 
 
 @contextmanager
@@ -80,8 +84,13 @@ def style() -> Iterator[None]:
         yield
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
+def save(figure: Figure, stem: Path, flag: str = "--figures") -> list[Path]:
     """Write one figure in every format; the same numbers give the same bytes.
+
+    Args:
+        figure: drawn.
+        stem: path without the format's ending.
+        flag: named the folder.
 
     Raises:
         ConfigError: a file cannot be written.
@@ -91,7 +100,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
         dated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(path.suffix[1:])
         stream = io.BytesIO()
         figure.savefig(stream, format=path.suffix[1:], metadata=dated)
-        write_output("--figures", path, stream.getvalue())
+        write_output(flag, path, stream.getvalue())
     return paths
 
 

@@ -1,9 +1,10 @@
-"""Labels beside a figure's axes: the legend of its series, each name level with its line as far as there is room."""
+"""Text around a figure's axes: a heading above, and beside them each series' name, as level with its line as can be."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -34,6 +35,12 @@ class End:
     label: str
     at: float
     value: float
+
+
+def write_heading(figure: Figure, text: str) -> None:
+    """Write above a figure what it was measured on, in lines as long as its width allows."""
+    wide = int(figure.get_figwidth() * 72 / (0.52 * FONT))
+    figure.suptitle("\n".join(wrap(text, wide)), x=0.01, ha="left", fontsize=FONT, color="#555555")
 
 
 def height(num_labels: int, least: float) -> float:
