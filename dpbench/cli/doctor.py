@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from tabulate import tabulate
 
 from dpbench import __version__, backbones, tasks
+from dpbench.cli.messages import format_columns
 from dpbench.errors import MissingError
 from dpbench.machine.environment import environment, versions
 from dpbench.tasks.data.root import data_files
@@ -57,7 +57,8 @@ def report(data_root: Path | None, app: typer.Typer) -> str:
         "Optional": lambda: _format_findings(optional_packages()),
         "Commands": lambda: _format_findings(commands(app)),
     }
-    return "\n\n".join(f"{title}\n{tabulate(rows(), tablefmt='plain')}" for title, rows in sections.items())
+    width = shutil.get_terminal_size().columns
+    return "\n\n".join(f"{title}\n{format_columns(rows(), width)}" for title, rows in sections.items())
 
 
 def _format_findings(findings: Iterable[Finding]) -> Rows:
@@ -151,7 +152,7 @@ def weights() -> Iterator[Finding]:
         try:
             backbones.locate(name)
         except MissingError as error:
-            yield Finding(name, "", str(error).rsplit("; ", 1)[-1])
+            yield Finding(name, "", str(error).rsplit("; ", 1)[-1].removeprefix("fetch them with: "))
         else:
             yield Finding(name, f"found ({family.weights})")
 
@@ -162,7 +163,7 @@ def data(data_root: Path | None) -> Iterator[Finding]:
         try:
             paths = data_files(name, data_root)
         except MissingError:
-            yield Finding(name, "", f"fetch it with `dpbench data pull {name}`")
+            yield Finding(name, "", f"dpbench data pull {name}")
         else:
             size = sum(path.stat().st_size for path in paths) / 2**20
             yield Finding(name, f"found ({len(paths)} files, {size:.1f} MiB)")
@@ -172,7 +173,7 @@ def packages() -> Iterator[Finding]:
     """Yield each package that dpbench requires, with its version or how to install it."""
     requirements = _requirements()
     if requirements is None:
-        yield Finding(DISTRIBUTION, "", "run pip install -e . in its checkout")
+        yield Finding(DISTRIBUTION, "", "pip install -e . in its checkout")
     for requirement, extra in requirements or ():
         if not extra:
             yield _look_for(requirement, f"pip install '{requirement}'")

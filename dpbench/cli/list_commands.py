@@ -34,7 +34,7 @@ def list_methods(
     from dpbench.report.tables.cited import load_cited
 
     if name is not None:
-        typer.echo(describe_method(name))
+        typer.echo(describe_method(name, get_terminal_size().columns))
         return
     if cited:
         rows = [(name, f"{system.reason} ({system.paper})") for name, system in load_cited().items()]

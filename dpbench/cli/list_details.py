@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from itertools import takewhile
 from pathlib import Path
-from textwrap import fill
 
 from dpbench import backbones, registry, tasks
+from dpbench.cli.messages import hanging
 from dpbench.errors import ConfigError, MissingError, did_you_mean
 from dpbench.manifest.reading import load_manifest, shipped
 from dpbench.tasks.data.root import is_present
@@ -16,14 +17,20 @@ from dpbench.tasks.data.root import is_present
 OWN_DATA = "toy-llava brings its own weights and benchmark data: it needs no download."
 
 
-def describe_method(name: str) -> str:
+def describe_method(name: str, width: int) -> str:
     """Return a method's class documentation, read from its source, and where that is."""
     path = registry.source_path(name)
     nodes = ast.parse(path.read_text(encoding="utf-8")).body
     wanted = registry.methods()[name].attr
     classes = (node for node in nodes if isinstance(node, ast.ClassDef) and node.name == wanted)
     text = next((ast.get_docstring(node) or "" for node in classes), "")
-    return f"{name}: {text}\n\nSource: {path}"
+    return "\n".join(_fill_lines(f"{name}: {text}\n\nSource: {path}", width))
+
+
+def _fill_lines(text: str, width: int) -> Iterator[str]:
+    """Yield the paragraphs of a documentation, filled anew; a line that is indented continues the one before."""
+    for paragraph in re.sub(r"\n +", " ", text).split("\n"):
+        yield hanging("", paragraph, 4, width)
 
 
 def describe_backbone(name: str, width: int) -> str:
@@ -91,15 +98,4 @@ def _format(name: str, rows: Iterable[tuple[str, str]], width: int) -> str:
     """Return a name and its facts, each wrapped beside its heading; what fits on no line is not broken."""
     rows = [(head, text) for head, text in rows if text]
     column = max(len(head) for head, _ in rows) + 4
-    lines = [
-        fill(
-            text,
-            width,
-            initial_indent=f"  {head}".ljust(column),
-            subsequent_indent=" " * column,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        for head, text in rows
-    ]
-    return "\n".join([name, *lines])
+    return "\n".join([name, *(hanging(f"  {head}".ljust(column), text, column, width) for head, text in rows)])

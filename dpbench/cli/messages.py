@@ -96,8 +96,20 @@ def format_columns(rows: Iterable[tuple[str, str]], width: int) -> str:
     """Align names and descriptions; a description that is too long for the terminal goes on below itself."""
     rows = list(rows)
     column = max((len(name) for name, _ in rows), default=0) + 2
-    return "\n".join(
-        fill(text, width, initial_indent=name.ljust(column), subsequent_indent=" " * column) for name, text in rows
+    return "\n".join(hanging(name.ljust(column), text, column, width) for name, text in rows)
+
+
+def hanging(head: str, text: str, indent: int, width: int) -> str:
+    """Return a heading and a text that goes on below itself; names with hyphens and paths stay whole.
+
+    Args:
+        head: stands before the text on the first line.
+        text: one paragraph.
+        indent: blanks before the other lines.
+        width: of the terminal, in characters.
+    """
+    return fill(
+        text, width, initial_indent=head, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
     )
 
 
@@ -114,7 +126,7 @@ def format_task_table(data_root: Path | None) -> str:
     Args:
         data_root: a folder with one sub-folder per repository, or None for the hub's cache.
     """
-    heads = ("task", "there", "split", "asked", "images", "scale", "metric")
+    heads = ("task", "data", "split", "asked", "images", "scale", "metric")
     rows = [
         (
             name,

@@ -106,7 +106,10 @@ def _format_hours(seconds: Seconds) -> str:
 
 
 def _format_items(items: Sequence[Item], width: int) -> Iterator[str]:
-    rows = [(item.name, "" if item.is_there else _size(item), "" if item.is_there else "missing") for item in items]
+    if items and all(item.is_there for item in items):
+        yield "Weights and data are here: nothing to fetch."
+        return
+    rows = [(item.name, "" if item.is_there else _size(item), "here" if item.is_there else "missing") for item in items]
     longest = max(20, width - 28)
     yield tabulate(rows, ("needed", "to fetch", ""), "simple", maxcolwidths=[longest, None, None])
     missing = [item for item in items if not item.is_there]

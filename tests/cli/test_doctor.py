@@ -7,6 +7,7 @@ import pytest
 
 from dpbench.cli import doctor
 from dpbench.cli.commands import app
+from dpbench.cli.messages import format_columns
 from dpbench.tasks.data.root import toy_data_root
 
 
@@ -14,6 +15,9 @@ def test_the_embedded_weights_are_found_and_the_others_come_with_a_command(monke
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "/nowhere")
     findings = {finding.name: finding for finding in doctor.weights()}
     assert findings["toy-llava"].remedy == ""
+    rows = doctor._format_findings(findings.values())
+    assert max(map(len, format_columns(rows, 80).split("\n"))) <= 80
+    assert f"missing: {findings['llava-next-13b'].remedy}" in format_columns(rows, 80)  # a command on one line
     assert "hf download llava-hf/llava-1.5-7b-hf" in findings["llava-1.5"].remedy
 
 
@@ -21,7 +25,7 @@ def test_data_that_is_there_is_counted_and_other_data_has_its_command(tmp_path: 
     present = {finding.name: finding for finding in doctor.data(toy_data_root())}
     assert present["pope"].text.startswith("found (1 files")
     absent = {finding.name: finding.remedy for finding in doctor.data(tmp_path)}
-    assert absent["pope"] == "fetch it with `dpbench data pull pope`"
+    assert absent["pope"] == "dpbench data pull pope"
 
 
 def test_a_required_package_that_is_missing_comes_with_its_install_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from dpbench.cli import messages
+from dpbench import registry
+from dpbench.cli import list_details, messages
 from dpbench.cli.commands import app
 from dpbench.evaluation import launch
 from dpbench.evaluation.outcome import Outcome
@@ -18,7 +19,7 @@ from dpbench.storage.record import Record
 COMMAND = ("run", "--method", "grid", "--keep", "16", "--backbone", "toy-llava", "--tasks", "pope")
 RECORD = Record(
     cell_id="abc",
-    cell={"backbone": "toy-llava", "method": "grid", "task": "pope"},
+    cell={"backbone": "toy-llava", "method": "grid", "task": "pope", "params": {}, "keep": 16, "prune_rate": None},
     metrics={},
     score=50.0,
     num_samples=200,
@@ -104,3 +105,18 @@ def test_the_command_that_goes_on_is_quoted_and_gets_each_flag_once() -> None:
     train = ["train", "--backbone", "toy-llava"]
     assert messages.format_stop(train, ["--resume"]).endswith(": dpbench train --backbone toy-llava --resume")
     assert messages.format_stop([*train, "--resume"], ["--resume"]).count("--resume") == 1
+
+
+@pytest.mark.parametrize("name", list(registry.methods()))
+def test_what_is_known_of_a_method_fits_the_terminal_and_loses_nothing(name: str) -> None:
+    lines, whole = (list_details.describe_method(name, width).split("\n\nSource: ")[0] for width in (80, 10_000))
+    assert max(map(len, lines.split("\n"))) <= 80
+    assert lines.split() == whole.split()
+
+
+def test_a_command_in_a_list_is_not_broken_inside_a_name() -> None:
+    (first, second) = messages.format_columns([("llava-next", f"missing: {'x' * 50} llava-v1.6-vicuna")], 80).split(
+        "\n"
+    )
+    assert first.endswith("x")
+    assert second.split() == ["llava-v1.6-vicuna"]

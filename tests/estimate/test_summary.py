@@ -53,16 +53,17 @@ def test_a_dry_run_prints_the_same_and_needs_nothing_either(monkeypatch: pytest.
         printed("plan", *words, monkeypatch=monkeypatch),
         printed("run", *words, "--dry-run", monkeypatch=monkeypatch),
     )
-    assert dry == planned
+    assert dry == f"table1-lite with tasks: pope; limit: 90\n{planned}"
     assert "  dpbench run table1-lite --tasks pope --limit 90\n" in planned
     assert "llava-hf/llava-1.5-7b-hf  14.2 GB     missing" in planned
 
 
 def test_what_is_done_is_known_where_everything_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     text = printed("run", "quickstart", "--tasks", "pope", "--dry-run", monkeypatch=monkeypatch)
-    assert "6 cells to run, 0 done, in results/quickstart" in text.replace("\n  ", " ")
-    assert text.count("\nrun    ") + text.startswith("run    ") == 6
+    assert "4 cells to run, 0 done, in results/quickstart" in text.replace("\n  ", " ")
+    assert text.count("\nrun    ") + text.startswith("run    ") == 4
     assert "missing" not in text
+    assert "Weights and data are here: nothing to fetch." in text
     assert "\nrun    " not in printed("plan", "quickstart", "--tasks", "pope", monkeypatch=monkeypatch)
 
 
@@ -96,4 +97,4 @@ def test_a_method_that_the_time_does_not_reach_keeps_its_committed_rate(monkeypa
     monkeypatch.setattr(measuring, "SECONDS", 0.0)
     part = load_manifest(Path("quickstart"))
     rate = measuring.measure_rate(part, load_shapes(part), "cpu")
-    assert "not measured: random, cls-attention" in rate.source
+    assert "not measured: random, holov, diffprune" in rate.source

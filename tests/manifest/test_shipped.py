@@ -89,6 +89,11 @@ def test_the_documented_steps_are_those_that_a_plan_finds_missing(name: str) -> 
     assert listed[-1].startswith(f"dpbench report results/{name}")
 
 
+@pytest.mark.parametrize("name", list(shipped()))
+def test_the_first_line_of_a_manifest_is_whole_since_the_list_shows_it_alone(name: str) -> None:
+    assert messages.read_first_comment(shipped()[name]).endswith(".")
+
+
 @pytest.mark.parametrize("name", PAPER)
 def test_a_manifest_says_in_one_line_what_it_is_and_follows_the_papers_protocol(name: str) -> None:
     assert "DiffPrune paper" in messages.read_first_comment(shipped()[name]) or name == "table1-lite"
