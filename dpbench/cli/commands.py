@@ -266,14 +266,15 @@ def profile(
     if flops_only:
         from dpbench.measure.flops_file import write_flops
 
-        typer.echo(write_flops(parts, out, verify=verify))
+        result.show_tables(write_flops(parts, out, verify=verify))
         return
     if manifest is None:
         parts = [(profile_arguments.name_after_device(part, device.value), settings) for part, settings in parts]
-    from dpbench.measure.profile import profile_table
+    from dpbench.measure.profile import profile_manifest
 
+    out = out or Path("results")
     for part, settings in parts:
-        typer.echo(profile_table(part, out or Path("results"), settings, device=device.value))
+        result.show_profiles(profile_manifest(part, out, settings, device=device.value), out / part.name)
 
 
 @app.command(epilog="Example: dpbench report results/quickstart --format html --out page.html")

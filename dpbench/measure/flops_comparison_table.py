@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tabulate import tabulate
-
 from dpbench.manifest.schema import Manifest
 from dpbench.measure.flops_comparison import (
     COUNTERS,
@@ -18,6 +16,7 @@ from dpbench.measure.flops_comparison import (
     compare,
 )
 from dpbench.measure.settings import Settings
+from dpbench.report.tables.table import Section, plain_section
 
 BLIND_SPOTS = (
     "No counter sees element-wise work, norms, softmax, rotations, look-ups, sorting and top-k; the closed form omits "
@@ -28,20 +27,21 @@ BLIND_SPOTS = (
 )
 
 
-def comparison_table(manifest: Manifest, settings: Settings) -> str:
-    """Return the three counts of every method as text, with notes below them.
+def comparison_section(manifest: Manifest, settings: Settings) -> Section:
+    """Return the table of the three counts of every method, with notes below it.
 
     Raises:
         DpbenchError: see `compare`.
     """
     rows = compare(manifest, text_tokens=settings.text_tokens, image_hw=settings.image_hw)
     cells = [table_row(row) for row in rows]
-    body = tabulate(cells, headers="keys", tablefmt="github", stralign="right", disable_numparse=True)
-    return "\n".join([body, "", *(f"- {note}" for note in notes(manifest.backbone.name, rows))])
+    head = f"{manifest.backbone.name}: FLOPs of one forward by three counters"
+    below = notes(manifest.backbone.name, rows)
+    return plain_section("flops-verified", head, tuple(cells[0]), (tuple(row.values()) for row in cells), below)
 
 
 def table_row(row: ComparisonRow) -> dict[str, str]:
-    """Return a row for `tabulate(..., headers="keys")`: MFLOP, and the difference from the closed form."""
+    """Return a row by its headings: MFLOP, and the difference from the closed form."""
     formula = row.flops.get(FORMULA)
 
     def difference(name: str) -> str:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from dpbench.manifest.schema import Manifest
 from dpbench.measure.settings import Settings
+from dpbench.report.tables.render import render_all
+from dpbench.report.tables.table import Section
 from dpbench.storage import files
 
 
-def write_flops(parts: Sequence[tuple[Manifest, Settings]], out: Path | None, *, verify: bool) -> str:
+def write_flops(parts: Sequence[tuple[Manifest, Settings]], out: Path | None, *, verify: bool) -> list[Section]:
     """Return the tables of FLOPs, one for each backbone, and write them to `out/<name>/flops.md`.
 
     Args:
@@ -24,15 +26,15 @@ def write_flops(parts: Sequence[tuple[Manifest, Settings]], out: Path | None, *,
     """
     if out is not None:
         files.check_writable(out)
-    text = "\n\n".join(_count(manifest, settings, verify=verify) for manifest, settings in parts)
+    sections = [_count(manifest, settings, verify=verify) for manifest, settings in parts]
     if out is not None:
         path = out / parts[0][0].name / ("flops-verified.md" if verify else "flops.md")
-        files.write_output("--out", path, f"{text}\n".encode())
-    return text
+        files.write_output("--out", path, f"{render_all(sections, 'markdown')}\n".encode())
+    return sections
 
 
-def _count(manifest: Manifest, settings: Settings, *, verify: bool) -> str:
-    from dpbench.measure.flops_comparison_table import comparison_table
-    from dpbench.measure.flops_table import flops_table
+def _count(manifest: Manifest, settings: Settings, *, verify: bool) -> Section:
+    from dpbench.measure.flops_comparison_table import comparison_section
+    from dpbench.measure.flops_table import flops_section
 
-    return comparison_table(manifest, settings) if verify else flops_table(manifest, settings)
+    return comparison_section(manifest, settings) if verify else flops_section(manifest, settings)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tabulate import tabulate
-
 from dpbench.manifest.schema import Manifest
 from dpbench.measure.flops_only import FlopsRow, count_manifest
 from dpbench.measure.settings import Settings
+from dpbench.report.tables.table import Section, plain_section
 
 TITLES = {
     "tower": "Tower",
@@ -29,19 +28,20 @@ CONVENTION = (
 )
 
 
-def flops_table(manifest: Manifest, settings: Settings) -> str:
-    """Return the table of FLOPs as text, with notes below it.
+def flops_section(manifest: Manifest, settings: Settings) -> Section:
+    """Return the table of FLOPs, with notes below it.
 
     Raises:
         DpbenchError: see `count_manifest`.
     """
     rows = count_manifest(manifest, text_tokens=settings.text_tokens, image_hw=settings.image_hw)
-    body = tabulate(table_rows(rows), headers="keys", tablefmt="github", stralign="right", disable_numparse=True)
-    return "\n".join([body, "", *(f"- {note}" for note in notes(rows))])
+    cells = table_rows(rows)
+    head, *below = notes(rows)
+    return plain_section("flops", head, tuple(cells[0]), (tuple(row.values()) for row in cells), below)
 
 
 def table_rows(rows: Sequence[FlopsRow]) -> list[dict[str, str]]:
-    """Return rows for `tabulate(..., headers="keys")`: FLOPs per stage, their sum, and its share of `none`'s."""
+    """Return rows by their headings: FLOPs per stage, their sum, and its share of `none`'s."""
     unpruned = {row.backbone: row.total for row in rows if row.method == "none"}
     unit = "GFLOP" if max(row.total for row in rows) >= GFLOP_THRESHOLD else "MFLOP"
     return [_table_row(row, unpruned.get(row.backbone), unit) for row in rows]
@@ -61,12 +61,12 @@ def _table_row(row: FlopsRow, unpruned: int | None, unit: str) -> dict[str, str]
 
 
 def notes(rows: Sequence[FlopsRow]) -> list[str]:
-    """Return the sentences below the table: what was counted, and which methods refused."""
+    """Return the heading, what was counted of what, and the sentences below the table."""
     first = rows[0]
     height, width = first.image_hw
     return [
         f"{first.backbone}, one image of {height} x {width} pixels, {first.text_tokens} text tokens, batch size 1, "
-        "up to the first token.",
+        "up to the first token",
         CONVENTION,
         *(f"{row.label}: {row.refusal}" for row in rows if row.refusal),
     ]

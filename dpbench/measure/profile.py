@@ -32,25 +32,11 @@ from dpbench.measure.settings import Configuration, Settings, cells_to_measure, 
 from dpbench.measure.synthetic_prompts import PromptShape, usual_size
 from dpbench.measure.timing import Recorder, clock_of
 from dpbench.method import Method
-from dpbench.report.tables import efficiency
-from dpbench.report.tables.render import render_all
 from dpbench.storage import files, record
 from dpbench.storage.record import Profile
 
 VERSIONS_PER_LAYER = 4
 """Compiled versions of a layer that dynamo may need: for lengths of the prompt, and an empty cache or a filled one."""
-
-
-def profile_table(manifest: Manifest, out: Path, settings: Settings, *, device: str = "auto") -> str:
-    """Profile a manifest and return the tables of efficiency as Markdown.
-
-    Raises:
-        ConfigError: `out` is not writable.
-        DpbenchError: see `profile_manifest`.
-    """
-    files.check_writable(out)
-    profiles = profile_manifest(manifest, out, settings, device=device)
-    return render_all(efficiency.sections(profiles), "markdown")
 
 
 def profile_manifest(manifest: Manifest, out: Path, settings: Settings, *, device: str = "auto") -> list[Profile]:
@@ -63,9 +49,11 @@ def profile_manifest(manifest: Manifest, out: Path, settings: Settings, *, devic
         device: "auto", "cpu" or "cuda".
 
     Raises:
+        ConfigError: `out` is not writable.
         MissingError: weights are missing.
         DpbenchError: no method of the manifest can run here.
     """
+    files.check_writable(out)
     device, console = pick_device(device), Console(stderr=True)
     with console.status(f"loading {manifest.backbone.name}"):
         backbone = load_backbone(manifest, device)

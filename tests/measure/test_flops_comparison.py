@@ -81,7 +81,7 @@ def test_the_command_prints_the_three_counts_of_each_method() -> None:
     flags = ["--flops-only", "--verify", "--backbone", "toy-llava", "--method", "none,fastv", "--keep", "16"]
     result = CliRunner().invoke(app, ["profile", *flags])
     assert result.exit_code == 0, result.output
-    header, _, none, fastv, *notes = result.stdout.splitlines()
+    _, _, header, _, none, fastv, *notes = result.stdout.splitlines()
     assert [cell.strip() for cell in header.split("|")[1:4]] == ["Method", "Size", "Closed form MFLOP"]
     for line, label in ((none, "none"), (fastv, "fastv @ 16")):
         _, method, size, formula, by_torch, difference, by_fvcore, _, _ = (cell.strip() for cell in line.split("|"))

@@ -16,6 +16,8 @@ from dpbench.report.tables.render import render
 from dpbench.report.tables.table import Section
 from dpbench.report.terminal import fitting, grid, short
 from dpbench.report.terminal.shell import wrap_command
+from dpbench.report.terminal.short import Block
+from dpbench.storage.record import Profile
 
 BULLET = "· "
 PAGE = ("--format", "html", "--out", "report.html")
@@ -38,8 +40,23 @@ def print_short(folders: Sequence[Path], console: Console) -> None:
         ConfigError: a folder has no records.
         RecordError: records cannot be read, or cannot share a table.
     """
+    _print_blocks(short.blocks(folders, console.width), folders, console)
+
+
+def print_costs(profiles: Sequence[Profile], folder: Path, console: Console) -> None:
+    """Print the short form of what was timed just now, and the commands that show more.
+
+    Args:
+        profiles: one or more, each of a method at a budget.
+        folder: of the run, which the commands read.
+        console: where to print.
+    """
+    _print_blocks(short.cost_blocks(profiles), [folder], console)
+
+
+def _print_blocks(blocks: Iterable[Block], folders: Sequence[Path], console: Console) -> None:
     width = console.width
-    for block in short.blocks(folders, width):
+    for block in blocks:
         _print(_section(block.section, width), console)
         console.print()
         for sentence in block.sentences:

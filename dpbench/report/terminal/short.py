@@ -61,8 +61,13 @@ def blocks(folders: Sequence[Path], width: int | None = None) -> list[Block]:
     profiles = [profile for run in loaded for profile in run.profiles]
     measured = [Block(section, ()) for section in probes.sections(line for run in loaded for line in run.probes)]
     if not found:
-        return [*(_costs(group, profiles) for group in efficiency.groups(profiles)), *measured]
+        return [*cost_blocks(profiles), *measured]
     return [*found[:-1], _with_costs(found[-1], profiles) if profiles else found[-1], *measured]
+
+
+def cost_blocks(profiles: Sequence[Profile]) -> list[Block]:
+    """Return the short form of profiles alone: a table for each machine and configuration."""
+    return [_costs(group, profiles) for group in efficiency.groups(profiles)]
 
 
 def _scores(comparison: Comparison, width: int | None) -> Block:
