@@ -13,7 +13,7 @@ from dpbench.probe import statistics
 from dpbench.probe.statistics import unpack
 from dpbench.report.figures import labels
 from dpbench.report.figures.data import Point
-from dpbench.report.figures.probe_panels import STYLES, draw_whiskers, grid, in_order, label_outer, write_legend
+from dpbench.report.figures.probe_panels import MOST, STYLES, draw_whiskers, grid, in_order, label_outer, write_legend
 from dpbench.report.tables.probe_coherence import deployed_losses
 from dpbench.report.tables.probe_text import describe
 from dpbench.storage.record import Probe
@@ -38,10 +38,10 @@ def draw(lines: Sequence[Probe]) -> Iterator[tuple[str, Figure]]:
 def cosines(lines: Sequence[Probe]) -> Figure:
     """Draw the mean cosine of gradients with its interval: a panel per budget, over tau or over training steps."""
     if len({line.step for line in lines}) == 1:
-        panels_of, at = _groups(lines, ("keep",)), _tau
+        panels_of, at, columns = _groups(lines, ("keep",)), _tau, MOST
     else:
-        panels_of, at = _groups(lines, ("keep", "tau")), _step
-    figure, panels = grid(len(panels_of), _TALL, sharex=True, sharey=True)
+        panels_of, at, columns = _groups(lines, ("keep", "tau")), _step, _num_taus(lines)
+    figure, panels = grid(len(panels_of), _TALL, columns=columns, sharex=True, sharey=True)
     for axes, (title, group) in zip(panels.ravel(), panels_of.items(), strict=False):
         axes.axhline(0, color="#777777", linewidth=0.8, zorder=1)
         _draw_ways(axes, group, lambda line: [_cosine_point(line, at)])
@@ -52,8 +52,9 @@ def cosines(lines: Sequence[Probe]) -> Figure:
     across = "temperature (score spreads)" if at is _tau else "training step"
     label_outer(panels, across, "mean cosine of gradients")
     shared, last = lines[0].shared, max(lines, key=_step)
-    about = f"{describe(last)}; {shared['batches']} batches of {shared['batch_size']}, 95 % intervals over batches"
-    labels.write_heading(figure, about)
+    about = describe(last) + ("" if at is _tau else ", and before")
+    batches = f"{shared['batches']} batches of {shared['batch_size']}"
+    labels.write_heading(figure, f"{about}; {batches}, 95 % intervals over batches")
     write_legend(figure, panels)
     return figure
 
@@ -124,7 +125,7 @@ def after_step(lines: Sequence[Probe]) -> Figure:
 def _num_taus(lines: Sequence[Probe]) -> int:
     """Return panels side by side: temperatures, so that a row is a budget, if they fit."""
     num = len({_tau(line) for line in lines})
-    return num if 1 < num <= 4 else 4
+    return num if 1 < num <= MOST else MOST
 
 
 def _loss_points(line: Probe) -> Iterator[Point]:

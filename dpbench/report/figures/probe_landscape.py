@@ -22,7 +22,6 @@ from dpbench.report.figures.probe_panels import (
     grid,
     in_order,
     label_outer,
-    write_legend,
 )
 from dpbench.report.tables.probe_landscape import losses_by_way
 from dpbench.report.tables.probe_text import describe
@@ -117,25 +116,22 @@ def _budgets(found: Surfaces) -> str:
 
 
 def steps(found: Surfaces, size: float, about: str) -> Figure:
-    """Draw |L(i+1) - L(i)| along the first direction (Figure 2c): a panel per budget, a line per way.
+    """Draw |L(i+1) - L(i)| along the first direction (Figure 2c), and its mean: a panel per budget and way.
 
     Args:
         found: losses, (directions, points).
         size: range of the lines.
         about: what was measured.
     """
-    figure, panels = grid(len(found), 1.9, sharex=True, sharey=True)
-    for axes, (keep, ways) in zip(panels.ravel(), found.items(), strict=False):
-        for name in in_order(list(ways)):
-            points = np.linspace(-size, size, ways[name].shape[1])
-            middles, jumps = (points[1:] + points[:-1]) / 2, np.abs(np.diff(ways[name][0]))
-            axes.plot(middles, jumps, label=name, markevery=max(1, len(jumps) // 8), **STYLES[name].line)
-        axes.set_title(f"Keep {keep:g}", loc="left")
-        axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-    label_outer(panels, _ALONG, "step of the loss, |L(i+1) - L(i)|")
-    labels.write_heading(figure, f"{about}; first direction")
-    write_legend(figure, panels)
+    figure, placed, panels = _panels_of(found, 1.35)
+    for (keep, name), axes in placed.items():
+        losses, colour = found[keep][name][0], STYLES[name].colour
+        jumps = np.abs(np.diff(losses))
+        axes.stairs(jumps, np.linspace(-size, size, len(losses)), fill=True, color=colour, alpha=0.75)
+        axes.axhline(jumps.mean(), color="black", linestyle="--", linewidth=0.8)
+    panels[0, 0].set_ylim(bottom=0)  # of all: they share it
+    label_outer(panels, _ALONG, "step of the loss")
+    labels.write_heading(figure, f"{about}{_budgets(found)}; |L(i+1) - L(i)|, first direction; dashed: its mean")
     return figure
 
 
@@ -158,7 +154,7 @@ def maps(found: Surfaces, size: float, about: str) -> Figure:
         axes.plot(0, 0, "+", color="black", markersize=5, markeredgewidth=0.8)
         axes.set_aspect("equal")
         axes.grid(visible=False)
-    bar = figure.colorbar(filled, ax=panels.ravel().tolist(), label="loss", aspect=30 * len(panels), pad=0.01)
+    bar = figure.colorbar(filled, ax=panels.ravel().tolist(), label="loss", aspect=30 * len(panels), pad=0.02)
     bar.ax.tick_params(labelsize=labels.FONT)
     label_outer(panels, "distance (row lengths)", "second direction")
     labels.write_heading(figure, f"{about}{_budgets(found)}; cross: the scorer as it is")

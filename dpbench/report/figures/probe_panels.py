@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 
 from dpbench.probe.settings import WAYS
 from dpbench.report.figures import labels
-from dpbench.report.figures.colours import Look, looks
+from dpbench.report.figures.colours import Look, look
 from dpbench.report.figures.data import Point
 from dpbench.report.figures.scores import COLUMN, PAGE
 
-STYLES = looks({name: name for name in WAYS})
+STYLES = {name: look(name) for name in WAYS}
 """The style of every way to train, the same in all figures."""
 MOST = 4
 """Panels side by side at most."""
-_SIDEWAYS = 3.0
-"""Printed points from one series' whisker to the next one's."""
+_SIDEWAYS, _ALL_SIDEWAYS = 3.0, 14.0
+"""Printed points from one series' whisker to the next one's, and from the first one's to the last one's, at most."""
 Panels = NDArray[Any]
 """Axes, (rows, columns)."""
 
@@ -56,13 +56,14 @@ def draw_whiskers(axes: Axes, series: Sequence[Sequence[Point]], styles: Sequenc
 
     Only the drawing is moved sideways, by a few printed points: the lines' data are the points'.
     """
-    for number, (points, look) in enumerate(zip(series, styles, strict=True)):
+    apart = min(_SIDEWAYS, _ALL_SIDEWAYS / max(1, len(series) - 1))
+    for number, (points, style) in enumerate(zip(series, styles, strict=True)):
         at, value = [point.at for point in points], [point.value for point in points]
         low, high = ([getattr(point, end) for point in points] for end in ("low", "high"))
-        sideways = _SIDEWAYS * (number - (len(series) - 1) / 2) / 72
-        moved = axes.transData + ScaledTranslation(sideways, 0, axes.figure.dpi_scale_trans)
-        ends = axes.vlines(at, low, high, color=look.colour, linewidth=0.9, alpha=0.7)
-        (line,) = axes.plot(at, value, label=points[0].label, **look.line)
+        sideways = apart * (number - (len(series) - 1) / 2)
+        moved = axes.transData + ScaledTranslation(sideways / 72, 0, axes.figure.dpi_scale_trans)
+        ends = axes.vlines(at, low, high, color=style.colour, linewidth=0.9, alpha=0.7)
+        (line,) = axes.plot(at, value, label=points[0].label, **style.line)
         for artist in (ends, line):
             artist.set_transform(moved)
 
