@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -127,7 +128,7 @@ def build_manifest(path: Path | None, flags: CellFlags) -> Manifest:
         name = next(iter(flags.backbone_fields)).replace("_", "-")
         raise ConfigError(f"--{name}: {path} has several backbones; name the one that is meant with --backbone")
     data["backbone"] |= flags.backbone_fields
-    return make_manifest(data, source=str(path))
+    return _make_manifest(data, source=str(path))
 
 
 def _choose_backbone(loaded: Manifest, backbone: str | None) -> Manifest:
@@ -249,7 +250,22 @@ def from_flags(name: str, flags: CellFlags, methods: Sequence[str]) -> Manifest:
     }
     if budgets := flags.budgets():
         data["budgets"] = budgets
-    return make_manifest(data | flags.fields(), source="command line")
+    return _make_manifest(data | flags.fields(), source="command line")
+
+
+def _make_manifest(data: Mapping[str, Any], *, source: str) -> Manifest:
+    """Return the manifest of flags; a complaint about a field that a flag sets names the flag.
+
+    Raises:
+        ConfigError: one sentence on the first thing wrong.
+    """
+    try:
+        return make_manifest(data, source=source)
+    except ConfigError as error:
+        found = re.match(r"(?:protocol|backbone)\.(\w+): (.*)", str(error), re.DOTALL)
+        if found is None:
+            raise
+        raise ConfigError(f"--{found[1].replace('_', '-')}: {found[2]}") from None
 
 
 def find_data_root(manifest: Manifest, given: Path | None) -> Path | None:

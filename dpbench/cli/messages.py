@@ -47,7 +47,9 @@ def format_cells(planned: Plan) -> str:
 
 def format_finished(planned: Plan) -> str:
     """Return that a run has nothing left to do, and the command that shows it."""
-    return f"nothing to run: {len(planned.done)} cells are done; see: dpbench report {planned.folder}"
+    num = len(planned.done)
+    done = "the one cell is" if num == 1 else f"all {num} cells are"
+    return f"nothing to run: {done} done; see: dpbench report {planned.folder}"
 
 
 def format_outcome(ended: Outcome, folder: Path, shard: Shard = WHOLE) -> str:
@@ -72,7 +74,8 @@ def format_outcome(ended: Outcome, folder: Path, shard: Shard = WHOLE) -> str:
     lines += [
         f"answers for the task's server, not scored here: {path}" for path in sorted(folder.glob("submissions/*.json"))
     ]
-    return "\n".join([*lines, f"{len(ended.added)} records added; see: dpbench report {folder}"])
+    num = len(ended.added)
+    return "\n".join([*lines, f"{num} record{'' if num == 1 else 's'} added to {folder / 'records.jsonl'}"])
 
 
 def format_overrides(manifest: Manifest, flags: CellFlags) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dpbench.cli import probe_arguments
+from dpbench.cli import probe_arguments, result
 from dpbench.cli.flags import Given, with_flags
 from dpbench.cli.options import Device
 from dpbench.cli.probe_arguments import ProbeFlags
@@ -52,4 +52,4 @@ def _run(probe: str, flags: Given, params: list[str], device: Device, out: Path 
     else:
         site = launch.at_patches(flags["classifier"], flags["data"], settings.seed)
     folder = probe_arguments.probe_folder(flags, out)
-    typer.echo(launch.launch(probe, site, settings, folder, device=device.value))
+    result.show_tables(launch.launch(probe, site, settings, folder, device=device.value))

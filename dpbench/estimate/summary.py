@@ -155,7 +155,9 @@ def _format_total(overview: Overview, width: int) -> Iterator[str]:
         )
     if overview.plan is not None:
         done, pending = len(overview.plan.done), len(overview.plan.pending)
-        yield _fill(f"{pending} cells to run, {done} done, in {overview.plan.folder}", width)
+        yield _fill(
+            f"{pending} cell{'' if pending == 1 else 's'} to run, {done} done, in {overview.plan.folder}", width
+        )
 
 
 def _format_steps(overview: Overview, arguments: Sequence[str], width: int) -> Iterator[str]:

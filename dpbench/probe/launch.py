@@ -19,15 +19,15 @@ from dpbench.probe.runner import probe
 from dpbench.probe.settings import NoiseSettings, ProbeSettings
 from dpbench.probe.site import Site
 from dpbench.report.tables import probes
-from dpbench.report.tables.render import render_all
+from dpbench.report.tables.table import Section
 from dpbench.storage import files
 
 OpenSite = Callable[[str, Console], Site]
 KINDS = {kind.name: kind for kind in (COHERENCE, LANDSCAPE, NOISE)}
 
 
-def launch(name: str, open_site: OpenSite, settings: ProbeSettings, folder: Path, *, device: str) -> str:
-    """Measure what has no record yet and return the table as Markdown; noise also draws pictures beside the records.
+def launch(name: str, open_site: OpenSite, settings: ProbeSettings, folder: Path, *, device: str) -> list[Section]:
+    """Measure what has no record yet and return the tables; noise also draws pictures beside the records.
 
     Args:
         name: of the probe.
@@ -48,7 +48,7 @@ def launch(name: str, open_site: OpenSite, settings: ProbeSettings, folder: Path
     if isinstance(settings, NoiseSettings):
         with console.status("drawing the noised patches"):
             pictures.write(site, settings, folder)
-    return render_all(probes.sections(lines), "markdown")
+    return probes.sections(lines)
 
 
 def at_projector(recipe: Recipe) -> OpenSite:

@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from statistics import mean
 from types import UnionType
@@ -150,17 +151,27 @@ def load(folder: Path) -> Run:
         RecordError: a line cannot be read, or names a benchmark this dpbench does not know.
     """
     if not folder.exists():
-        raise ConfigError(f"there is no folder {folder}; name a run folder")
+        beside = {path.name: str(path) for path in folder.parent.glob("*/") if _has_records(path)}
+        near = get_close_matches(folder.name, beside, n=1)
+        raise ConfigError(
+            f"there is no folder {folder}; {f'did you mean {beside[near[0]]}?' if near else 'name a run folder'}"
+        )
     records = [_with_new_fields(row) for row in record.read(folder / "records.jsonl", Record)]
     profiles = record.read(folder / "profile.jsonl", Profile)
     probes = record.read(folder / "probes.jsonl", Probe)
     if not records and not profiles and not probes:
-        raise ConfigError(f"{folder} has neither records.jsonl nor profile.jsonl nor probes.jsonl; name a run folder")
+        inside = [str(path) for path in sorted(folder.glob("*/")) if _has_records(path)]
+        remedy = f"name one of its runs: {', '.join(inside)}" if inside else "name a run folder"
+        raise ConfigError(f"{folder} has neither records.jsonl nor profile.jsonl nor probes.jsonl; {remedy}")
     for row in records:
         _check_record(row, folder)
     current = record.newest(_without_subset(row) for row in records)
     planned = _read_planned(folder) if records else frozenset()
     return Run(folder, tuple(current), tuple(profiles), planned, tuple(probes))
+
+
+def _has_records(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in FILES)
 
 
 def _with_new_fields(row: Record) -> Record:

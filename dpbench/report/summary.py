@@ -11,11 +11,14 @@ from dpbench.report.intervals import SIGNIFICANT, Intervals
 from dpbench.report.runs import Comparison, RowKey, largest_first, scores_of, unpruned_tokens
 
 
-def sentences(comparison: Comparison, bootstrap: Intervals) -> tuple[str, str, str]:
+def sentences(comparison: Comparison, bootstrap: Intervals) -> tuple[str, ...]:
     """Return what was compared, the best at the smallest budget, and which differences are significant.
 
-    Plain text. All averages are over the benchmarks that count, and the best are those that the tables mark.
+    Plain text. All averages are over the benchmarks that count, and the best are those that the tables mark; where no
+    benchmark counts, the first sentence says so and is the only one.
     """
+    if not counted.find(comparison).tasks:
+        return (_describe_comparison(comparison),)
     return (
         _describe_comparison(comparison),
         _describe_best(comparison, bootstrap),
@@ -33,10 +36,10 @@ def _describe_comparison(comparison: Comparison) -> str:
         f"{comparison.cell['backbone']}"
     )
     if none is None:
-        return f"{text}; the unpruned model is not among them, so there is no retention."
+        return f"{text}; the unpruned model is not among them, so no method is ranked."
     scores, count = scores_of(comparison.rows[none]), counted.find(comparison)
     if not count.tasks:
-        return f"{text}; none of them counts for retention, so there is no average."
+        return f"{text}; none of them counts for retention, so no method is ranked."
     mean = sum(scores[name] for name in count.tasks) / len(count.tasks)
     return f"{text}, which unpruned scores {mean:.1f} of 100 ({count.scope})."
 

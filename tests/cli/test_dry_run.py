@@ -50,7 +50,7 @@ def test_finished_cells_are_listed_with_parameters_and_budget(finished: Path) ->
         "diffprune @ 48 on pope", "none @ all on pope", "random @ 16 on pope", "random @ 48 on pope",
     ]  # fmt: skip
     assert all(line.startswith("done ") for line in cells)
-    assert last == f"nothing to run: 7 cells are done; see: dpbench report {out / 'done'}"
+    assert last == f"nothing to run: all 7 cells are done; see: dpbench report {out / 'done'}"
 
 
 def test_it_loads_no_model_library(finished: Path) -> None:
@@ -66,7 +66,7 @@ def test_it_loads_no_model_library(finished: Path) -> None:
         [sys.executable, "-c", code, "run", str(finished), "--dry-run"], cwd=finished.parent, capture_output=True,
         text=True, check=True,
     )  # fmt: skip
-    assert "nothing to run: 7 cells are done" in done.stdout
+    assert "nothing to run: all 7 cells are done" in done.stdout
     assert done.stderr == "EXIT 0\nHEAVY []\n"
 
 

@@ -92,7 +92,7 @@ def test_the_outcome_says_what_the_cache_saved_and_what_comes_next() -> None:
     counted = Outcome((RECORD,), feature_cache={"hits": 150, "encoded": 50})
     text = messages.format_outcome(counted, Path("results/x"))
     assert "feature cache: 50 images encoded, 150 reused" in text
-    assert text.endswith("1 records added; see: dpbench report results/x")
+    assert text.endswith("1 record added to results/x/records.jsonl")
     shard = messages.format_outcome(Outcome(), Path("results/x"), Shard(1, 4))
     assert shard == "shard 1-of-4 is done; after the last one: dpbench merge results/x"
     missing = Outcome(unfinished=(("grid @ 16 on pope", 3, 9),))

@@ -93,7 +93,7 @@ LINES = {
     f"{FASTV} --param layer=-1": "fastv needs layer >= 1",
     f"{FASTV} --param layer=[": "the value of 'layer' is not YAML",
     f"{FASTV} --param =3": "'=3' is not of the form name=value",
-    f"{GRID} --keep 16 --batch-size ²": "protocol.batch_size: must be auto or a whole number, at least 1, got '²'",
+    f"{GRID} --keep 16 --batch-size ²": "--batch-size: must be auto or a whole number, at least 1, got '²'",
     f"{GRID} --keep 16 --feature-cache lots": "--feature-cache: 'lots' is not a size",
     f"{GRID} --keep 16 --num-shards 2": "--num-shards and --shard go together",
     "run {s}/good.yaml --keep 16": "--keep describes one cell and cannot be combined with the manifest",

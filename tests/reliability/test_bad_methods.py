@@ -108,7 +108,7 @@ def test_the_command_ends_with_a_table_and_exit_code_one(
         "bad-Raises @ 5 on pope",
         "ZeroDivisionError: no such luck",
     ]
-    assert table[-1].startswith("1 records added")
+    assert table[-1].startswith("1 record added")
 
 
 @pytest.mark.parametrize("error", [StorageError("full"), OSError(28, "No space left on device")])

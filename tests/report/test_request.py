@@ -14,7 +14,7 @@ from made_records import make_answer, make_profile, make_record, write_run
 
 from dpbench.cli import commands
 from dpbench.errors import ConfigError, RecordError
-from dpbench.report import request
+from dpbench.report import request, runs
 from dpbench.report.request import Request
 from dpbench.report.tables import published
 from dpbench.storage import files, record
@@ -122,6 +122,18 @@ def test_mistakes_are_one_sentence_and_exit_with_two(
     assert code == 2
     assert message in " ".join(complaint.split())
     assert "Traceback" not in complaint
+
+
+def test_a_folder_near_a_run_or_above_it_is_told_the_run(tmp_path: Path) -> None:
+    (tmp_path / "toy-full").mkdir()
+    (tmp_path / "toy-full" / "records.jsonl").touch()
+    (tmp_path / "toy-fulls").mkdir()
+    with pytest.raises(
+        ConfigError, match=f"there is no folder {tmp_path}/toy-ful; did you mean {tmp_path}/toy-full\\?"
+    ):
+        runs.load(tmp_path / "toy-ful")
+    with pytest.raises(ConfigError, match=f"nor probes.jsonl; name one of its runs: {tmp_path}/toy-full$"):
+        runs.load(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -46,13 +46,14 @@ def test_what_was_compared_over_the_benchmarks_that_count() -> None:
 
 def test_without_an_average_the_sentence_says_why() -> None:
     few, unfinished = compared(row("none", None, 80.0, num_samples=10)), compared(row("holov", 16, 40.0))
-    assert summary.sentences(few, Intervals({}))[0].endswith(
-        "; none of them counts for retention, so there is no average."
-    )
-    assert summary.sentences(unfinished, Intervals({}))[0].endswith(
-        "; the unpruned model is not among them, so there is no retention."
-    )
-    assert summary.sentences(unfinished, Intervals({}))[1].startswith("No pruned method is ranked:")
+    for one, why in ((few, "none of them counts for retention"), (unfinished, "the unpruned model is not among them")):
+        (said,) = summary.sentences(one, Intervals({}))
+        assert said.endswith(f"; {why}, so no method is ranked.")
+
+
+def test_rows_without_a_score_on_a_benchmark_that_counts_are_not_ranked() -> None:
+    one = compared(row(*NONE), row("none", None, 80.0, "textvqa"), row("holov", 16, 40.0))
+    assert summary.sentences(one, Intervals({}))[1].startswith("No pruned method is ranked:")
 
 
 @pytest.mark.parametrize(

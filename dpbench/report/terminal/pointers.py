@@ -25,10 +25,11 @@ def of_left_out(comparison: Comparison, count: Counted) -> Iterable[str]:
         yield from count.notes
     else:
         name, why = next(iter(count.left_out.items()))
-        yield (
-            f"{len(count.left_out)} of {len(comparison.tasks)} benchmarks do not count for a retention, as "
-            f"{tasks.ALL[name].title} ({why}): {SEE}."
-        )
+        example, num = f"{tasks.ALL[name].title} for example ({why}): {SEE}.", len(comparison.tasks)
+        if count.tasks:
+            yield f"{len(count.left_out)} of {num} benchmarks are shown but left out of the average, {example}"
+        else:
+            yield f"No retention: none of the {num} benchmarks counts for one, {example}"
 
 
 def of_rows(comparison: Comparison, averages: Collection[RowKey]) -> Iterable[str]:

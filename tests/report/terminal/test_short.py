@@ -119,7 +119,8 @@ def test_many_benchmarks_that_do_not_count_are_one_sentence(tmp_path: Path) -> N
     rows = [make_record("none", None, task, 90.0) for task in ("gqa", "pope", "textvqa", "vizwiz")]
     run = write_run(tmp_path / "run", [replace(row, num_samples=3) for row in rows])
     text = " ".join(printed([run]).split())
-    assert "4 of 4 benchmarks do not count for a retention, as GQA (3 questions, fewer than 20): see --full." in text
+    why = "GQA for example (3 questions, fewer than 20): see --full."
+    assert f"No retention: none of the 4 benchmarks counts for one, {why}" in text
 
 
 def test_a_profile_alone_gives_times_and_says_how_many_scatter(tmp_path: Path) -> None:
