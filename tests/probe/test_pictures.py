@@ -139,3 +139,12 @@ def test_the_command_writes_the_pictures_next_to_the_records(
     for _ in range(2):
         launch.launch("noise", lambda *_: site, settings, tmp_path, device="cpu")
     assert {path.name for path in tmp_path.iterdir()} == {"probes.jsonl", "noised-patches.svg"}
+
+
+def test_large_patches_are_reduced_to_the_mean_of_their_pixels_and_stay_in_place() -> None:
+    picture = np.arange(8 * 12, dtype=np.uint8).reshape(8, 12, 1).repeat(3, 2)
+    sheet = canvas._reduce(Sheet(picture, np.array([[8, 4], [-1, -1], [0, 0]]), 4), 2)
+    assert (sheet.cell, sheet.picture.shape) == (2, (4, 6, 3))
+    assert sheet.corner_N2.tolist() == [[4, 2], [-1, -1], [0, 0]]
+    assert sheet.picture[0, 0, 0] == pytest.approx(picture[:2, :2].mean(), abs=1)
+    assert sheet.picture[3, 5, 0] == pytest.approx(picture[6:, 10:].mean(), abs=1)

@@ -69,7 +69,7 @@ def draw(pictures: Sequence[Picture], about: str) -> Figure:
 
 
 def _show(axes: Axes, pixels: Any, name: str) -> None:
-    axes.imshow(pixels, cmap="GnBu", interpolation="nearest")
+    axes.imshow(pixels, cmap="GnBu", interpolation="none")
     axes.set_ylabel(name, fontsize=_SMALL, labelpad=2)
     axes.set(xticks=[], yticks=[], visible=True)
     axes.spines[:].set(visible=True, linewidth=0.4, color="#999999")
