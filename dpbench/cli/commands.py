@@ -130,7 +130,8 @@ def run(
         typer.echo(plan_arguments.format_estimate(grid, out, root, sys.argv[2:], list_cells=True))
         return
     outcome = launch.run(grid, out, root, part, device=device.value, feature_cache=cache, wait=not no_wait)
-    typer.echo(messages.format_outcome(outcome, out / grid.name, part), err=True)
+    if told := messages.format_outcome(outcome, out / grid.name, part):
+        typer.echo(told, err=True)
     result.show(outcome, out / grid.name, part)
     raise typer.Exit(0 if outcome.is_complete else 1)
 
@@ -175,7 +176,8 @@ def merge(
     from dpbench.evaluation import merging
 
     outcome = merging.merge(run, arguments.find_data_root(merging.load_run_manifest(run), data_root))
-    typer.echo(messages.format_outcome(outcome, run), err=True)
+    if told := messages.format_outcome(outcome, run):
+        typer.echo(told, err=True)
     result.show(outcome, run)
     raise typer.Exit(0 if outcome.is_complete else 1)
 

@@ -74,8 +74,9 @@ def format_outcome(ended: Outcome, folder: Path, shard: Shard = WHOLE) -> str:
     lines += [
         f"answers for the task's server, not scored here: {path}" for path in sorted(folder.glob("submissions/*.json"))
     ]
-    num = len(ended.added)
-    return "\n".join([*lines, f"{num} record{'' if num == 1 else 's'} added to {folder / 'records.jsonl'}"])
+    if num := len(ended.added):
+        lines.append(f"{num} record{'' if num == 1 else 's'} added to {folder / 'records.jsonl'}")
+    return "\n".join(lines)
 
 
 def format_overrides(manifest: Manifest, flags: CellFlags) -> str:

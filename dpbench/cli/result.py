@@ -35,6 +35,7 @@ def show(outcome: Outcome, folder: Path, shard: Shard = WHOLE) -> None:
     if len(finished) == 1 and not (outcome.unfinished or outcome.failed):
         typer.echo(single.describe(folder, finished[0]))
     elif screen.is_terminal():
+        typer.echo()  # apart from what the run said of itself
         screen.print_short([folder], screen.build_console())
     else:
         typer.echo(screen.short_markdown([folder]))

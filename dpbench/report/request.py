@@ -74,7 +74,7 @@ def write(request: Request) -> tuple[str, list[str]]:
     """Write a report to where it was requested.
 
     Returns:
-        The text for standard output, empty if it went to a file or a terminal, and a note on every folder written.
+        The text for standard output, empty if it went to a file or a terminal, and a note on each thing written.
 
     Raises:
         ConfigError: see `report`; or a file cannot be written.
@@ -116,8 +116,9 @@ def _write_text(request: Request) -> tuple[str, list[str]]:
         _check(request)
         tables = _paper(request) if request.paper else sections(request, request.folders or tuple(runs_under(RESULTS)))
         return "", [f"{request.out}: {csv_files.write(tables, request.out)} files"]
-    files.write_output("--out", request.out, f"{report(request)}\n".encode())
-    return "", []
+    content = f"{report(request)}\n".encode()
+    files.write_output("--out", request.out, content)
+    return "", [f"{request.out}: {len(content) / 1e6:.1f} MB" if len(content) >= 1e5 else f"{request.out}: written"]
 
 
 def report(request: Request) -> str:

@@ -96,7 +96,6 @@ LINES = {
     f"{GRID} --keep 16 --batch-size ²": "--batch-size: must be auto or a whole number, at least 1, got '²'",
     f"{GRID} --keep 16 --feature-cache lots": "--feature-cache: 'lots' is not a size",
     f"{GRID} --keep 16 --num-shards 2": "--num-shards and --shard go together",
-    "run {s}/good.yaml --keep 16": "--keep describes one cell and cannot be combined with the manifest",
     # run: device, weights, data, output
     f"{GRID} --keep 16 --device cuda": "cuda was requested, but torch sees no GPU here; use --device cpu",
     f"{GRID} --keep 16 --weights random": "answers of random weights mean nothing",

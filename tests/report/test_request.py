@@ -82,8 +82,9 @@ def test_a_file_gets_what_the_terminal_would(
     golden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = golden / "tables.tex"
-    code, printed, _ = call(str(golden), "--format", "latex", "--out", str(out), monkeypatch=monkeypatch, capsys=capsys)
-    assert (code, printed) == (0, "")
+    latex = ("--format", "latex", "--out", str(out))
+    code, printed, note = call(str(golden), *latex, monkeypatch=monkeypatch, capsys=capsys)
+    assert (code, printed, note) == (0, "", f"{out}: written\n")
     assert out.read_bytes() == (HERE / "report.tex").read_bytes()
 
 
