@@ -456,5 +456,5 @@ def test_a_cell_without_a_single_answer_has_no_score(tmp_path: Path) -> None:
     assert (outcome.added, outcome.is_complete) == ((), False)
     (failed,) = outcome.failed
     assert failed.reason.startswith("task pope: none of the 4 samples could be answered, for instance: the logits are")
-    assert "--dtype bfloat16" in failed.reason
+    assert "so are the weights" in failed.reason  # float32: another type would not help
     assert not (tmp_path / "x" / "records.jsonl").exists()

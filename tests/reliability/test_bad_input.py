@@ -48,7 +48,7 @@ MANIFESTS = {
     "alias": "undefined alias 'nobody'",
     "key": "key.yaml:6: taks: unknown key 'taks'; did you mean 'tasks'?",
     "inner_key": "inner_key.yaml:6: protocol.promt: unknown key 'promt'; did you mean 'prompt'?",
-    "number_key": "number_key.yaml:6: 1: Keys should be strings",
+    "number_key": "number_key.yaml:6: the key 1 is not text; put it in quotes",
     "twice": "twice.yaml:6: tasks: this key is there twice",
     "inner_twice": "inner_twice.yaml:3: a: this key is there twice",
     "no_name": "name: it is missing; add it",
@@ -74,6 +74,10 @@ MANIFESTS = {
 LINES = {
     # run: budgets
     f"{GRID} --keep -4": "--keep: must be at least 1, got -4",
+    f"{GRID} --keep abc": "--keep: 'abc' is not a whole number",
+    f"{GRID} --keep 1.5": "--keep: '1.5' is not a whole number",
+    f"{GRID} --prune-rate abc": "--prune-rate: 'abc' is not a number",
+    f"{GRID} --keep 16 --limit 0": "--limit: Input should be greater than or equal to 1, got 0",
     f"{GRID} --keep 0": "--keep: must be at least 1, got 0",
     f"{GRID} --keep 145": "145 is more than the 144 visual tokens",
     f"{GRID} --keep 99999999999999999999999": "is more than the 144 visual tokens",
@@ -194,7 +198,7 @@ LINES = {
     # check, list, doctor, data, merge, toy
     "check gird": "there is no method 'gird'; did you mean 'grid'?",
     "check grid --param position=original": "did you mean 'positions'?",
-    "check grid --backbone lava": "--backbone: 'lava' is not one of",
+    "check grid --backbone lava": "--backbone: there is no 'lava' to check on; did you mean 'llava'?",
     "check grid --goldens {s}/goldens": "{s}/goldens has no file grid_*.npz",
     "list tasks --data-root {s}/nothere": "--data-root: there is no folder {s}/nothere",
     "doctor --data-root {s}/a_file": "--data-root: there is no folder {s}/a_file",
@@ -215,9 +219,6 @@ LINES = {
 } | {f"run '{{s}}/{name}.yaml' --dry-run": message for name, message in MANIFESTS.items()}
 
 USAGES = {
-    f"{GRID} --keep abc": "Invalid value for '--keep'",
-    f"{GRID} --keep 1.5": "Invalid value for '--keep'",
-    f"{GRID} --prune-rate abc": "Invalid value for '--prune-rate'",
     f"{GRID} --limit abc": "Invalid value for '--limit'",
     f"{GRID} --device gpu": "'gpu' is not one of 'auto', 'cpu', 'cuda'",
     f"{GRID} --dtype int8": "'int8' is not one of 'float32', 'bfloat16', 'float16'",
