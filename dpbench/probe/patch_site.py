@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -178,16 +180,13 @@ def open_patch_site(classifier: str, data: str, *, seed: int, device: str) -> Pa
             classes.
         MissingError: weights or data are not there.
     """
+    folder = _locate(classifier)
     try:
         model, report = AutoModelForImageClassification.from_pretrained(
-            classifier, local_files_only=True, output_loading_info=True
+            folder, local_files_only=True, output_loading_info=True
         )
-        processor = AutoImageProcessor.from_pretrained(classifier, local_files_only=True)
-    except OSError:
-        raise MissingError(
-            f"--classifier {classifier}: neither a folder with a model nor in the hub's cache; hf download {classifier}"
-        ) from None
-    except ValueError as error:
+        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"--classifier {classifier}: not an image classifier of transformers ({reason})") from None
     if missing := sorted(report["missing_keys"]):
@@ -200,3 +199,20 @@ def open_patch_site(classifier: str, data: str, *, seed: int, device: str) -> Pa
         raise ConfigError(f"--classifier {classifier}: {kind} has no patches to score; give a ViT or DeiT")
     images = open_labelled_images(data, model.config.num_labels)
     return PatchSite(model.to(device), processor, images, name=Path(classifier).name, seed=seed)
+
+
+def _locate(classifier: str) -> Path:
+    """Return the folder of a classifier, on disk or in the hub's cache; nothing is asked of the hub.
+
+    Raises:
+        MissingError: it is in neither.
+    """
+    folder = Path(classifier).expanduser()
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(snapshot_download(classifier, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        raise MissingError(
+            f"--classifier {classifier}: neither a folder with a model nor in the hub's cache; hf download {classifier}"
+        ) from None

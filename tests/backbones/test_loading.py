@@ -586,7 +586,13 @@ def test_random_weights_refuse_what_they_would_ignore(setting: dict[str, str]) -
         backbones.load("llava-1.5", weights="random", device="meta", **setting)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["llava-1.5", "llava-next-mistral", "qwen2.5-vl"])
+REPEATED = pytest.mark.slow  # the tables' manifests run on these families too, in tests/manifest/test_shipped.py
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("llava-1.5", marks=REPEATED), "llava-next-mistral", pytest.param("qwen2.5-vl", marks=REPEATED)],
+)
 def test_every_family_runs_all_ten_tasks(name: str, hub: Callable[[str], tuple[Path, Any]], tmp_path: Path) -> None:
     folder, _ = hub(name)
     budgets = {"prune_rate": [0.75]} if name.startswith("qwen") else {"keep": [10]}

@@ -103,20 +103,13 @@ def test_a_probe_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     assert both[1].environment["versions"]["torch"]
 
 
-def test_a_trained_scorer_is_another_measurement_at_its_step(tmp_path: Path) -> None:
-    train_small(tmp_path / "scorer", num_validation=4)
-    fresh, trained = probe(tmp_path / "out")[0], probe(tmp_path / "out", checkpoints=(str(tmp_path / "scorer"),))[0]
-    assert (fresh.step, fresh.checkpoint) == (0, None)
-    assert trained.step in (0, 2, 3)
-    assert trained.checkpoint == str(tmp_path / "scorer")
-    assert trained.shared["spread"] == fresh.shared["spread"]
-
-
 def test_a_training_that_kept_its_scorers_is_probed_along_its_way(tmp_path: Path) -> None:
     train_small(tmp_path / "scorer", num_validation=4, keep_scorers=True)
     lines = probe(tmp_path / "out", ways=("diffprune",), checkpoints=(str(tmp_path / "scorer"),))
     assert [line.step for line in lines] == [0, 2, 3]
+    assert [line.checkpoint for line in lines] == [str(tmp_path / "scorer" / "steps" / step) for step in "023"]
     (fresh,) = probe(tmp_path / "fresh", ways=("diffprune",))
+    assert (fresh.step, fresh.checkpoint, fresh.shared) == (0, None, lines[2].shared)
     assert lines[0].values == fresh.values
     assert lines[2].values != fresh.values
 

@@ -141,7 +141,7 @@ def watched(place: Path, *lines: list[str]) -> str:
 
 def test_run_train_and_report_unpickle_and_execute_nothing_from_disk(tmp_path: Path) -> None:
     cell = ["run", "--backbone", "toy-llava", "--method", "grid", "--keep", "16", "--tasks", "pope", "--limit", "4"]
-    train = ["train", "--backbone", "toy-llava", "--steps", "3", "--batch-size", "2", "--out", "scorer"]
+    train = ["train", "--backbone", "toy-llava", "--steps", "1", "--batch-size", "2", "--out", "scorer"]
     small = [f"--param={each}" for each in ("num_validation=4", "hidden=16", "heads=2", "layers=1")]
     run = "results/toy-llava-grid-16"
     printed = watched(tmp_path, cell, [*train, *small], ["report", run, "--out", "table.md"])
