@@ -234,5 +234,8 @@ def table(findings: Sequence[Finding]) -> str:
     for finding in findings:
         if not finding.passed or finding.check in (CLAIM, FIELDS):
             told.setdefault((finding.backbone, finding.detail), []).append(finding.check)
-    notes = [f"{backbone}: {', '.join(checks)}: {detail}" for (backbone, detail), checks in told.items()]
+    notes = [
+        f"{'' if backbone == '-' else f'{backbone}: '}{', '.join(checks)}: {detail}"
+        for (backbone, detail), checks in told.items()
+    ]
     return "\n".join([tabulate(rows, ["check", *names], "github"), "", *notes])

@@ -130,7 +130,7 @@ def test_a_reason_is_told_once_for_all_the_checks_it_fails(monkeypatch: pytest.M
     monkeypatch.setattr(registry, "load", lambda name, params: TooMany())
     text = suite.table(list(suite.check("theirs", {}, ("llava",))))
     assert text.splitlines()[-2:] == [
-        "-: hyper-parameters: positions='compact'; budget: per-image",
+        "hyper-parameters: positions='compact'; budget: per-image",
         "llava: keeps to the budget, keeps valid tokens once, repeats itself, answers in batches as alone, leaves no "
         "hooks, does not change its input: ValueError: TooMany.reduce: 5 rows for a budget of 4 (budget final, -75.0%)",
     ]
