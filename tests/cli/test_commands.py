@@ -160,7 +160,7 @@ CELL = ("run", "--backbone", "toy-llava", "--keep", "16", "--tasks", "pope")
         (("list", "tasks", "pop"), "did you mean 'pope'"),
         (("list", "manifests", "quickstrt"), "did you mean 'quickstart'"),
         (("run", "quickstart", "--tasks", "pop"), "did you mean 'pope'"),
-        (("run", "quickstart", "--batch-size", "many"), "batch_size"),
+        (("run", "quickstart", "--batch-size", "many"), "--batch-size: must be auto"),
         (("run", "quickstart", "--data-root", "nowhere"), "there is no folder nowhere"),
         (("data", "pull", "pop"), "did you mean 'pope'"),
         (("data", "pull", "pope", "--revision", "v1"), "--revision needs --to DIR"),
