@@ -16,7 +16,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 
 from dpbench import backbones, registry
 from dpbench.backbones.base import Backbone
-from dpbench.errors import DpbenchError
+from dpbench.errors import ConfigError, DpbenchError
 from dpbench.machine import nvml
 from dpbench.machine.device import pick_device
 from dpbench.machine.environment import environment, versions
@@ -49,12 +49,14 @@ def profile_manifest(manifest: Manifest, out: Path, settings: Settings, *, devic
         device: "auto", "cpu" or "cuda".
 
     Raises:
-        ConfigError: `out` is not writable.
+        ConfigError: `out` is not writable, or CUDA graphs on a CPU.
         MissingError: weights are missing.
         DpbenchError: no method of the manifest can run here.
     """
     files.check_writable(out)
     device, console = pick_device(device), Console(stderr=True)
+    if "cuda-graph" in settings.configurations and not device.startswith("cuda"):
+        raise ConfigError("--cuda-graph: a CPU has no CUDA graphs; remove it, or run on a GPU")
     with console.status(f"loading {manifest.backbone.name}"):
         backbone = load_backbone(manifest, device)
     machine = {"versions": versions(), **environment(device)}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dpbench.backbones import miniatures
-from dpbench.errors import DpbenchError
+from dpbench.errors import ConfigError, DpbenchError
 from dpbench.manifest.reading import make_manifest
 from dpbench.measure import roofline
 from dpbench.measure.profile import profile_manifest
@@ -86,3 +86,12 @@ def test_rates_are_finite_and_positive() -> None:
     assert all(
         math.isfinite(rate) and rate > 0 for rate in roofline.measure_rates(torch.device("cpu"), torch.float32).values()
     )
+
+
+def test_cuda_graphs_on_a_cpu_are_refused_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dpbench.measure.profile.load_backbone", lambda *_: pytest.fail("nothing is loaded"))
+    graphed = Settings(configurations=("eager", "cuda-graph"))
+    with pytest.raises(ConfigError, match="--cuda-graph: a CPU has no CUDA graphs; remove it"):
+        profile(["grid"], tmp_path, graphed)
