@@ -10,7 +10,10 @@ export PYTHONDONTWRITEBYTECODE :=
 .PHONY: quickstart test test-fast test-slow chaos check clean
 
 quickstart: $(VENV)/.installed  ## install and compare four methods on the embedded backbone
-	$(BIN)/dpbench run manifests/quickstart.yaml
+	@# a small model gains nothing from a second thread, but everything from a second process
+	OMP_NUM_THREADS=1 $(BIN)/dpbench run quickstart --num-shards 2 --shard 1 2> /dev/null & other=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/dpbench run quickstart --num-shards 2 --shard 0 && wait $$other && \
+	$(BIN)/dpbench merge results/quickstart
 
 test: check  ## everything CI runs: the static checks, then every test
 	$(BIN)/pytest -n auto --dist worksteal
