@@ -14,7 +14,7 @@ from dpbench.report.figures.colours import LOOKS, look, looks
 from dpbench.report.figures.data import Point
 
 
-@pytest.fixture(scope="module", params=[3, 18, 30])
+@pytest.fixture(scope="module", params=[3, pytest.param(18, marks=pytest.mark.slow), 30])
 def drawn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Figure]]:
     folder = tmp_path_factory.mktemp("many")
     with pytest.MonkeyPatch.context() as patch, files.style():

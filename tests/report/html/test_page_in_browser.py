@@ -61,7 +61,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base / "report.html"
 
 
-@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("width", [400, pytest.param(1280, marks=pytest.mark.slow)])
 def test_the_legend_of_thirty_methods_is_whole_and_covers_nothing(browser: Any, many: Path, width: int) -> None:
     context = browser.new_context(viewport={"width": width, "height": 900}, offline=True)
     tab = context.new_page()
