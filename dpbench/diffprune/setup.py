@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from dpbench.diffprune import held_out
 from dpbench.diffprune.broken import Broken
 from dpbench.diffprune.data import Split, split
 from dpbench.diffprune.denoiser import Denoiser
-from dpbench.diffprune.example import Source
+from dpbench.diffprune.example import Example, Source
 from dpbench.diffprune.objective import KeepRule, Objective
 from dpbench.diffprune.recipe import Recipe
 from dpbench.diffprune.scorer import Scorer, ScorerSize
@@ -63,6 +64,17 @@ class Setup:
     def micro_batch(self) -> int:
         """Return the number of images to run at once at the start: by default this process's share of a step."""
         return self.recipe.micro_batch or -(-self.recipe.batch_size // self.accelerator.num_processes)
+
+    def held_out_batches(self, size: int) -> Iterator[list[Example]]:
+        """Yield this process's share of the held-out images, `size` at once; see `held_out.read_share`."""
+        return held_out.read_share(
+            self.source,
+            self.split.validation,
+            self.accelerator,
+            seed=self.recipe.seed,
+            batch_size=size,
+            num_workers=self.recipe.num_workers,
+        )
 
     def autocast(self) -> torch.autocast:
         """Run scorer and denoiser, whose weights are float32, in the backbone's type."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dpbench.diffprune import held_out
 from dpbench.diffprune.setup import Setup
 
 DIGITS = 3
@@ -25,15 +24,7 @@ def measure_spread(setup: Setup, micro_batch: int) -> float:
         micro_batch: images to run at once.
     """
     sums = torch.zeros(2, dtype=torch.float64)
-    share = held_out.read_share(
-        setup.source,
-        setup.split.validation,
-        setup.accelerator,
-        seed=setup.recipe.seed,
-        batch_size=micro_batch,
-        num_workers=setup.recipe.num_workers,
-    )
-    for examples in share:
+    for examples in setup.held_out_batches(micro_batch):
         with setup.autocast():
             batch = setup.objective.encode(examples)
             logits_RN = setup.objective.logits(batch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -12,9 +11,8 @@ import torch
 from safetensors import SafetensorError
 
 from dpbench import backbones
-from dpbench.diffprune import checkpoint, held_out
+from dpbench.diffprune import checkpoint
 from dpbench.diffprune.checkpoint import Card
-from dpbench.diffprune.example import Example
 from dpbench.diffprune.interruption import Interruption
 from dpbench.diffprune.micro_batch import run_within_memory
 from dpbench.diffprune.resume import Progress
@@ -63,7 +61,7 @@ def measure_losses(setup: Setup, progress: Progress) -> dict[str, float]:
     """
     budgets, objective = setup.keep_rule.validation_budgets(), setup.objective
     sums = torch.zeros(len(budgets) + 2, dtype=torch.float64)  # one per budget, then unpruned, then caption tokens
-    for examples in _held_out_share(setup, progress.micro_batch):
+    for examples in setup.held_out_batches(progress.micro_batch):
         with setup.autocast():
             batch = objective.encode(examples)
             hard_losses = [objective.hard_losses(batch, budget) for budget in budgets]
@@ -79,17 +77,6 @@ def measure_losses(setup: Setup, progress: Progress) -> dict[str, float]:
         "hard": sum(hard) / len(hard),
         **by_budget,
     }
-
-
-def _held_out_share(setup: Setup, micro_batch: int) -> Iterator[list[Example]]:
-    return held_out.read_share(
-        setup.source,
-        setup.split.validation,
-        setup.accelerator,
-        seed=setup.recipe.seed,
-        batch_size=micro_batch,
-        num_workers=setup.recipe.num_workers,
-    )
 
 
 def _save_scorer(setup: Setup, progress: Progress, out: Path, losses: dict[str, float]) -> None:

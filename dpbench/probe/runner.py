@@ -146,14 +146,15 @@ def run(measured: Measured, folder: Path, *, device: str, console: Console) -> l
     done = {_key(line): line for line in record.read(path, Probe)}
     columns = (TextColumn("{task.description}"), BarColumn(12), MofNCompleteColumn(), TimeRemainingColumn())
     with Bar(*columns, console=console) as bar:
+        lines = []
         for setting in bar.track(measured.settings, description=measured.probe):
-            line = _identify(measured, setting, sources, machine)
-            if _key(line) not in done:
-                line = _measure(measured, line)
+            asked = _identify(measured, setting, sources, machine)
+            line = done.get(_key(asked))
+            if line is None:
+                line = _measure(measured, asked)
                 record.append(path, line)
-                done[_key(line)] = line
-    keys = [_key(_identify(measured, setting, sources, machine)) for setting in measured.settings]
-    return [done[key] for key in keys]
+            lines.append(line)
+    return lines
 
 
 def _identify(measured: Measured, setting: Setting, sources: str, machine: Mapping[str, Any]) -> Probe:

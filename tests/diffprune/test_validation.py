@@ -5,7 +5,6 @@ import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from small_training import log_rows, progress_of, small_recipe, train_small
 
 from dpbench.diffprune import checkpoint, resume, setup, validation
+from dpbench.diffprune.broken import Broken
 from dpbench.diffprune.data import split
 from dpbench.diffprune.example import Example
 from dpbench.diffprune.objective import KeepRule, Objective
@@ -86,16 +86,19 @@ def losses_of(objective: Objective) -> Callable[..., list[dict[str, float]]]:
                 device=torch.device("cpu"),
                 reduce=lambda values, _: meeting.reduce(rank, values),
             )
-            parts = SimpleNamespace(
+            parts = setup.Setup(
+                recipe=small_recipe(),
+                accelerator=accelerator,  # type: ignore[arg-type]
+                console=Console(quiet=True),
                 source=WordyPictures(),
                 split=split(40, fraction=1, num_validation=21, seed=0),
-                recipe=small_recipe(),
+                broken=Broken(),
                 keep_rule=KeepRule.parse("16,32"),
-                accelerator=accelerator,
+                num_steps=1,
                 objective=objective,
-                autocast=nullcontext,
+                optimizer=torch.optim.AdamW(objective.scorer.parameters()),
             )
-            return measure_losses(parts, Progress(0, micro_batches[rank]))  # type: ignore[arg-type]
+            return measure_losses(parts, Progress(0, micro_batches[rank]))
 
         with ThreadPoolExecutor(len(micro_batches)) as pool:
             return list(pool.map(process, range(len(micro_batches))))
